@@ -1,0 +1,1 @@
+"""mnemoc: a compiler for long-context LLM serving."""

@@ -1,0 +1,422 @@
+"""The contract between compile time and run time: what a plan says, and what its folder holds.
+
+The planner makes a `Plan`, codegen turns it into a folder, the runtime reads it back; none of the
+three imports another. Everything here is frozen data, plus writing and verifying the folder.
+
+    manifest.json     format version, model, cluster, workload, plan, sha256 of every other file,
+                      and a digest of itself
+    ir/  kernels/  schedule/  cost.py  launch/  report.html
+
+`schedule/<role>.py` is called once per micro-batch as `step(w, kv, batch, comm)`; `Batch`, `Segments`
+and `Exchange` below are what it receives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .errors import BadInput
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+# ---------------------------------------------------------------------------------------- the plan
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Degrees of the three axes. World = spp × kvp × tp ranks, tp innermost, spp outermost."""
+
+    tp: int
+    spp: int
+    kvp: int
+
+    @property
+    def gpus(self) -> int:
+        return self.tp * self.spp * self.kvp
+
+    def rank(self, stage: int, group: int, tp_rank: int) -> int:
+        return (stage * self.kvp + group) * self.tp + tp_rank
+
+    def coordinates(self, rank: int) -> tuple[int, int, int]:
+        """rank → (stage, group, tp_rank)."""
+        return rank // (self.kvp * self.tp), rank // self.tp % self.kvp, rank % self.tp
+
+    def __str__(self) -> str:
+        return f"tp={self.tp} spp={self.spp} kvp={self.kvp}"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A pipeline stage: a slice of the program; `role` names its file in schedule/."""
+
+    role: str
+    first_layer: int
+    num_layers: int
+
+
+@dataclass(frozen=True)
+class ChunkRule:
+    """For `start <= n < end` cached tokens: prefill in chunks of `chunk` tokens, on `groups` groups.
+
+    iteration_s: predicted time of the slowest stage for one chunk at the bucket's end.
+    """
+
+    start: int
+    end: int
+    chunk: int
+    groups: int
+    iteration_s: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted figures; `*_parts_s` add up to the whole (linear, attention, communication, launch, bubble)."""
+
+    ttft_s: float
+    tbt_s: float
+    throughput_tokens_per_s: float
+    ttft_parts_s: Mapping[str, float]
+    tbt_parts_s: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the fullest rank."""
+
+    weights_bytes: int
+    kv_bytes: int
+    activation_bytes: int
+    capacity_bytes: int
+
+
+@dataclass(frozen=True)
+class Optimality:
+    """What the solver proved. objective and bound are in the unit that `minimised` names."""
+
+    minimised: str
+    objective: float
+    bound: float
+    gap: float
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Another layout, with what it would give; `reason` says why it was not chosen."""
+
+    layout: Layout
+    gpus: int
+    ttft_s: float
+    tbt_s: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The promise: what is to be served and how quickly. Counts in tokens, times in seconds."""
+
+    context: int
+    ttft_s: float
+    tbt_s: float
+    output_tokens: int = 256
+    concurrency: int = 1
+    objective: str = "gpus"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the planner decided.
+
+    page_size: tokens per KV page; num_pages: pages per rank and layer.
+    group_tokens: KVP growth: a request takes on its next group after each `group_tokens` tokens.
+    max_batch: sequences that may decode together.
+    """
+
+    target: str
+    dtype: str
+    layout: Layout
+    stages: tuple[Stage, ...]
+    chunks: tuple[ChunkRule, ...]
+    page_size: int
+    num_pages: int
+    group_tokens: int
+    max_batch: int
+    predicted: Prediction
+    memory: Memory
+    optimality: Optimality
+    binding: str
+    alternatives: tuple[Alternative, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def gpus(self) -> int:
+        return self.layout.gpus
+
+    def chunk_at(self, cached: int) -> int:
+        """Planned chunk size for a prompt of which `cached` tokens are done."""
+        for rule in self.chunks:
+            if cached < rule.end:
+                return rule.chunk
+        return self.chunks[-1].chunk
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json. `files` maps each other file, by relative path, to its sha256."""
+
+    model: Mapping[str, Any]
+    cluster: Mapping[str, Any]
+    workload: Workload
+    plan: Plan
+    files: Mapping[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+    mnemoc: str = "0.1.0"
+
+
+# --------------------------------------------------------------------- what one step() call receives
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Contiguous rows of a micro-batch, each with one request's local KV shard.
+
+    Query i (from 0) of segment s sees the local keys j with `j <= past[s] + i` and `j < kv_len[s]`.
+    So an earlier, full KVP group is non-causal (past >= kv_len), the last one causal
+    (past = kv_len − rows), and a group whose shard starts after the query sees none (past < 0):
+    out = 0, lse = −inf.
+
+    rows:   int32 [S+1], prefix sums; segment s has the queries rows[s]:rows[s+1] of its kernel's q
+    kv_len: int32 [S], tokens in the local shard, those appended by this step included
+    past:   int32 [S], position of the first query minus position of the shard's first token
+    pages:  int32 [S, P], page ids of the local shard, in order; unused entries are 0
+    max_rows, max_kv: the largest row count and kv_len, as host integers
+    """
+
+    rows: torch.Tensor
+    kv_len: torch.Tensor
+    past: torch.Tensor
+    pages: torch.Tensor
+    max_rows: int
+    max_kv: int
+
+    @property
+    def count(self) -> int:
+        return int(self.kv_len.shape[0])
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Partial attention results that this rank swaps with one KVP peer.
+
+    peer: global rank; rows: int64 [N], the batch rows that both hold, in the same order.
+    """
+
+    peer: int
+    rows: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch as one KVP group sees it. Decode rows come first, one row per sequence.
+
+    T rows in all, of which `num_decode` are decodes. Tensors lie on the worker's device.
+
+    ids:      int64 [T], token ids
+    pos:      int64 [T], positions in their sequences
+    slots:    int64 [T], page·page_size + offset where the row's K/V is stored, −1 if not on this group
+    last:     int64 [R], rows whose logits are wanted
+    decode:   segments of rows 0:num_decode (None if there are none)
+    prefill:  segments of rows num_decode:T (None if there are none)
+    exchange: partial results to swap over KVP, by ascending peer
+    """
+
+    ids: torch.Tensor
+    pos: torch.Tensor
+    slots: torch.Tensor
+    last: torch.Tensor
+    num_decode: int
+    decode: Segments | None
+    prefill: Segments | None
+    exchange: tuple[Exchange, ...]
+
+
+# ------------------------------------------------------------------------- frozen data ⇄ plain JSON
+
+
+def to_json(value: Any) -> Any:
+    """Frozen dataclasses, tuples and mappings as plain JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [to_json(item) for item in value]
+    return value
+
+
+def from_json(cls: type[T], value: Any, where: str) -> T:
+    """The inverse of `to_json`; unknown, missing or wrongly typed fields are BadInput."""
+    return typing.cast(T, _decode(cls, value, where))
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _decode_dataclass(kind, value, where)
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _decode(next(arg for arg in args if arg is not type(None)), value, where)
+    if origin is tuple and isinstance(value, list):
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(kinds) == len(value):
+            pairs = enumerate(zip(kinds, value, strict=True))
+            return tuple(_decode(k, v, f"{where}[{i}]") for i, (k, v) in pairs)
+    if origin is Mapping and isinstance(value, dict):
+        return {key: _decode(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is Any:
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if isinstance(kind, type) and type(value) is kind:
+        return value
+    raise BadInput(f"expected {getattr(kind, '__name__', kind)}", where=where, got=value)
+
+
+def _decode_dataclass(cls: type, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise BadInput("expected an object", where=where, got=value)
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    if unknown := sorted(value.keys() - known.keys()):
+        raise BadInput(
+            f"unknown key {unknown[0]!r}", where=where, do=f"known keys: {', '.join(known)}"
+        )
+    required = (f.default is dataclasses.MISSING for f in known.values())
+    factories = (f.default_factory is dataclasses.MISSING for f in known.values())
+    for name, bare, fixed in zip(known, required, factories, strict=True):
+        if bare and fixed and name not in value:
+            raise BadInput(f"key {name!r} is missing", where=where)
+    return cls(**{k: _decode(hints[k], v, f"{where}.{k}") for k, v in value.items()})
+
+
+# -------------------------------------------------------------------- the folder: write and verify
+
+
+def write(directory: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Manifest:
+    """Write an artifact folder: aside first, then renamed, so that nothing half-written is left.
+
+    An existing artifact is replaced; any other existing non-empty folder is refused.
+    Returns the manifest with the hashes of `files` filled in.
+    """
+    if directory.exists() and not _replaceable(directory):
+        raise BadInput(
+            "the output folder exists and is not a plan", where=directory, do="choose another -o"
+        )
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
+    manifest = dataclasses.replace(manifest, files=hashes)
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    except OSError as error:
+        raise BadInput(f"cannot write: {error.strerror}", where=directory) from error
+    try:
+        for name, data in {**files, MANIFEST: _seal(manifest)}.items():
+            path = aside / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+            path.chmod(0o755 if name.endswith(".sh") else 0o644)
+        aside.chmod(0o755)
+        if directory.exists():
+            shutil.rmtree(directory)
+        os.replace(aside, directory)
+    except OSError as error:
+        raise BadInput(f"cannot write: {error.strerror}", where=directory) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return manifest
+
+
+def load(directory: Path) -> tuple[Manifest, dict[str, bytes]]:
+    """Read an artifact and check every byte of it against its manifest. Executes nothing.
+
+    Returns the manifest and the verified contents of each file, by relative path: run these bytes,
+    not the files, which may change after the check.
+    """
+    path = directory / MANIFEST
+    try:
+        sealed = path.read_bytes()
+    except OSError as error:
+        raise BadInput(
+            "not a plan: no readable manifest.json",
+            where=directory,
+            do="make one with `mnemoc plan MODEL ... -o DIR`",
+        ) from error
+    manifest = _unseal(sealed, path)
+    present = {str(p.relative_to(directory)) for p in directory.rglob("*") if not p.is_dir()}
+    if extra := sorted(present - manifest.files.keys() - {MANIFEST}):
+        raise BadInput("a file that the manifest does not list", where=directory / extra[0], do=_REPLAN)
+    contents = {}
+    for name, digest in manifest.files.items():
+        if name not in present:
+            raise BadInput("the file is missing from the plan", where=directory / name, do=_REPLAN)
+        contents[name] = (directory / name).read_bytes()
+        if hashlib.sha256(contents[name]).hexdigest() != digest:
+            raise BadInput("changed since it was planned", where=directory / name, do=_REPLAN)
+    return manifest, contents
+
+
+_REPLAN = "the plan cannot be trusted: make it again with `mnemoc plan`"
+
+
+def _seal(manifest: Manifest) -> bytes:
+    body = to_json(manifest)
+    digest = hashlib.sha256(_dump(body)).hexdigest()
+    return _dump({**body, "digest": digest})
+
+
+def _unseal(sealed: bytes, path: Path) -> Manifest:
+    try:
+        body = json.loads(sealed)
+    except ValueError as error:
+        raise BadInput("not valid JSON", where=path, do=_REPLAN) from error
+    if not isinstance(body, dict) or "format" not in body:
+        raise BadInput("not a mnemoc manifest", where=path, do=_REPLAN)
+    if body["format"] != FORMAT:
+        raise BadInput(
+            f"format {body['format']!r} of the plan is not format {FORMAT}, which this mnemoc reads",
+            where=path,
+            do="plan again with this version of mnemoc",
+        )
+    digest = body.pop("digest", None)
+    dumped = _dump(body)
+    if digest != hashlib.sha256(dumped).hexdigest() or _dump({**body, "digest": digest}) != sealed:
+        raise BadInput("changed since it was planned", where=path, do=_REPLAN)
+    return from_json(Manifest, body, str(path))
+
+
+def _dump(body: Any) -> bytes:
+    return (json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _replaceable(directory: Path) -> bool:
+    if not directory.is_dir():
+        return False
+    return (directory / MANIFEST).exists() or not any(directory.iterdir())
