@@ -1,0 +1,1 @@
+"""The intermediate representation: sizes, types, ops, graph, text form, verifier, interpreter, passes."""

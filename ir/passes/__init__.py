@@ -1,0 +1,8 @@
+"""Passes: each a small file, valid IR in and valid IR out."""
+
+from .fuse import fuse
+from .lower import lower
+from .shard import shard
+from .stages import split_stages
+
+__all__ = ["fuse", "lower", "shard", "split_stages"]

@@ -1,0 +1,193 @@
+"""Attention over a KV cache that is sharded along the sequence, and the merge of its parts.
+
+`attend` is one op that yields (out, lse) over the local KV shard; `merge` combines the partial
+results of the KVP groups by online softmax:
+
+    m = max_j lse_j ;  w_j = exp(lse_j − m) ;  out = Σ_j w_j·out_j / Σ_j w_j ;  lse = m + log Σ_j w_j
+
+Legend: T rows, H query heads, G KV heads, d head dim; all per rank where work is counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..graph import Op
+from ..sizes import KD, KV, QK, X
+from ..types import Partial, TensorType
+from .base import (
+    Array,
+    Attrs,
+    OpDef,
+    Rank,
+    Site,
+    Types,
+    Work,
+    integer,
+    memory_work,
+    no_work,
+    number,
+    require,
+)
+from .dense import complete, norm
+
+Mesh = Mapping[str, int]
+
+
+# ------------------------------------------------------------------------------------- type rules
+
+
+def infer_rope(types: Types, attrs: Attrs, mesh: Mesh) -> Types:
+    x, rot = types
+    complete(x)
+    require(x.shape[2] == 2 * rot.shape[2], f"{rot} does not rotate {x}")
+    return (x,)
+
+
+def infer_append(types: Types, attrs: Attrs, mesh: Mesh) -> Types:
+    kv, k, v = types
+    complete(k, v)
+    require(k == v, f"keys and values differ: {k} and {v}")
+    require(kv.shape[2:] == k.shape[1:], f"{k} does not fit the cache {kv}")
+    require(kv.axes[2:] == k.axes[1:], f"{k} is not sharded like the cache {kv}")
+    return (kv,)
+
+
+def infer_attend(types: Types, attrs: Attrs, mesh: Mesh) -> Types:
+    q, kv = types
+    complete(q)
+    require(q.axes[1] == kv.axes[2], f"heads of {q} and {kv} are sharded differently")
+    heads, kv_heads = q.shape[1], kv.shape[2]
+    assert isinstance(heads, int) and isinstance(kv_heads, int)
+    require(heads % kv_heads == 0, f"{kv_heads} KV heads do not divide {heads} query heads")
+    partial = Partial("lse", kv.axes[0]) if kv.axes[0] else None
+    return (
+        dataclasses.replace(q, partial=partial),
+        TensorType("f32", q.shape[:2], q.axes[:2], partial),
+    )
+
+
+def infer_merge(types: Types, attrs: Attrs, mesh: Mesh) -> Types:
+    out, lse = types
+    wanted = Partial("lse", str(attrs["axis"]))
+    require(out.partial == lse.partial == wanted, f"nothing to merge over {wanted.axis}: {out}")
+    return dataclasses.replace(out, partial=None), dataclasses.replace(lse, partial=None)
+
+
+def infer_rope_append(types: Types, attrs: Attrs, mesh: Mesh) -> Types:
+    qkv, _, kv = types[:3]
+    complete(qkv)
+    heads, kv_heads, dim = integer(attrs, "heads"), kv.shape[2], kv.shape[3]
+    assert isinstance(kv_heads, int) and isinstance(dim, int)
+    require(qkv.shape[1] == (heads + 2 * kv_heads) * dim, f"{qkv} is not q, k, v of {kv}")
+    require(qkv.axes[1] == kv.axes[2], f"{qkv} is not sharded like {kv}")
+    return (TensorType(qkv.dtype, (qkv.shape[0], heads, dim), (None, qkv.axes[1], None)), kv)
+
+
+# ------------------------------------------------------------------------------------------- work
+
+
+def attend_work(site: Site) -> tuple[Work, ...]:
+    """Prefill and decode apart, for different kernels serve them.
+
+    flops = 4·d per query–key pair and query head (two products); bytes = K and V of the cached
+    tokens once, queries and outputs once.
+    """
+    q, kv = site.operands
+    _, heads, dim = q.local_shape(site.mesh)
+    token_bytes = 2 * kv.local_shape(site.mesh)[2] * dim * kv.itemsize
+    rows = 2 * q.local_bytes(site.mesh)
+    return (
+        Work("attention", "attention_prefill", 4 * QK * heads * dim, KV * token_bytes + rows),
+        Work("attention", "attention_decode", 4 * KD * heads * dim, KD * token_bytes),
+    )
+
+
+def merge_work(site: Site) -> tuple[Work, ...]:
+    """Partial rows travel as f32 with their lse, then are read, weighed in and written."""
+    _, heads, dim = site.operands[0].local_shape(site.mesh)
+    payload = 4 * X * heads * (dim + 1)
+    return (
+        Work("communication", "exchange", 0, payload, str(site.op.attrs["axis"])),
+        Work("attention", "memory", 0, 4 * payload),
+    )
+
+
+def append_work(site: Site) -> tuple[Work, ...]:
+    k = site.operands[1].local_bytes(site.mesh)
+    return (Work("other", "memory", 0, 4 * k),)
+
+
+def rope_append_work(site: Site) -> tuple[Work, ...]:
+    return (Work("other", "memory", 0, 2 * site.operands[0].local_bytes(site.mesh)),)
+
+
+# -------------------------------------------------------------------------------------- reference
+
+
+def rotate(x_THd: Array, rot_T2h: Array) -> Array:
+    """Rotary embedding in the two-halves convention of the HF checkpoints."""
+    cos, sin = rot_T2h[:, None, 0], rot_T2h[:, None, 1]
+    low, high = np.split(x_THd, 2, axis=-1)
+    return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+
+
+def merge_partials(parts: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """Online-softmax merge of (out [T, H, d], lse [T, H]); rows that no part sees give 0 and −inf."""
+    lses = np.stack([lse for _, lse in parts])
+    peak = lses.max(axis=0)
+    weights = np.exp(lses - np.where(np.isfinite(peak), peak, 0))
+    total = weights.sum(axis=0)
+    out = sum(w[..., None] * o for w, (o, _) in zip(weights, parts, strict=True))
+    with np.errstate(divide="ignore"):
+        lse = np.where(np.isfinite(peak), peak, 0) + np.log(total)
+    return out / np.where(total > 0, total, 1)[..., None], lse
+
+
+def evaluate_rope_append(op: Op, args: Sequence[Array], rank: Rank) -> tuple[Array, ...]:
+    qkv, rot, kv, *norms = args
+    _, _, kv_heads, dim = op.results[1].type.shape
+    share = op.attrs["heads"], kv_heads
+    assert isinstance(dim, int) and isinstance(share[0], int) and isinstance(kv_heads, int)
+    degree = (share[0] + 2 * kv_heads) * dim // qkv.shape[1]
+    heads = qkv.reshape(qkv.shape[0], -1, dim)
+    q, k, v = np.split(heads, [share[0] // degree, (share[0] + kv_heads) // degree], axis=1)
+    if norms:
+        eps = number(op.attrs, "eps")
+        q, k = norm(q, norms[0], eps), norm(k, norms[1], eps)
+    return rotate(q, rot), rank.append(rotate(k, rot), v)
+
+
+def merge_ranks(op: Op, args: Sequence[Sequence[Array]]) -> list[tuple[Array, ...]]:
+    merged = merge_partials([(out, lse) for out, lse in args])
+    return [merged] * len(args)
+
+
+OPS = {
+    "cache": OpDef("", no_work, evaluate=lambda op, args, rank: (rank.cache(),)),
+    "rope": OpDef(
+        "x, rot", memory_work, infer_rope, lambda op, args, rank: (rotate(args[0], args[1]),)
+    ),
+    "append": OpDef(
+        "kv, k, v",
+        append_work,
+        infer_append,
+        lambda op, args, rank: (rank.append(args[1], args[2]),),
+    ),
+    "rope_append": OpDef(
+        "qkv, rot, kv, q_norm?, k_norm?",
+        rope_append_work,
+        infer_rope_append,
+        evaluate_rope_append,
+        attrs={"heads": int, "eps": float},
+    ),
+    "attend": OpDef(
+        "q, kv", attend_work, infer_attend, lambda op, args, rank: rank.attend(args[0])
+    ),
+    "merge": OpDef(
+        "out, lse", merge_work, infer_merge, collective=merge_ranks, attrs={"axis": str}
+    ),
+}

@@ -1,0 +1,127 @@
+"""Shard: valid unsharded IR in, the same computation over a tp × kvp mesh out.
+
+Each weight's placement follows from how it is used, collectives are added where an op needs a whole
+value, and every type is inferred anew:
+
+    linear of a whole x         its weight is cut by columns where tp divides them (heads for q, k, v)
+    linear of a sharded x       its weight is cut by rows; the partial sums are reduced at once
+    embed                       its table is cut by vocabulary where tp divides it
+    cache                       sharded along the sequence over kvp and by KV heads over tp
+    attend of a sharded cache   its (out, lse) are merged over kvp
+    returned values             whole again
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from ...errors import BadInput
+from ..graph import Function, Module, Op, Value
+from ..ops import make
+from ..types import TensorType
+
+
+def shard(module: Module, *, tp: int, kvp: int) -> Module:
+    """The module over a mesh of tp × kvp ranks. BadInput if tp does not divide what must be cut."""
+    mesh = {"tp": tp, "kvp": kvp}
+    functions = {f.name: _Sharder(f, mesh).run() for f in module.functions.values()}
+    return dataclasses.replace(module, functions=functions, mesh=mesh)
+
+
+class _Sharder:
+    """Rewrites one function; `values` maps each old name to its (possibly renamed) sharded value."""
+
+    def __init__(self, function: Function, mesh: Mapping[str, int]) -> None:
+        self.function, self.mesh = function, mesh
+        self.ops: list[Op] = []
+        self.values = {value.name: value for value in function.params}
+        self.weights = {op.results[0].name: op for op in function.ops if op.name == "param"}
+        self.heads = _head_counts(function)
+
+    def run(self) -> Function:
+        for op in self.function.ops:
+            if op.name != "param":
+                self._rewrite(op)
+        returns = tuple(self._whole(self.values[name]).name for name in self.function.returns)
+        return dataclasses.replace(self.function, ops=tuple(self.ops), returns=returns)
+
+    def _rewrite(self, op: Op) -> None:
+        if op.name == "cache":
+            self._keep(dataclasses.replace(op, results=(self._cache(op.results[0]),)))
+            return
+        self._place_weights(op)
+        operands = [self.values[name] for name in op.operands]
+        names = [value.name for value in op.results]
+        made = make(op.name, operands, names, op.attrs, self.mesh)
+        self._keep(made)
+        partial = made.type.partial
+        if partial and partial.kind == "sum":
+            self._collect("all_reduce", made.results, "reduced", axis=partial.axis)
+        elif partial:
+            self._collect("merge", made.results, "merged", axis=partial.axis)
+
+    def _keep(self, op: Op) -> None:
+        self.ops.append(op)
+        self.values.update((value.name, value) for value in op.results)
+
+    def _collect(
+        self, name: str, values: tuple[Value, ...], suffix: str, **attrs: str | int
+    ) -> tuple[Value, ...]:
+        """Insert a collective; whoever uses the old names gets its results."""
+        results = [f"{value.name}_{suffix}" for value in values]
+        op = make(name, values, results, attrs, self.mesh)
+        self.ops.append(op)
+        for old, new in zip(values, op.results, strict=True):
+            self.values[old.name] = new
+        return op.results
+
+    def _whole(self, value: Value) -> Value:
+        for dim, axis in enumerate(value.type.axes):
+            if axis:
+                (value,) = self._collect("all_gather", (value,), "gathered", axis=axis, dim=dim)
+        return value
+
+    # ---------------------------------------------------------------------------------- placements
+
+    def _place_weights(self, op: Op) -> None:
+        for position, name in enumerate(op.operands):
+            if name in self.weights:
+                weight = self.weights[name]
+                dim = self._cut(op, position, weight.type)
+                axes = tuple("tp" if i == dim else None for i in range(len(weight.type.shape)))
+                value = Value(name, dataclasses.replace(weight.type, axes=axes))
+                self._keep(dataclasses.replace(weight, results=(value,)))
+
+    def _cut(self, op: Op, position: int, weight: TensorType) -> int | None:
+        """The dim of a weight that tp cuts, or None."""
+        tp = self.mesh["tp"]
+        if tp == 1:
+            return None
+        if op.name == "embed":
+            return 0 if _divides(tp, weight, 0) else None
+        if op.name != "linear":
+            return None
+        if self.values[op.operands[0]].type.axes[1] == "tp":
+            return 1
+        heads = self.heads.get(op.results[0].name)
+        if heads is not None:
+            if heads % tp:
+                raise BadInput(f"tp={tp} does not divide the {heads} heads", where=self.function.name)
+            return 0
+        return 0 if _divides(tp, weight, 0) else None
+
+    def _cache(self, value: Value) -> Value:
+        tp, kvp = ("tp" if self.mesh["tp"] > 1 else None), ("kvp" if self.mesh["kvp"] > 1 else None)
+        return Value(value.name, dataclasses.replace(value.type, axes=(kvp, None, tp, None)))
+
+
+def _divides(tp: int, weight: TensorType, dim: int) -> bool:
+    size = weight.shape[dim]
+    return isinstance(size, int) and size % tp == 0
+
+
+def _head_counts(function: Function) -> dict[str, int]:
+    """Linear results that are split into heads → how many: those are cut at head boundaries."""
+    splits = (op for op in function.ops if op.name == "split_heads")
+    return {op.operands[0]: heads for op in splits if isinstance(heads := op.attrs["heads"], int)}
