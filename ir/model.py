@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import BadInput
 from .rope import Rope, read_rope
 
-__all__ = ["ARCHITECTURES", "ModelSpec", "Rope", "load_model", "preset_path", "presets"]
+__all__ = ["ARCHITECTURES", "ModelSpec", "Rope", "load_model", "presets", "read_config"]
 
 ARCHITECTURES = {  # name → model_type, which older files have alone
     "LlamaForCausalLM": "llama",
@@ -94,32 +94,39 @@ def presets() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _PRESETS.glob("*.json")))
 
 
-def preset_path(name: str) -> Path:
-    """The config.json contents of a shipped model."""
-    return _PRESETS / f"{name}.json"
-
-
 def load_model(name_or_path: str) -> ModelSpec:
     """A preset's name, a Hugging Face model directory, or a config.json.
 
     A preset's name wins over a folder of the same name: write ./NAME for the folder.
     """
     if name_or_path in presets():
-        return _spec(_read_json(preset_path(name_or_path)), name_or_path, name_or_path)
+        return _spec(read_config(name_or_path), name_or_path, name_or_path)
+    path = _config_path(name_or_path)
+    config = read_config(name_or_path)
+    generation = path.with_name("generation_config.json")
+    if generation.is_file():  # where it is there, it says which tokens end a text
+        config = config | _only(_read_json(generation), "bos_token_id", "eos_token_id")
+    return _spec(config, path.resolve().parent.name, str(path))
+
+
+def read_config(name_or_path: str) -> dict[str, Any]:
+    """The contents of the config.json of a preset, a model directory or that file, unchecked."""
+    if name_or_path in presets():
+        return _read_json(_PRESETS / f"{name_or_path}.json")
+    return _read_json(_config_path(name_or_path))
+
+
+def _config_path(name_or_path: str) -> Path:
     path = Path(name_or_path)
     if path.is_dir():
         path = path / "config.json"
-    if not path.is_file():
-        raise BadInput(
-            "no such model: neither a preset nor a folder with config.json",
-            where=name_or_path,
-            do=f"presets: {', '.join(presets())}",
-        )
-    config = _read_json(path)
-    generation = path.with_name("generation_config.json")
-    if generation.is_file():  # where it is there, it says which tokens end a text
-        config = {**config, **_only(_read_json(generation), "bos_token_id", "eos_token_id")}
-    return _spec(config, path.resolve().parent.name, str(path))
+    if path.is_file():
+        return path
+    raise BadInput(
+        "no such model: neither a preset nor a folder with config.json",
+        where=name_or_path,
+        do=f"presets: {', '.join(presets())}",
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

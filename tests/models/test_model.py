@@ -9,7 +9,7 @@ import pytest
 import torch
 from mnemoc.artifact import from_json, to_json
 from mnemoc.errors import BadInput
-from mnemoc.ir.model import ARCHITECTURES, ModelSpec, load_model, preset_path, presets
+from mnemoc.ir.model import ARCHITECTURES, ModelSpec, load_model, presets, read_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
 BILLIONS = {  # as their makers state them
@@ -25,7 +25,7 @@ BILLIONS = {  # as their makers state them
 
 
 def config(**changes: Any) -> dict[str, Any]:
-    values = json.loads(preset_path("tiny-llama").read_text()) | changes
+    values = read_config("tiny-llama") | changes
     return {key: value for key, value in values.items() if value != "absent"}
 
 
@@ -46,7 +46,7 @@ def test_presets_have_the_parameters_that_their_makers_state(name: str) -> None:
 
 @pytest.mark.parametrize("name", BILLIONS)
 def test_tensor_names_and_shapes_are_those_of_transformers(name: str, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(preset_path(name).read_text())
+    (tmp_path / "config.json").write_text(json.dumps(read_config(name)))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
     theirs = {key: tuple(value.shape) for key, value in model.state_dict().items()}
@@ -70,7 +70,7 @@ def test_files_that_transformers_writes_are_read(tmp_path: Path) -> None:
     for name in presets():
         source = tmp_path / name
         source.mkdir()
-        (source / "config.json").write_text(preset_path(name).read_text())
+        (source / "config.json").write_text(json.dumps(read_config(name)))
         target = tmp_path / "saved" / name
         AutoConfig.from_pretrained(source).save_pretrained(target)
         assert load_model(str(target)) == load_model(name)
