@@ -1,0 +1,59 @@
+# make demo   the main job, end to end, on this machine        make test   the whole suite
+# make lint   ruff, and mypy (strict) on the installed wheel   make bench  the figures of the README
+#
+# Everything is installed into .venv as a wheel, never the source tree: a file that the wheel lacks
+# shows here. A second run installs again only what has changed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet
+PACKAGES := ir planner codegen runtime
+SOURCES := pyproject.toml README.md py.typed $(wildcard *.py) \
+	$(shell find $(PACKAGES) -name '*.py' -o -name '*.j2' -o -name '*.json' -o -name '*.toml')
+
+MNEMOC := $(BIN)/mnemoc
+
+.PHONY: demo test bench lint clean
+
+demo: $(VENV)/installed
+	rm -rf demo
+	$(MNEMOC) init-model tiny-llama demo/model --seed 1 --max-shard-size 4M
+	$(MNEMOC) plan demo/model --cluster local --gpus 2 --layout spp=2 --context 8K --output-tokens 64 --ttft 60s --tbt 500ms -o demo/plan
+	$(MNEMOC) show demo/plan schedule
+	$(MNEMOC) verify demo/plan --weights demo/model --max-tokens 16
+	$(MNEMOC) run demo/plan --weights demo/model --prompt-file README.md --max-tokens 32
+
+test: $(VENV)/installed $(VENV)/dev
+	$(BIN)/python -m pytest $(PYTEST)
+
+bench: $(VENV)/installed $(VENV)/dev
+	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/long_context.py
+
+lint: $(VENV)/installed $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd $(VENV) && bin/python -m mypy --config-file ../pyproject.toml -p mnemoc
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info
+
+# torch first: its build (CPU or CUDA) is the choice of pip's configuration, not ours
+$(VENV)/torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	$(PIP) torch==2.13.0
+	touch $@
+
+# `build` would keep files that the tree no longer has
+$(VENV)/installed: $(VENV)/torch $(SOURCES)
+	rm -rf build
+	$(PIP) .
+	rm -rf build *.egg-info
+	touch $@
+
+$(VENV)/dev: pyproject.toml | $(VENV)/installed
+	$(PIP) '.[dev]'
+	rm -rf build *.egg-info
+	touch $@

@@ -1,0 +1,157 @@
+"""The command line: thin. It reads options, calls `pipeline` or `runtime`, prints what they give.
+
+Results go to stdout, progress and remarks to stderr. Exit codes: 0 done, 1 our fault, 2 usage,
+3 infeasible, 4 bad input, 130 interrupted. Each command imports what it needs when it runs, so that
+`mnemoc --help` is instant and `mnemoc plan` loads no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from . import console
+from .errors import MnemocError, UsageError
+from .units import format_bytes, parse_count, parse_duration_s
+
+EMITTABLE = ("ir", "plan", "kernels", "schedule")
+AXES = ("tp", "spp", "kvp")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and leave with its exit code. MNEMOC_DEBUG=1 shows tracebacks."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        cli.main(words, prog_name="mnemoc", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as request:
+        sys.exit(request.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(console.EXIT_INTERRUPTED)
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and console.stdout_is_gone():
+            console.silence_stdout()
+            sys.exit(console.EXIT_BROKEN_PIPE)
+        if os.environ.get("MNEMOC_DEBUG"):
+            raise
+        sys.exit(_report(error, as_json="--json" in words))
+    sys.exit(0)
+
+
+def _report(error: Exception, *, as_json: bool) -> int:
+    if isinstance(error, MnemocError):
+        console.report(error, as_json=as_json)
+        return error.exit_code
+    sentence = f"internal error: {type(error).__name__}: {error}"
+    print(f"mnemoc: {sentence}; MNEMOC_DEBUG=1 shows where", file=sys.stderr)
+    return console.EXIT_FAULT
+
+
+class Count(click.ParamType):
+    """A positive count: 4096, 128K, 10M."""
+
+    name = "count"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        what = param.opts[0] if param is not None else "value"
+        return value if isinstance(value, int) else parse_count(value, what)
+
+
+class Duration(click.ParamType):
+    """A positive duration with its unit: 400s, 30ms."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        what = param.opts[0] if param is not None else "value"
+        return value if isinstance(value, float) else parse_duration_s(value, what)
+
+
+class Pins(click.ParamType):
+    """Degrees to pin: tp=8,spp=4,kvp=4 or a part of it."""
+
+    name = "tp=T,spp=P,kvp=K"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, int]:
+        if isinstance(value, dict):
+            return value
+        pins: dict[str, int] = {}
+        for item in value.split(","):
+            axis, _, degree = item.strip().partition("=")
+            if axis not in AXES or axis in pins or not degree.isdecimal() or int(degree) < 1:
+                raise UsageError(
+                    "not a layout", where="--layout", got=value, do="write tp=8,spp=4,kvp=4"
+                )
+            pins[axis] = int(degree)
+        return pins
+
+
+class Emit(click.ParamType):
+    """Stages to write as files: ir,plan,kernels,schedule or a part of it."""
+
+    name = ",".join(EMITTABLE)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        stages = value if isinstance(value, tuple) else tuple(value.split(","))
+        if unknown := [stage for stage in stages if stage not in EMITTABLE]:
+            raise UsageError(
+                f"unknown stage {unknown[0]!r}",
+                where="--emit",
+                do=f"stages: {', '.join(EMITTABLE)}",
+            )
+        return stages
+
+
+folder = click.Path(path_type=Path)
+json_flag = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="mnemoc", message="mnemoc %(version)s")
+def cli() -> None:
+    """A compiler for long-context LLM serving: from a model, a cluster and a promise to tokens."""
+
+
+@cli.command("init-model")
+@click.argument("model")
+@click.argument("directory", type=folder)
+@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same weights.")
+@click.option("--max-shard-size", type=Count(), default="2G", show_default=True, metavar="BYTES")
+@json_flag
+def init_model(model: str, directory: Path, seed: int, max_shard_size: int, as_json: bool) -> None:
+    """Write a random-weight model in Hugging Face form.
+
+    MODEL is a preset, a model folder or a config.json; its shapes are taken, not its weights.
+
+    \b
+    Example:
+      mnemoc init-model tiny-llama models/tiny --seed 1
+    """
+    from .ir.model import load_model, read_config
+    from .runtime.init_model import Blueprint
+    from .runtime.init_model import init_model as write
+
+    spec, config = load_model(model), read_config(model)
+    blueprint = Blueprint(config, spec.tensors(), spec.dtype, spec.vocab, spec.bos, spec.eos)
+    with console.progress_bar() as progress:
+        write(blueprint, directory, seed=seed, max_shard_bytes=max_shard_size, progress=progress)
+    size = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+    if as_json:
+        click.echo(json.dumps({"directory": str(directory), "bytes": size, "seed": seed}))
+    else:
+        click.echo(f"{directory}: {spec.architecture}, {format_bytes(size)}, seed {seed}")

@@ -1,0 +1,121 @@
+"""What the terminal sees: progress on stderr, highlighted text on stdout, errors as one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, cast
+
+from .errors import Infeasible, MnemocError
+from .units import format_duration
+
+if TYPE_CHECKING:
+    from pygments.lexer import Lexer
+
+Progress = Callable[[str, float], None]  # what is being done, and the fraction that is done
+
+EXIT_FAULT = 1
+EXIT_INTERRUPTED = 130  # 128 + SIGINT
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A bar with an ETA on stderr while the block runs; nothing where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _what, _fraction: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}% "),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[eta]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=1.0, eta="")
+
+        def update(what: str, fraction: float) -> None:
+            remaining = bar.tasks[0].time_remaining
+            eta = f"ETA {format_duration(remaining)}" if remaining else ""
+            bar.update(task, description=what, completed=fraction, eta=eta)
+
+        yield update
+
+
+def print_source(text: str, name: str) -> None:
+    """Source text on stdout, highlighted by its file name's suffix where stdout is a terminal."""
+    if not sys.stdout.isatty():
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        return
+    from rich.console import Console
+    from rich.syntax import Syntax
+
+    Console().print(Syntax(text, _lexer(name), theme="ansi_dark", background_color="default"))
+
+
+def _lexer(name: str) -> Lexer:
+    from pygments.lexers import get_lexer_for_filename
+    from pygments.lexers.special import TextLexer
+    from pygments.util import ClassNotFound
+
+    if name.endswith(".mir"):
+        return _mir_lexer()
+    try:
+        return get_lexer_for_filename(name)
+    except ClassNotFound:
+        return TextLexer()
+
+
+def _mir_lexer() -> Lexer:
+    """The text form of the IR (docs/ir.md): keywords, %values, @functions, ops, types."""
+    from pygments import token
+    from pygments.lexer import RegexLexer
+
+    rules = [
+        (r"#.*", token.Comment),
+        (r'"[^"]*"', token.String),
+        (r"\b(module|func|program|return)\b", token.Keyword),
+        (r"%[\w.]+", token.Name.Variable),
+        (r"@\w+", token.Name.Function),
+        (r"\b(bf16|f16|f32|f64|i32|i64)\b", token.Keyword.Type),
+        (r"(?<== )\w+", token.Name.Builtin),
+        (r"-?\d+(\.\d+)?(e-?\d+)?", token.Number),
+        (r"\w+", token.Name),
+        (r"\s+|.", token.Text),
+    ]
+    lexer = type("MirLexer", (RegexLexer,), {"tokens": {"root": rules}})
+    return cast("Lexer", lexer())
+
+
+def report(error: MnemocError, *, as_json: bool) -> None:
+    """The error as one sentence on stderr, and as an object on stdout where a machine reads."""
+    print(f"mnemoc: {error}", file=sys.stderr)
+    if not as_json:
+        return
+    body = {"error": str(error), "exit_code": error.exit_code}
+    if isinstance(error, Infeasible):
+        body["binding"] = error.binding
+    print(json.dumps(body, indent=2))
+
+
+def stdout_is_gone() -> bool:
+    """Whether whoever read our output has closed it (`mnemoc show plan | head`)."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+    except (OSError, ValueError):
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def silence_stdout() -> None:
+    """Let the interpreter's last flush of stdout go nowhere, instead of complaining."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
