@@ -88,7 +88,7 @@ class ChunkRule:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predicted figures; `*_parts_s` add up to the whole (linear, attention, communication, launch, bubble)."""
+    """Predicted figures; `*_parts_s` add up to the whole (linear, attention, communication, …)."""
 
     ttft_s: float
     tbt_s: float
@@ -372,7 +372,9 @@ def load(directory: Path) -> tuple[Manifest, dict[str, bytes]]:
     manifest = _unseal(sealed, path)
     present = {str(p.relative_to(directory)) for p in directory.rglob("*") if not p.is_dir()}
     if extra := sorted(present - manifest.files.keys() - {MANIFEST}):
-        raise BadInput("a file that the manifest does not list", where=directory / extra[0], do=_REPLAN)
+        raise BadInput(
+            "a file that the manifest does not list", where=directory / extra[0], do=_REPLAN
+        )
     contents = {}
     for name, digest in manifest.files.items():
         if name not in present:

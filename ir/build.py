@@ -1,10 +1,10 @@
 """ModelSpec → Module: what one step of a dense decoder computes, unsharded and unfused.
 
-    program main(ids, pos, last):
-        x      = embed(ids)
-        rot    = rotary(pos)
-        x      = layer(x, rot)        once per layer
-        logits = head(x, last)
+program main(ids, pos, last):
+    x      = embed(ids)
+    rot    = rotation(pos)
+    x      = layer(x, rot)        once per layer
+    logits = head(x, last)
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def build(spec: ModelSpec, dtype: str | None = None) -> Module:
         ),
         (
             Call("embed", ("ids",), ("x0",)),
-            Call("rotary", ("pos",), ("rot",)),
+            Call("rotation", ("pos",), ("rot",)),
             Call("layer", ("x0", "rot"), ("x1",), (0, spec.num_layers)),
             Call("head", ("x1", "last"), ("logits",)),
         ),
@@ -49,7 +49,7 @@ def _embed(spec: ModelSpec, element: str) -> Function:
 
 def _rotary(spec: ModelSpec) -> Function:
     pos = Value("pos", tensor("i64", T))
-    f = FunctionBuilder("rotary", (pos,), UNSHARDED)
+    f = FunctionBuilder("rotation", (pos,), UNSHARDED)
     frequencies = spec.rope.inv_freq(spec.head_dim)
     rot = f.add("rotary", "rot", pos, inv_freq=frequencies, factor=spec.rope.attention_factor)
     return f.finish(rot)
@@ -93,7 +93,9 @@ def _layer(spec: ModelSpec, element: str) -> Function:
 
     ffn_norm = weight("ffn_norm", "post_attention_layernorm.weight", hidden)
     normed = f.add("rms_norm", "ffn_input", x, ffn_norm, eps=eps)
-    gate = f.add("linear", "gate", normed, weight("w_gate", "mlp.gate_proj.weight", spec.ffn, hidden))
+    gate = f.add(
+        "linear", "gate", normed, weight("w_gate", "mlp.gate_proj.weight", spec.ffn, hidden)
+    )
     up = f.add("linear", "up", normed, weight("w_up", "mlp.up_proj.weight", spec.ffn, hidden))
     active = f.add("silu_mul", "active", gate, up)
     w_down = weight("w_down", "mlp.down_proj.weight", hidden, spec.ffn)
@@ -110,7 +112,9 @@ def _head(spec: ModelSpec, element: str) -> Function:
     source = "model.embed_tokens.weight" if spec.tied_embeddings else "lm_head.weight"
     w_head = _param(f, "w_head", element, source, spec.vocab, spec.hidden)
     logits = f.add("linear", "logits", normed, w_head)
-    return f.finish(logits if element == "f32" else f.add("cast", "logits_f32", logits, dtype="f32"))
+    return f.finish(
+        logits if element == "f32" else f.add("cast", "logits_f32", logits, dtype="f32")
+    )
 
 
 def _param(f: FunctionBuilder, name: str, element: str, source: str, *shape: int) -> Value:

@@ -1,7 +1,7 @@
 """The dataflow graph: immutable nodes in SSA form, rebuilt by passes and never edited.
 
     Module    = functions, programs and the mesh
-    Function  = parameters, ops, returned values; one of embed, rotary, layer…, head
+    Function  = parameters, ops, returned values; one of embed, rotation, layer…, head
     Op        = name, operands (their order lives here), attributes, results with types
     Program   = the calls of one pipeline stage, in order; unsplit modules have one, called "main"
     Call      = a function applied once, or once per layer in `layers` with its results fed back

@@ -40,7 +40,9 @@ def _verify_function(function: Function, module: Module) -> None:
         try:
             _verify_op(op, types, module)
         except TypeRule as rule:
-            raise VerifyError(f"@{function.name}: {rule}\n{_neighbourhood(function, index)}") from rule
+            raise VerifyError(
+                f"@{function.name}: {rule}\n{_neighbourhood(function, index)}"
+            ) from rule
         types.update((value.name, value.type) for value in op.results)
     for name in function.returns:
         if name not in types:
@@ -61,7 +63,9 @@ def _verify_op(op: Op, types: dict[str, TensorType], module: Module) -> None:
         if value.name in types:
             raise TypeRule(f"%{value.name} is defined twice")
     if op.attrs.keys() - {"kernel"} != definition.attrs.keys():
-        raise TypeRule(f"{op.name} has the attributes {list(definition.attrs)}, not {list(op.attrs)}")
+        raise TypeRule(
+            f"{op.name} has the attributes {list(definition.attrs)}, not {list(op.attrs)}"
+        )
     for key, kind in definition.attrs.items():
         if not isinstance(op.attrs[key], kind):
             raise TypeRule(f"{key} must be of type {kind.__name__}")

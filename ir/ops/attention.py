@@ -148,7 +148,7 @@ def merge_partials(parts: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
 
 
 def evaluate_rope_append(op: Op, args: Sequence[Array], rank: Rank) -> tuple[Array, ...]:
-    qkv, rot, kv, *norms = args
+    qkv, rot, _, *norms = args
     _, _, kv_heads, dim = op.results[1].type.shape
     share = op.attrs["heads"], kv_heads
     assert isinstance(dim, int) and isinstance(share[0], int) and isinstance(kv_heads, int)

@@ -22,8 +22,8 @@ Types = tuple[TensorType, ...]
 Attrs = Mapping[str, Attr]
 
 
-class TypeRule(Exception):  # noqa: N818  (a broken rule, turned into VerifyError with its place)
-    """An operand breaks the op's type rule; the message says how."""
+class TypeRule(Exception):
+    """An operand breaks the op's type rule; the verifier adds the place and raises VerifyError."""
 
 
 @dataclass(frozen=True)

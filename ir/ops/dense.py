@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..graph import Op
-from ..sizes import symbol
 from ..types import Partial, TensorType, tensor
 from .base import (
     Array,
@@ -215,7 +214,11 @@ OPS = {
     "param": OpDef("", no_work, evaluate=evaluate_param, attrs={"sources": tuple}),
     "embed": OpDef("ids, table", gather_work, infer_embed, evaluate_embed),
     "rotary": OpDef(
-        "pos", memory_work, infer_rotary, evaluate_rotary, attrs={"inv_freq": tuple, "factor": float}
+        "pos",
+        memory_work,
+        infer_rotary,
+        evaluate_rotary,
+        attrs={"inv_freq": tuple, "factor": float},
     ),
     "rms_norm": OpDef("x, w", memory_work, infer_rms_norm, evaluate_rms_norm, attrs={"eps": float}),
     "add_rms_norm": OpDef(
@@ -240,7 +243,9 @@ OPS = {
         infer_merge_heads,
         lambda op, args, rank: (args[0].reshape(args[0].shape[0], -1),),
     ),
-    "select": OpDef("x, rows", gather_work, infer_select, lambda op, args, rank: (args[0][args[1]],)),
+    "select": OpDef(
+        "x, rows", gather_work, infer_select, lambda op, args, rank: (args[0][args[1]],)
+    ),
     "cast": OpDef(
         "x", memory_work, infer_cast, lambda op, args, rank: (args[0],), attrs={"dtype": str}
     ),

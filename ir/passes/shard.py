@@ -107,7 +107,9 @@ class _Sharder:
         heads = self.heads.get(op.results[0].name)
         if heads is not None:
             if heads % tp:
-                raise BadInput(f"tp={tp} does not divide the {heads} heads", where=self.function.name)
+                raise BadInput(
+                    f"tp={tp} does not divide the {heads} heads", where=self.function.name
+                )
             return 0
         return 0 if _divides(tp, weight, 0) else None
 

@@ -1,7 +1,7 @@
 """Split into stages: one program in, one program per pipeline stage out.
 
 Stage s holds the calls of its slice of the layers; the first also embeds, the last also has the head,
-and calls that only prepare what every layer reads (`rotary`) are repeated in each stage. What a stage
+and calls that only prepare what every layer reads (`rotation`) are repeated in each stage. What a stage
 returns arrives as a parameter of the next.
 """
 

@@ -1,0 +1,49 @@
+"""Emits cost.py: the planner's formulas, printed as Python. Equal to the planner's by construction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import sympy
+
+from ..artifact import Plan
+from .templating import render
+
+_DOCS = {
+    "step": "What every micro-batch costs a stage beside its ops.",
+    "embed": "The embedding, on the first stage.",
+    "rotation": "The rotations of the rows' positions, on every stage.",
+    "layer": "One layer.",
+    "head": "The head, on the last stage; skipped where no row wants logits.",
+    "hop": "Sending the rows to the next stage.",
+}
+
+
+def render_cost(formulas: Mapping[str, Mapping[str, sympy.Expr]], plan: Plan) -> str:
+    """The source of cost.py.
+
+    formulas: block → part → seconds in the six symbols of `ir.sizes`; every block has every part
+    """
+    parts = list(formulas["layer"])
+    blocks = [
+        {
+            "name": name,
+            "doc": _DOCS[name],
+            "parts": [(part, sympy.pycode(formulas[name][part])) for part in parts],
+        }
+        for name in formulas
+    ]
+    last = len(plan.stages) - 1
+    stages = [
+        {"layers": s.num_layers, "embeds": i == 0, "heads": i == last, "sends": i < last}
+        for i, s in enumerate(plan.stages)
+    ]
+    return render(
+        "cost.py.j2",
+        title=f"{plan.layout}, {plan.target}.",
+        parts=parts,
+        stages=stages,
+        blocks=blocks,
+        always=[f"{name}_parts_s" for name in ("step", "rotation") if name in formulas],
+        uses_math=any("math." in text for block in blocks for _, text in block["parts"]),
+    )

@@ -1,0 +1,63 @@
+"""Planned module + plan → the files of an artifact, byte for byte the same from the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import sympy
+
+from ..artifact import Plan
+from ..ir.graph import Module
+from ..ir.model import ModelSpec
+from ..ir.text import print_module
+from .aot import compile_kernels
+from .cost import render_cost
+from .kernels import KernelSpec, render_kernels
+from .schedule import render_schedule
+
+
+@dataclass(frozen=True)
+class Emission:
+    """What codegen is given. `source` is the module before planning, `planned` the lowered one."""
+
+    spec: ModelSpec
+    plan: Plan
+    source: Module
+    planned: Module
+    formulas: Mapping[str, Mapping[str, sympy.Expr]]
+
+
+def emit(job: Emission, progress: Callable[[str], None] = lambda message: None) -> dict[str, bytes]:
+    """Every file of the artifact but its manifest, by relative path."""
+    kernel_spec = _kernel_spec(job.spec, job.plan)
+    kernels = render_kernels(kernel_spec)
+    texts = {
+        "ir/model.mir": print_module(job.source),
+        "ir/planned.mir": print_module(job.planned),
+        **kernels,
+        **render_schedule(job.planned, job.plan),
+        "cost.py": render_cost(job.formulas, job.plan),
+    }
+    files = {path: text.encode() for path, text in texts.items()}
+    if job.plan.target.startswith("cuda"):
+        files |= compile_kernels(kernel_spec, kernels, progress)
+    return files
+
+
+def _kernel_spec(spec: ModelSpec, plan: Plan) -> KernelSpec:
+    tp = plan.layout.tp
+    return KernelSpec(
+        target=plan.target,
+        dtype=plan.dtype,
+        hidden=spec.hidden,
+        num_heads=spec.num_heads // tp,
+        num_kv_heads=spec.num_kv_heads // tp,
+        head_dim=spec.head_dim,
+        ffn=spec.ffn // tp if spec.ffn % tp == 0 else spec.ffn,
+        page_size=plan.page_size,
+        norm_eps=spec.norm_eps,
+        qk_norm=spec.qk_norm,
+        inv_freq=spec.rope.inv_freq(spec.head_dim),
+        attention_factor=spec.rope.attention_factor,
+    )
