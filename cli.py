@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -56,65 +56,41 @@ def _report(error: Exception, *, as_json: bool) -> int:
     return console.EXIT_FAULT
 
 
-class Count(click.ParamType):
+# ------------------------------------------------------- what options mean (click calls these back)
+
+
+def count(_context: click.Context, param: click.Parameter, value: str | None) -> int | None:
     """A positive count: 4096, 128K, 10M."""
-
-    name = "count"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        what = param.opts[0] if param is not None else "value"
-        return value if isinstance(value, int) else parse_count(value, what)
+    return None if value is None else parse_count(value, param.opts[0])
 
 
-class Duration(click.ParamType):
+def duration(_context: click.Context, param: click.Parameter, value: str | None) -> float | None:
     """A positive duration with its unit: 400s, 30ms."""
-
-    name = "duration"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        what = param.opts[0] if param is not None else "value"
-        return value if isinstance(value, float) else parse_duration_s(value, what)
+    return None if value is None else parse_duration_s(value, param.opts[0])
 
 
-class Pins(click.ParamType):
+def pins(_context: click.Context, param: click.Parameter, value: str | None) -> dict[str, int]:
     """Degrees to pin: tp=8,spp=4,kvp=4 or a part of it."""
-
-    name = "tp=T,spp=P,kvp=K"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> dict[str, int]:
-        if isinstance(value, dict):
-            return value
-        pins: dict[str, int] = {}
-        for item in value.split(","):
-            axis, _, degree = item.strip().partition("=")
-            if axis not in AXES or axis in pins or not degree.isdecimal() or int(degree) < 1:
-                raise UsageError(
-                    "not a layout", where="--layout", got=value, do="write tp=8,spp=4,kvp=4"
-                )
-            pins[axis] = int(degree)
-        return pins
-
-
-class Emit(click.ParamType):
-    """Stages to write as files: ir,plan,kernels,schedule or a part of it."""
-
-    name = ",".join(EMITTABLE)
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
-        stages = value if isinstance(value, tuple) else tuple(value.split(","))
-        if unknown := [stage for stage in stages if stage not in EMITTABLE]:
+    result: dict[str, int] = {}
+    for item in value.split(",") if value else ():
+        axis, _, degree = item.strip().partition("=")
+        if axis not in AXES or axis in result or not degree.isdecimal() or int(degree) < 1:
             raise UsageError(
-                f"unknown stage {unknown[0]!r}",
-                where="--emit",
-                do=f"stages: {', '.join(EMITTABLE)}",
+                "not a layout", where=param.opts[0], got=value, do="write tp=8,spp=4,kvp=4"
             )
-        return stages
+        result[axis] = int(degree)
+    return result
+
+
+def emitted(_context: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+    """Stages of the flow to write: ir,plan,kernels,schedule or a part of it."""
+    stages = tuple(value.split(","))
+    if unknown := [stage for stage in stages if stage not in EMITTABLE]:
+        known = ", ".join(EMITTABLE)
+        raise UsageError(
+            f"unknown stage {unknown[0]!r}", where=param.opts[0], do=f"stages: {known}"
+        )
+    return stages
 
 
 folder = click.Path(path_type=Path)
@@ -131,7 +107,7 @@ def cli() -> None:
 @click.argument("model")
 @click.argument("directory", type=folder)
 @click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same weights.")
-@click.option("--max-shard-size", type=Count(), default="2G", show_default=True, metavar="BYTES")
+@click.option("--max-shard-size", callback=count, default="2G", show_default=True, metavar="BYTES")
 @json_flag
 def init_model(model: str, directory: Path, seed: int, max_shard_size: int, as_json: bool) -> None:
     """Write a random-weight model in Hugging Face form.
