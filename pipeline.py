@@ -1,0 +1,178 @@
+"""Joins the stages: each function here is one job of mnemoc, one named call per stage.
+
+plan      ModelSpec + Cluster + Workload → Plan → per-rank modules → artifact
+verify    the plan's runtime against the interpreter on the unsharded module
+calibrate this machine → a cluster file
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import artifact
+from .artifact import Manifest, Plan, Workload, to_json
+from .errors import BadInput
+
+if TYPE_CHECKING:
+    import sympy
+
+    from .ir.graph import Module
+    from .ir.model import ModelSpec
+    from .planner import Cluster
+
+Progress = Callable[[str], None]
+EMITTABLE = ("ir", "plan", "kernels", "schedule")
+
+
+def _silent(message: str) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan with what it was made from, and the formulas that priced it."""
+
+    spec: ModelSpec
+    cluster: Cluster
+    workload: Workload
+    plan: Plan
+    formulas: Mapping[str, Mapping[str, sympy.Expr]]
+
+
+def plan(
+    model: str,
+    cluster: str,
+    workload: Workload,
+    *,
+    nodes: int | None = None,
+    gpus: int | None = None,
+    target: str | None = None,
+    pinned: Mapping[str, int] | None = None,
+) -> Planned:
+    """Model, cluster and promise → the plan. Infeasible says which constraint binds."""
+    from .ir.model import load_model
+    from .planner import load_cluster, make_plan
+
+    spec = load_model(model)
+    machine = load_cluster(cluster)
+    made = make_plan(
+        spec, machine, workload, nodes=nodes, gpus=gpus, target=target, pinned=pinned or {}
+    )
+    return Planned(spec, machine, workload, made.plan, made.formulas)
+
+
+def apply(planned: Planned) -> tuple[Module, Module]:
+    """The model's module before planning, and the same sharded, fused, staged and lowered."""
+    from .ir.build import build
+    from .ir.passes import fuse, lower, shard, split_stages
+    from .ir.verify import verify
+
+    layout, stages = planned.plan.layout, planned.plan.stages
+    source = verify(build(planned.spec, planned.plan.dtype))
+    sharded = verify(shard(source, tp=layout.tp, kvp=layout.kvp))
+    fused = verify(fuse(sharded))
+    counts, roles = [s.num_layers for s in stages], [s.role for s in stages]
+    return source, verify(lower(verify(split_stages(fused, counts, roles))))
+
+
+def emit(planned: Planned, out: Path, progress: Progress = _silent) -> Manifest:
+    """Write the plan's artifact to `out`, whole or not at all."""
+    from .codegen import Emission, emit as emit_files
+
+    source, module = apply(planned)
+    job = Emission(planned.spec, planned.plan, source, module, planned.formulas)
+    files = emit_files(job, progress)
+    manifest = Manifest(
+        model=to_json(planned.spec),
+        cluster=planned.cluster.describe(),
+        workload=planned.workload,
+        plan=planned.plan,
+    )
+    return artifact.write(out, manifest, files)
+
+
+def dump(planned: Planned, what: tuple[str, ...], progress: Progress = _silent) -> dict[str, str]:
+    """Intermediates as text, by artifact path: any of EMITTABLE."""
+    import json
+
+    from .codegen import Emission, emit as emit_files
+
+    source, module = apply(planned)
+    job = Emission(planned.spec, planned.plan, source, module, planned.formulas)
+    files = emit_files(dataclasses.replace(job), progress)
+    texts = {"plan": json.dumps(to_json(planned.plan), indent=1)} if "plan" in what else {}
+    wanted = tuple(f"{folder}/" for folder in what if folder != "plan")
+    return texts | {
+        path: data.decode()
+        for path, data in files.items()
+        if path.startswith(wanted) and not path.endswith(".cubin")
+    }
+
+
+# ----------------------------------------------------------------------------------------- verify
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The plan's runtime against the unsharded reference on one prompt.
+
+    largest_difference: max |logit − reference| over the checked rows
+    first_mismatch:     index of the first greedy token that differs, or None
+    """
+
+    prompt_tokens: int
+    output_tokens: int
+    checked_rows: int
+    largest_difference: float
+    largest_logit: float
+    first_mismatch: int | None
+
+    @property
+    def agrees(self) -> bool:
+        return self.first_mismatch is None
+
+
+def verify(
+    directory: Path,
+    weights: Path,
+    prompt_ids: tuple[int, ...],
+    max_tokens: int,
+    progress: Progress = _silent,
+) -> Verification:
+    """Run the plan, then interpret the unsharded IR over what it produced, and compare.
+
+    The reference is evaluated in float32 on one pass over prompt and output: row i of its logits is
+    what the plan saw when it chose token i + 1.
+    """
+    import numpy as np
+
+    from .ir.build import build
+    from .ir.interpret import Chunk, Interpreter
+    from .ir.model import ModelSpec
+    from .runtime import Engine, Request, Sampling
+    from .runtime.weights import numpy_weights
+
+    manifest, _ = artifact.load(directory)
+    spec = artifact.from_json(ModelSpec, manifest.model, str(directory / "manifest.json"))
+    progress("running the plan")
+    with Engine.start(directory, weights) as engine:
+        request = Request(prompt_ids, max_tokens, Sampling(ignore_eos=True), logits="all")
+        result = engine.submit(request).result()
+    progress("interpreting the unsharded reference")
+    reference = Interpreter(build(spec, "float32"), numpy_weights(weights), dtype=np.float32)
+    tokens = (*prompt_ids, *result.tokens[:-1])
+    expected = reference.run([Chunk(0, 0, tokens)], range(len(tokens)))
+    greedy = expected[len(prompt_ids) - 1 :].argmax(axis=1)
+    wrong = np.flatnonzero(greedy != np.array(result.tokens))
+    return Verification(
+        prompt_tokens=len(prompt_ids),
+        output_tokens=len(result.tokens),
+        checked_rows=len(tokens),
+        largest_difference=float(np.abs(result.logits - expected).max()),
+        largest_logit=float(np.abs(expected).max()),
+        first_mismatch=int(wrong[0]) if len(wrong) else None,
+    )

@@ -1,0 +1,134 @@
+"""Passes as text before and text after."""
+
+import textwrap
+
+import pytest
+from mnemoc.errors import BadInput
+from mnemoc.ir.build import build
+from mnemoc.ir.model import load_model
+from mnemoc.ir.passes import fuse, shard, split_stages
+from mnemoc.ir.text import parse, print_module
+from mnemoc.ir.verify import verify
+
+BEFORE = """
+module "mlp" tp=1 kvp=1 {
+  func @layer(%x: f32[T, 8]) {
+    %norm = param {sources=["n"]} : f32[8]
+    %h = rms_norm %x, %norm {eps=1e-05} : f32[T, 8]
+    %w_gate = param {sources=["g"]} : f32[32, 8]
+    %gate = linear %h, %w_gate : f32[T, 32]
+    %w_up = param {sources=["u"]} : f32[32, 8]
+    %up = linear %h, %w_up : f32[T, 32]
+    %active = silu_mul %gate, %up : f32[T, 32]
+    %w_down = param {sources=["d"]} : f32[8, 32]
+    %down = linear %active, %w_down : f32[T, 8]
+    %y = add %x, %down : f32[T, 8]
+    return %y
+  }
+
+  program main(%x: f32[T, 8]) {
+    %x1 = @layer[0:4](%x)
+    return %x1
+  }
+}
+"""
+
+
+def body(module, name="layer"):
+    text = print_module(module)
+    start = text.index(f"func @{name}")
+    return textwrap.dedent("  " + text[start : text.index("\n  }", start)]).splitlines()[1:]
+
+
+def expect(module, lines, name="layer"):
+    wanted = [line.strip() for line in textwrap.dedent(lines).strip().splitlines()]
+    assert [line.strip() for line in body(verify(module), name)] == wanted
+
+
+def test_shard_cuts_columns_then_rows_and_reduces_once():
+    expect(
+        shard(parse(BEFORE), tp=2, kvp=1),
+        """
+        %norm = param {sources=["n"]} : f32[8]
+        %h = rms_norm %x, %norm {eps=1e-05} : f32[T, 8]
+        %w_gate = param {sources=["g"]} : f32[32@tp, 8]
+        %gate = linear %h, %w_gate : f32[T, 32@tp]
+        %w_up = param {sources=["u"]} : f32[32@tp, 8]
+        %up = linear %h, %w_up : f32[T, 32@tp]
+        %active = silu_mul %gate, %up : f32[T, 32@tp]
+        %w_down = param {sources=["d"]} : f32[8, 32@tp]
+        %down = linear %active, %w_down : f32[T, 8]+sum(tp)
+        %down_reduced = all_reduce %down {axis="tp"} : f32[T, 8]
+        %y = add %x, %down_reduced : f32[T, 8]
+        return %y
+        """,
+    )
+
+
+def test_fuse_joins_gate_and_up():
+    expect(
+        fuse(shard(parse(BEFORE), tp=2, kvp=1)),
+        """
+        %norm = param {sources=["n"]} : f32[8]
+        %h = rms_norm %x, %norm {eps=1e-05} : f32[T, 8]
+        %w_gate_up = param {sources=["g", "u"]} : f32[64@tp, 8]
+        %gate_up = linear %h, %w_gate_up : f32[T, 64@tp]
+        %active = swiglu %gate_up : f32[T, 32@tp]
+        %w_down = param {sources=["d"]} : f32[8, 32@tp]
+        %down = linear %active, %w_down : f32[T, 8]+sum(tp)
+        %down_reduced = all_reduce %down {axis="tp"} : f32[T, 8]
+        %y = add %x, %down_reduced : f32[T, 8]
+        return %y
+        """,
+    )
+
+
+def test_a_whole_layer_sharded_and_fused():
+    module = fuse(shard(build(load_model("qwen3-8b")), tp=4, kvp=2))
+    lines = "\n".join(body(module))
+    for wanted in (
+        "%q_rotated, %kv_new = rope_append %qkv, %rot, %kv, %q_norm, %k_norm",
+        "%out, %lse = attend %q_rotated, %kv_new : bf16[T, 32@tp, 128]+lse(kvp)",
+        '%out_merged, %lse_merged = merge %out, %lse {axis="kvp"}',
+        "%ffn_input, %x_attention = add_rms_norm %o_reduced, %x, %ffn_norm",
+    ):
+        assert wanted in lines
+    assert lines.count("all_reduce") == 2
+
+
+def test_qkv_biases_are_joined_like_their_weights():
+    lines = "\n".join(body(fuse(shard(build(load_model("qwen2.5-7b")), tp=2, kvp=1))))
+    assert "%qkv = linear %normed, %w_qkv, %b_qkv : bf16[T, 4608@tp]" in lines
+
+
+def test_without_tp_and_kvp_nothing_is_communicated():
+    text = print_module(shard(build(load_model("llama-3-8b")), tp=1, kvp=1))
+    assert not any(word in text for word in ("all_reduce", "all_gather", "merge %", "@tp", "@kvp"))
+
+
+def test_tp_that_does_not_divide_the_heads_is_refused():
+    with pytest.raises(BadInput, match="tp=3 does not divide the 32 heads"):
+        shard(build(load_model("llama-3-8b")), tp=3, kvp=1)
+
+
+def test_a_vocabulary_that_tp_does_not_divide_stays_whole():
+    import dataclasses
+
+    spec = dataclasses.replace(load_model("tiny-llama"), vocab=511)
+    module = verify(shard(build(spec), tp=2, kvp=1))
+    assert "%logits = linear %normed, %w_head : f32[R, 511]" in "\n".join(body(module, "head"))
+
+
+def test_stages_slice_the_program_and_repeat_what_every_layer_reads():
+    module = verify(split_stages(build(load_model("tiny-llama")), [1, 2, 1], ["a", "b", "c"]))
+    calls = {p.name: [(c.function, c.layers) for c in p.calls] for p in module.programs}
+    assert calls == {
+        "a": [("embed", None), ("rotation", None), ("layer", (0, 1))],
+        "b": [("rotation", None), ("layer", (1, 3))],
+        "c": [("rotation", None), ("layer", (3, 4)), ("head", None)],
+    }
+    assert [[v.name for v in p.params] for p in module.programs] == [
+        ["ids", "pos"],
+        ["pos", "x1_in"],
+        ["pos", "x1_in", "last"],
+    ]
