@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,6 +22,7 @@ from .errors import MnemocError, UsageError
 from .units import format_bytes, parse_count, parse_duration_s
 
 EMITTABLE = ("ir", "plan", "kernels", "schedule")
+OBJECTIVES = ("gpus", "ttft", "throughput")
 AXES = ("tp", "spp", "kvp")
 
 
@@ -28,10 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and leave with its exit code. MNEMOC_DEBUG=1 shows tracebacks."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        cli.main(words, prog_name="mnemoc", standalone_mode=False)
+        with cli.make_context("mnemoc", words) as context:
+            cli.invoke(context)
         sys.stdout.flush()
-    except click.exceptions.Exit as request:
-        sys.exit(request.exit_code)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -82,9 +85,9 @@ def pins(_context: click.Context, param: click.Parameter, value: str | None) -> 
     return result
 
 
-def emitted(_context: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+def emitted(_context: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
     """Stages of the flow to write: ir,plan,kernels,schedule or a part of it."""
-    stages = tuple(value.split(","))
+    stages = tuple(value.split(",")) if value else ()
     if unknown := [stage for stage in stages if stage not in EMITTABLE]:
         known = ", ".join(EMITTABLE)
         raise UsageError(
@@ -101,6 +104,122 @@ json_flag = click.option("--json", "as_json", is_flag=True, help="Print one JSON
 @click.version_option(package_name="mnemoc", message="mnemoc %(version)s")
 def cli() -> None:
     """A compiler for long-context LLM serving: from a model, a cluster and a promise to tokens."""
+
+
+@cli.command()
+@click.argument("model")
+@click.option(
+    "--cluster", required=True, metavar="NAME|FILE", help="A shipped one, or a TOML file."
+)
+@click.option("--nodes", type=click.IntRange(1), help="Nodes to use at most.")
+@click.option("--gpus", type=click.IntRange(1), help="GPUs (ranks) to use at most.")
+@click.option("--context", callback=count, required=True, metavar="TOKENS", help="Such as 10M.")
+@click.option("--output-tokens", callback=count, default="256", show_default=True, metavar="TOKENS")
+@click.option("--concurrency", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--ttft", callback=duration, required=True, metavar="TIME", help="Such as 400s.")
+@click.option("--tbt", callback=duration, required=True, metavar="TIME", help="Such as 30ms.")
+@click.option("--objective", type=click.Choice(OBJECTIVES), default="gpus", show_default=True)
+@click.option("--target", metavar="TARGET", help="cuda:sm_90, cpu, ...: the cluster's by default.")
+@click.option("--layout", callback=pins, metavar="tp=T,spp=P,kvp=K", help="Degrees to pin.")
+@click.option("--emit", callback=emitted, metavar=",".join(EMITTABLE), help="Print these stages.")
+@click.option("-o", "--out", type=folder, metavar="DIR", help="Write the plan as an artifact.")
+@json_flag
+def plan(
+    model: str,
+    cluster: str,
+    nodes: int | None,
+    gpus: int | None,
+    context: int,
+    output_tokens: int,
+    concurrency: int,
+    ttft: float,
+    tbt: float,
+    objective: str,
+    target: str | None,
+    layout: dict[str, int],
+    emit: tuple[str, ...],
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Plan how MODEL is served on a cluster so that the promise is kept, and say why.
+
+    MODEL is a preset, a model folder or a config.json.
+
+    \b
+    Example:
+      mnemoc plan llama-3-8b --cluster dgx-h100 --nodes 16 --context 10M \\
+          --ttft 600s --tbt 30ms -o plan/
+    """
+    from . import pipeline
+    from .artifact import Workload
+
+    if nodes is not None and gpus is not None:
+        raise UsageError("--nodes and --gpus exclude each other", do="give one of them")
+    workload = Workload(context, ttft, tbt, output_tokens, concurrency, objective)
+    with console.progress_bar() as progress:
+        progress("planning")
+        planned = pipeline.plan(
+            model, cluster, workload, nodes=nodes, gpus=gpus, target=target, pinned=layout
+        )
+        files = pipeline.dump(planned, emit, progress) if emit else {}
+        if out is not None:
+            pipeline.emit(planned, out, progress)
+    if as_json:
+        click.echo(json.dumps(pipeline.describe(planned) | ({"files": files} if emit else {})))
+    elif emit:
+        for name, text in files.items():
+            click.echo(f"# {name}")
+            console.print_source(text, name)
+    else:
+        console.print_plan(
+            planned.spec.name, planned.cluster.name, planned.workload, planned.plan, out
+        )
+
+
+@cli.command()
+@click.argument("directory", type=folder)
+@click.argument("what", nargs=-1)
+def show(directory: Path, what: tuple[str, ...]) -> None:
+    """Show what a plan holds: plan, ir, schedule, kernel NAME, or a FILE of it.
+
+    \b
+    Example:
+      mnemoc show plan/ kernel attention_prefill
+    """
+    from . import artifact
+
+    manifest, contents = artifact.load(directory)
+    if what in ((), ("plan",)):
+        console.print_manifest(manifest)
+        return
+    for name in _wanted(contents, what):
+        if len(what) == 1 and what[0] != name:
+            click.secho(f"# {name}", dim=True)
+        console.print_source(_text(contents[name], name), name)
+
+
+def _wanted(contents: Mapping[str, bytes], what: tuple[str, ...]) -> list[str]:
+    """The files of an artifact that `show` was asked for."""
+    if what[0] in ("ir", "schedule") and len(what) == 1:
+        return sorted(name for name in contents if name.startswith(f"{what[0]}/"))
+    kernels = [Path(name).stem for name in contents if re.fullmatch(r"kernels/[a-z]\w*\.py", name)]
+    if what[0] == "kernel":
+        if len(what) == 2 and what[1] in kernels:
+            return [f"kernels/{what[1]}.py"]
+        raise UsageError("name one kernel", do=f"kernels: {', '.join(sorted(kernels))}")
+    if len(what) == 1 and what[0] in contents:
+        return [what[0]]
+    raise UsageError(
+        f"the plan holds no {' '.join(what)!r}",
+        do="ask for plan, ir, schedule, kernel NAME or one of " + ", ".join(sorted(contents)),
+    )
+
+
+def _text(data: bytes, name: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError("not text", where=name, do="open it with a disassembler") from error
 
 
 @cli.command("init-model")

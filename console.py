@@ -6,9 +6,9 @@ import json
 import os
 import select
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from .errors import Infeasible, MnemocError
 from .units import format_duration
@@ -16,7 +16,14 @@ from .units import format_duration
 if TYPE_CHECKING:
     from pygments.lexer import Lexer
 
-Progress = Callable[[str, float], None]  # what is being done, and the fraction that is done
+
+class Progress(Protocol):
+    """Told what is being done and, where it is known, the fraction that is done and the rest."""
+
+    def __call__(
+        self, what: str, fraction: float | None = None, eta_s: float | None = None
+    ) -> None: ...
+
 
 EXIT_FAULT = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
@@ -27,27 +34,31 @@ EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 def progress_bar() -> Iterator[Progress]:
     """A bar with an ETA on stderr while the block runs; nothing where stderr is no terminal."""
     if not sys.stderr.isatty():
-        yield lambda _what, _fraction: None
+        yield _unseen
         return
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f}% "),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[eta]}"),
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(bar_width=24),
+        rich.TimeElapsedColumn(),
+        rich.TextColumn("{task.fields[rest]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=1.0, eta="")
+    with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None, rest="")
 
-        def update(what: str, fraction: float) -> None:
-            remaining = bar.tasks[0].time_remaining
-            eta = f"ETA {format_duration(remaining)}" if remaining else ""
-            bar.update(task, description=what, completed=fraction, eta=eta)
+        def update(what: str, fraction: float | None = None, eta_s: float | None = None) -> None:
+            total = None if fraction is None else 1.0
+            bar.update(task, description=what, total=total, completed=fraction or 0.0)
+            rest = bar.tasks[0].time_remaining if eta_s is None else eta_s
+            bar.update(task, rest="" if rest is None else f"ETA {format_duration(rest)}")
 
         yield update
+
+
+def _unseen(what: str, fraction: float | None = None, eta_s: float | None = None) -> None:
+    """Progress that nobody watches."""
 
 
 def print_source(text: str, name: str) -> None:
