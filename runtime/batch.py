@@ -1,0 +1,183 @@
+"""Makes the `Batch` of one KVP group from its parts of a step. Decode rows first, then prefill rows.
+
+Parts keep the step's order, so that KVP peers agree on the order of the rows that they swap. A
+chunk may cross from one shard into the next: every active group gets all of its rows as queries,
+stores those that lie in its own shard (slot −1 otherwise), and `past` says what each query sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import torch
+
+from ..artifact import Batch, Exchange, Segments
+from .growth import Growth
+from .sequences import Part, Sequence
+
+MAX_CACHED_TABLES = 8
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What becomes of `count` logits rows from `first` on.
+
+    sample: the last of them yields a token; send: how many of them, from the first, go to the client.
+    """
+
+    sequence: Sequence
+    first: int
+    count: int
+    sample: bool
+    send: int
+
+
+class Batches:
+    """Builds batches for one group on one device, with the tensors that can be kept kept.
+
+    peers: by KVP group, the global rank of the worker of the same stage and tensor slice.
+    """
+
+    def __init__(
+        self, growth: Growth, page_size: int, peers: Seq[int], device: torch.device
+    ) -> None:
+        self.growth = growth
+        self.page_size = page_size
+        self.peers = peers
+        self.device = device
+        self._tables: dict[tuple[int, ...], torch.Tensor] = {}
+        self._arange = torch.arange(257, dtype=torch.int32, device=device)
+
+    def build(self, decodes: Seq[Part], chunks: Seq[Part]) -> tuple[Batch, list[Wanted]]:
+        ints = [
+            [part.token for part in decodes],
+            [part.cached for part in decodes],
+            [self._slot(part) for part in decodes],
+        ]
+        rows = torch.tensor(ints, dtype=torch.int64, device=self.device)
+        if chunks:
+            rows = torch.cat([rows, *(self._chunk_rows(part) for part in chunks)], dim=1)
+        last, wanted = self._wanted([*decodes, *chunks])
+        batch = Batch(
+            ids=rows[0],
+            pos=rows[1],
+            slots=rows[2],
+            last=torch.tensor(last, dtype=torch.int64, device=self.device),
+            num_decode=len(decodes),
+            decode=self._segments(decodes) if decodes else None,
+            prefill=self._segments(chunks) if chunks else None,
+            exchange=self._exchange([*decodes, *chunks]) if self.growth.kvp > 1 else (),
+        )
+        return batch, wanted
+
+    def _slot(self, part: Part) -> int:
+        """Where a decode's K/V is stored; −1 if on another group."""
+        if part.sequence.shard != part.owner:
+            return -1
+        local = part.cached - self.growth.start(part.owner)
+        return part.sequence.page_list[local // self.page_size] * self.page_size + (
+            local % self.page_size
+        )
+
+    def _chunk_rows(self, part: Part) -> torch.Tensor:
+        """ids, pos and slots of a chunk, int64 [3, rows]."""
+        n, end, shard = part.cached, part.cached + part.rows, part.sequence.shard
+        rows = torch.empty(3, part.rows, dtype=torch.int64, device=self.device)
+        rows[0] = part.sequence.prompt[n:end]
+        torch.arange(n, end, out=rows[1])
+        rows[2] = -1
+        start = self.growth.start(shard)
+        stop = start + self.growth.held(shard, end)
+        first = max(n, start)
+        if first < stop:
+            local = rows[1, first - n : stop - n] - start
+            pages = part.sequence.pages[0, local // self.page_size]
+            rows[2, first - n : stop - n] = pages * self.page_size + local % self.page_size
+        return rows
+
+    def _wanted(self, parts: Seq[Part]) -> tuple[list[int], list[Wanted]]:
+        """The rows whose logits are wanted on this group, and by whom."""
+        last: list[int] = []
+        wanted = []
+        row = 0
+        for part in parts:
+            if part.sequence.shard == part.owner:
+                rows, sample, send = _wanted_rows(part)
+                if rows:
+                    wanted.append(Wanted(part.sequence, len(last), len(rows), sample, send))
+                    last.extend(row + i for i in rows)
+            row += part.rows
+        return last, wanted
+
+    def _segments(self, parts: Seq[Part]) -> Segments:
+        held, start = self.growth.held, self.growth.start
+        kv_len = [held(part.sequence.shard, part.cached + part.rows) for part in parts]
+        past = [part.cached - start(part.sequence.shard) for part in parts]
+        ints = torch.tensor([kv_len, past], dtype=torch.int32, device=self.device)
+        return Segments(
+            rows=self._offsets(parts),
+            kv_len=ints[0],
+            past=ints[1],
+            pages=self._table(parts),
+            max_rows=max(part.rows for part in parts),
+            max_kv=max(kv_len),
+        )
+
+    def _offsets(self, parts: Seq[Part]) -> torch.Tensor:
+        if all(part.rows == 1 for part in parts) and len(parts) < self._arange.shape[0]:
+            return self._arange[: len(parts) + 1]
+        offsets = [0]
+        for part in parts:
+            offsets.append(offsets[-1] + part.rows)
+        return torch.tensor(offsets, dtype=torch.int32, device=self.device)
+
+    def _table(self, parts: Seq[Part]) -> torch.Tensor:
+        """Page table int32 [S, P]: the same tensor as long as the same sequences are together."""
+        if len(parts) == 1:
+            return parts[0].sequence.pages
+        key = tuple(part.sequence.id for part in parts)
+        if key not in self._tables:
+            if len(self._tables) >= MAX_CACHED_TABLES:
+                self._tables.clear()
+            width = max(part.sequence.pages.shape[1] for part in parts)
+            table = torch.zeros(len(parts), width, dtype=torch.int32, device=self.device)
+            for row, part in enumerate(parts):
+                table[row, : part.sequence.pages.shape[1]] = part.sequence.pages[0]
+            self._tables[key] = table
+        return self._tables[key]
+
+    def _exchange(self, parts: Seq[Part]) -> tuple[Exchange, ...]:
+        """All rows of a request are swapped between each two of its active groups."""
+        shared: dict[int, list[int]] = {}
+        row = 0
+        for part in parts:
+            for shard in range(part.owner + 1):
+                if shard != part.sequence.shard:
+                    peer = self.peers[self.growth.group(part.sequence.home, shard)]
+                    shared.setdefault(peer, []).extend(range(row, row + part.rows))
+            row += part.rows
+        return tuple(
+            Exchange(peer, torch.tensor(rows, dtype=torch.int64, device=self.device))
+            for peer, rows in sorted(shared.items())
+        )
+
+
+def _wanted_rows(part: Part) -> tuple[list[int], bool, int]:
+    """Rows (from 0) of the part whose logits are wanted, whether to sample, how many to send."""
+    asked = part.sequence.logits
+    if part.token >= 0:
+        return [0], True, int(asked != "none")
+    end = part.cached + part.rows
+    ends = end == part.sequence.prompt.shape[0]
+    rows: list[int] = []
+    if asked == "all":
+        rows = list(range(part.rows))
+    elif isinstance(asked, tuple):
+        rows = sorted(
+            {position - part.cached for position in asked if part.cached <= position < end}
+        )
+    if ends and (not rows or rows[-1] != part.rows - 1):
+        rows.append(part.rows - 1)
+    send = 0 if asked == "none" else len(rows)
+    return rows, ends, send

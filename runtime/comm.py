@@ -1,0 +1,75 @@
+"""The process groups of a rank: tensor parallel, KVP peers, neighbours in the pipeline.
+
+Each group is made by its own members only, and only where the degree is above 1.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
+
+from ..artifact import Layout
+
+STORE_FD = "MNEMOC_STORE_FD"
+"""Environment: rank 0 serves the rendezvous on this listening socket (set by the nursery)."""
+
+TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Comm:
+    """What a schedule's step() talks through. prev, next: global ranks of the pipeline neighbours."""
+
+    tp: dist.ProcessGroup | None
+    tp_rank: int
+    pp: dist.ProcessGroup | None
+    prev: int | None
+    next: int | None
+    kvp: dist.ProcessGroup | None
+
+
+def connect(layout: Layout, rank: int, backend: str) -> Comm:
+    """Join the world (torchrun's environment) and make this rank's groups."""
+    stage, group, tp_rank = layout.coordinates(rank)
+    if layout.gpus > 1:
+        _join(layout, rank, backend)
+    return Comm(
+        tp=_group("tp", [layout.rank(stage, group, t) for t in range(layout.tp)]),
+        tp_rank=tp_rank,
+        pp=_group("pp", [layout.rank(s, group, tp_rank) for s in range(layout.spp)]),
+        prev=layout.rank(stage - 1, group, tp_rank) if stage > 0 else None,
+        next=layout.rank(stage + 1, group, tp_rank) if stage + 1 < layout.spp else None,
+        kvp=_group("kvp", [layout.rank(stage, g, tp_rank) for g in range(layout.kvp)]),
+    )
+
+
+def _join(layout: Layout, rank: int, backend: str) -> None:
+    if STORE_FD not in os.environ:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+        return
+    store = TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        layout.gpus,
+        is_master=rank == 0,
+        timeout=timedelta(minutes=2),
+        wait_for_workers=False,
+        master_listen_fd=int(os.environ[STORE_FD]) if rank == 0 else None,
+    )
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=layout.gpus, timeout=TIMEOUT
+    )
+
+
+def _group(axis: str, ranks: Iterable[int]) -> dist.ProcessGroup | None:
+    members = list(ranks)
+    if len(members) == 1:
+        return None
+    made = dist.new_group(members, use_local_synchronization=True, group_desc=axis)
+    assert isinstance(made, dist.ProcessGroup), f"this rank is not a member of its own {axis} group"
+    return made

@@ -1,0 +1,220 @@
+"""The engine: `step()` = schedule, dispatch, settle, in a thread of its own. No torch.
+
+    with Engine.start(directory, weights) as engine:
+        for token in engine.submit(Request(prompt_ids, max_tokens=32)):
+            print(token.id)
+
+Requests come in from any thread; the engine's thread alone touches the scheduler and the workers.
+When a worker dies, the requests that were running fail with its story, those still waiting keep
+waiting, and fresh workers are started.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import queue
+import secrets
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import cast
+
+from .. import artifact
+from ..artifact import Manifest
+from ..errors import BadInput, MnemocError, RuntimeFault
+from ..units import format_count
+from .cost import PlanCost
+from .flights import Flights
+from .loader import ArtifactModules
+from .protocol import Done
+from .request import Event, Handle, Request, now_s
+from .scheduler import Scheduler
+from .stats import Stats
+from .weights import Checkpoint
+from .workers import Down, NurseryProcess, Up, Workers
+
+MAX_RESTARTS = 3
+"""Restarts in a row, without a step in between, after which the engine gives up."""
+
+
+class Engine:
+    """A running plan. Make it with `Engine.start`; close it, or use it as a context manager."""
+
+    def __init__(self, manifest: Manifest, scheduler: Scheduler, workers: Workers) -> None:
+        self.manifest = manifest
+        self.vocab = int(manifest.model["vocab"])
+        self.stats = Stats()
+        self._scheduler = scheduler
+        self._workers = workers
+        self._flights = Flights(manifest, scheduler, workers, self.stats)
+        self._inbox: queue.SimpleQueue[Handle | int | None] = queue.SimpleQueue()
+        self._ids = itertools.count()
+        self._failed: MnemocError | None = None
+        self._restarts = 0
+        self._closing = False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="mnemoc-engine", daemon=True)
+
+    @classmethod
+    def start(
+        cls,
+        directory: Path,
+        weights: Path,
+        *,
+        progress: Callable[[str], None] | None = None,
+        nursery: NurseryProcess | None = None,
+    ) -> Engine:
+        """Verify the artifact, start the workers, load the weights; returns when all are ready.
+
+        nursery: a process that forks workers, to be shared by several engines; else one is made.
+        Raises BadInput for a plan or weights that do not fit, RuntimeFault if workers cannot start.
+        """
+        say = progress or (lambda message: None)
+        manifest, contents = artifact.load(Path(directory))
+        Checkpoint.open(Path(weights))
+        plan = manifest.plan
+        cost = PlanCost(ArtifactModules(Path(directory), contents, ["cost.py"]).load("cost"))
+        workload = manifest.workload
+        scheduler = Scheduler(plan, cost, workload.context, workload.tbt_s)
+        say(f"starting {plan.gpus} worker{'s' if plan.gpus > 1 else ''}")
+        workers = Workers(Path(directory), Path(weights), plan.gpus, nursery)
+        try:
+            say("loading weights")
+            workers.spawn()
+            while not workers.up:
+                for event in workers.poll(None):
+                    if isinstance(event, Down):
+                        raise event.error
+        except BaseException:
+            workers.close()
+            raise
+        engine = cls(manifest, scheduler, workers)
+        engine._thread.start()
+        return engine
+
+    def submit(self, request: Request, sink: Callable[[Event], None] | None = None) -> Handle:
+        """Queue a request. From any thread.
+
+        sink: called with each event in the engine's thread, instead of the handle's own queue.
+        Raises BadInput for a request that can never be served, RuntimeFault if the engine is down.
+        """
+        self._check(request)
+        if request.sampling.temperature > 0 and request.sampling.seed is None:
+            seeded = dataclasses.replace(request.sampling, seed=secrets.randbits(62))
+            request = dataclasses.replace(request, sampling=seeded)
+        handle = Handle(request, next(self._ids), now_s(), self._tell, sink, self.vocab)
+        if not self._tell(handle):
+            raise cast(MnemocError, self._failed)
+        return handle
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the workers are up and the engine's loop runs."""
+        return self._workers.up and self._failed is None
+
+    @property
+    def num_running(self) -> int:
+        return len(self._scheduler.running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._scheduler.waiting)
+
+    @property
+    def kv_used_fraction(self) -> float:
+        return self._scheduler.book.used_fraction
+
+    def close(self) -> None:
+        """End all requests and all workers. May be called twice."""
+        self._tell(None)
+        self._thread.join()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def step(self, wait_s: float | None = None) -> None:
+        """Schedule, dispatch, settle: fill the pipeline, then wait for what comes back."""
+        while self._workers.up and self._flights.room and self._flights.dispatch(now_s()):
+            pass
+        for event in self._workers.poll(wait_s):
+            if isinstance(event, Done):
+                self._restarts = 0
+                self._flights.settle(event, now_s())
+            elif isinstance(event, Up):
+                self.stats.restarts += 1
+            else:
+                self._recover(event.error)
+
+    def _run(self) -> None:
+        error: MnemocError = RuntimeFault("the engine was closed")
+        try:
+            while not self._closing:
+                self.step()
+                self._read_inbox()
+        except MnemocError as fault:
+            error = fault
+        except Exception as bug:
+            error = RuntimeFault(f"the engine failed: {type(bug).__name__}: {bug}")
+            error.__cause__ = bug
+        finally:
+            with self._lock:
+                self._failed = error
+            self._read_inbox()
+            self._flights.fail_all(error)
+            self._workers.close()
+
+    def _read_inbox(self) -> None:
+        while not self._inbox.empty():
+            message = self._inbox.get()
+            if message is None:
+                self._closing = True
+            elif isinstance(message, int):
+                self._flights.cancel(message)
+            else:
+                self._flights.accept(message)
+
+    def _recover(self, error: MnemocError) -> None:
+        """The workers are gone: what ran fails, what waits goes on waiting, fresh workers start."""
+        self._flights.fail_running(error)
+        self._restarts += 1
+        if self._restarts > MAX_RESTARTS:
+            raise error
+        self._workers.spawn()
+
+    def _tell(self, message: Handle | int | None) -> bool:
+        """Put a message before the engine's thread; False if that has ended."""
+        with self._lock:
+            if self._failed is not None:
+                return False
+            self._inbox.put(message)
+            self._workers.wake()
+            return True
+
+    def _check(self, request: Request) -> None:
+        """Refuse at once what can never run."""
+        prompt, context = len(request.prompt_ids), self.manifest.workload.context
+        if prompt > context:
+            raise BadInput(
+                f"the prompt has {prompt} tokens, the plan is for {format_count(context)}",
+                do=f"shorten it, or plan with --context {prompt}",
+            )
+        if not self._scheduler.book.fits_ever(request.kv_tokens):
+            raise BadInput(
+                f"{prompt} prompt tokens and {request.max_tokens} new ones need more KV pages "
+                f"than the plan has",
+                do="shorten the prompt, lower max_tokens, or plan with a larger --context",
+            )
+        lowest, highest = min(request.prompt_ids), max(request.prompt_ids)
+        if lowest < 0 or highest >= self.vocab:
+            bad = lowest if lowest < 0 else highest
+            raise BadInput(f"token ids lie in 0..{self.vocab - 1}", where="prompt", got=bad)

@@ -1,0 +1,185 @@
+"""What a client hands in and gets back: `Request`, `Sampling`, and the `Handle` that yields tokens."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import queue
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from ..errors import BadInput, MnemocError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+FinishReason = Literal["stop", "length", "cancelled"]
+Logits = Literal["none", "last", "all"] | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen, and when they end.
+
+    temperature 0 is greedy; top_k 0 and top_p 1 are off; the same seed gives the same tokens.
+    stop_ids: tokens that end the answer, beside the model's own end-of-sequence tokens;
+        ignore_eos: let only `stop_ids` end it; min_tokens: end it no sooner.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 2):
+            raise BadInput("temperature must lie in 0..2", got=self.temperature)
+        if not 0 < self.top_p <= 1:
+            raise BadInput("top_p must lie in (0, 1]", got=self.top_p)
+        if self.top_k < 0:
+            raise BadInput("top_k must be 0 (off) or more", got=self.top_k)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt as token ids, and what to do with it.
+
+    logits: "none"; "last" (of every token that is sampled from); "all" (of the prompt's rows too);
+        or positions of the prompt whose logits are wanted beside the sampled ones.
+    """
+
+    prompt_ids: tuple[int, ...]
+    max_tokens: int = 16
+    sampling: Sampling = Sampling()
+    logits: Logits = "none"
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids:
+            raise BadInput("the prompt is empty", do="give at least one token")
+        if self.max_tokens < 1:
+            raise BadInput("max_tokens must be 1 or more", got=self.max_tokens)
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that will be cached at most: the last one generated never is."""
+        return len(self.prompt_ids) + self.max_tokens - 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` prompt tokens are prefilled; eta_s: predicted seconds to the first token."""
+
+    done: int
+    total: int
+    eta_s: float
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token. time_s: on time.monotonic's clock; finish: why it is the last, if it is."""
+
+    id: int
+    index: int
+    time_s: float
+    finish: FinishReason | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """No more events: cancelled (error is None) or failed."""
+
+    error: MnemocError | None = None
+
+
+Event = Progress | Token | Ended
+
+
+@dataclass(eq=False)
+class Handle:
+    """A submitted request: iterate it for tokens (`for token in handle`), or `events()` for progress too.
+
+    Iteration raises the error that ended the request, if one did. With a `sink` there is nothing to
+    iterate. Times are seconds on time.monotonic's clock.
+    """
+
+    request: Request
+    id: int
+    submitted_s: float
+    on_cancel: Callable[[int], object]
+    sink: Callable[[Event], None] | None
+    vocab: int
+    token_times_s: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    logits_bytes: list[bytes] = field(default_factory=list)
+    scheduled_s: float | None = None
+    progress: Progress | None = None
+    finish_reason: FinishReason | None = None
+    error: MnemocError | None = None
+    _events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
+
+    def __iter__(self) -> Iterator[Token]:
+        return (event for event in self.events() if isinstance(event, Token))
+
+    def events(self) -> Iterator[Progress | Token]:
+        """Prefill progress and tokens as they come, until the request ends."""
+        while True:
+            event = self._events.get()
+            if isinstance(event, Ended):
+                if event.error is not None:
+                    raise event.error
+                return
+            yield event
+            if isinstance(event, Token) and event.finish is not None:
+                return
+
+    def cancel(self) -> None:
+        """Stop it and free its pages at once. Harmless when it is over."""
+        self.on_cancel(self.id)
+
+    def result(self) -> Handle:
+        """Wait for the end; returns itself, for its `tokens`, `logits` and times."""
+        for _ in self.events():
+            pass
+        return self
+
+    @property
+    def logits(self) -> npt.NDArray[np.float32]:
+        """The rows that were asked for, [rows, vocab], in the order of their positions."""
+        import numpy as np
+
+        data = b"".join(self.logits_bytes)
+        return np.frombuffer(data, dtype=np.float32).reshape(-1, self.vocab)
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Measured time to first token."""
+        return self.token_times_s[0] - self.submitted_s if self.token_times_s else None
+
+    @property
+    def tbt_s(self) -> list[float]:
+        """Measured times between tokens."""
+        return [after - before for before, after in itertools.pairwise(self.token_times_s)]
+
+    def deliver(self, event: Event) -> None:
+        """Engine's side: record the event and hand it to whoever waits."""
+        if isinstance(event, Progress):
+            self.progress = event
+        elif isinstance(event, Token):
+            self.tokens.append(event.id)
+            self.token_times_s.append(event.time_s)
+            self.finish_reason = event.finish
+        else:
+            self.error = event.error
+            self.finish_reason = self.finish_reason or "cancelled"
+        (self.sink or self._events.put)(event)
+
+
+def now_s() -> float:
+    """The engine's clock."""
+    return time.monotonic()

@@ -1,0 +1,32 @@
+"""What the engine counts as it runs."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+KEPT = 4096
+"""Iterations whose times are kept."""
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One micro-batch: its tokens, dispatch to last reply, and what of it the last stage was busy."""
+
+    decodes: int
+    prefill_tokens: int
+    wall_s: float
+    busy_s: float
+
+
+@dataclass
+class Stats:
+    """Counters since the start, and the latest iterations."""
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    restarts: int = 0
+    iterations: deque[Iteration] = field(default_factory=lambda: deque(maxlen=KEPT))

@@ -1,0 +1,238 @@
+"""Weights from a Hugging Face directory: safetensors only, each rank reading only its slices.
+
+A role's PARAMETERS say which tensors it wants and how they are cut; `Checkpoint` knows, from the
+files' headers alone and without torch, what is there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BadInput
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies: its bytes begin at `start` of the file."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+    start: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a model directory, by name, read from the headers."""
+
+    directory: Path
+    tensors: Mapping[str, Stored]
+
+    @classmethod
+    def open(cls, directory: Path) -> Checkpoint:
+        """Read index and headers. Missing, damaged or other than safetensors: BadInput."""
+        if not directory.is_dir():
+            raise BadInput(
+                "no such directory of weights", where=directory, do="give a Hugging Face directory"
+            )
+        tensors: dict[str, Stored] = {}
+        for file in _files(directory):
+            tensors |= dict(_header(file))
+        return cls(directory, tensors)
+
+    def find(self, name: str) -> Stored:
+        stored = self.tensors.get(name)
+        if stored is None:
+            raise BadInput(f"the tensor {name} is missing", where=self.directory, do=_OTHER)
+        if stored.dtype not in FLOATS:
+            raise BadInput(
+                f"the tensor {name} is {stored.dtype}",
+                where=stored.file,
+                do=f"mnemoc reads {', '.join(FLOATS)}",
+            )
+        return stored
+
+
+_OTHER = "these are not the weights of the planned model"
+
+
+def load_weights(
+    checkpoint: Checkpoint,
+    parameters: Sequence[Mapping[str, Any]],
+    first_layer: int,
+    num_layers: int,
+    tp: int,
+    tp_rank: int,
+    device: torch.device,
+) -> SimpleNamespace:
+    """w.<name> for globals, w.layers[i].<name> for what each layer has (i from 0 in the stage)."""
+    weights = SimpleNamespace(layers=[SimpleNamespace() for _ in range(num_layers)])
+    with ExitStack() as stack:
+        reader = _Reader(checkpoint, stack, tp, tp_rank, device)
+        for parameter in parameters:
+            if parameter["per_layer"]:
+                for i, layer in enumerate(weights.layers):
+                    setattr(layer, parameter["name"], reader.read(parameter, first_layer + i))
+            else:
+                setattr(weights, parameter["name"], reader.read(parameter, None))
+    return weights
+
+
+def numpy_weights(directory: Path) -> dict[str, npt.NDArray[np.float32]]:
+    """Every tensor of a model directory, whole, in float32, without torch: for references."""
+    import numpy as np
+
+    checkpoint = Checkpoint.open(directory)
+    weights = {}
+    for name in checkpoint.tensors:
+        stored = checkpoint.find(name)
+        dtype = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}[stored.dtype]
+        count = math.prod(stored.shape)
+        raw = np.fromfile(stored.file, dtype, count, offset=stored.start)
+        if stored.dtype == "BF16":  # the upper half of a float32
+            raw = (raw.astype("<u4") << 16).view("<f4")
+        weights[name] = raw.astype(np.float32).reshape(stored.shape)
+    return weights
+
+
+class _Reader:
+    """Keeps the files open while a rank's parameters are read."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, stack: ExitStack, tp: int, tp_rank: int, device: torch.device
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.stack = stack
+        self.tp = tp
+        self.tp_rank = tp_rank
+        self.device = device
+        self._open: dict[Path, Any] = {}
+
+    def read(self, parameter: Mapping[str, Any], layer: int | None) -> torch.Tensor:
+        """One parameter of this rank: its piece of each source, one below the other."""
+        import torch
+
+        shape, dim = tuple(parameter["shape"]), parameter["dim"]
+        names = [source.format(layer=layer) for source in parameter["sources"]]
+        stored = [self.checkpoint.find(name) for name in names]
+        self._check(shape, dim, names, stored)
+        out = torch.empty(shape, dtype=getattr(torch, parameter["dtype"]), device=self.device)
+        row = 0
+        for name, tensor in zip(names, stored, strict=True):
+            piece = self._piece(name, tensor, dim)
+            out[row : row + piece.shape[0]].copy_(piece)
+            row += piece.shape[0]
+        return out
+
+    def _piece(self, name: str, stored: Stored, dim: int | None) -> torch.Tensor:
+        source = self._file(stored.file).get_slice(name)
+        if dim is None:
+            return source[:]  # type: ignore[no-any-return]
+        size = stored.shape[dim] // self.tp
+        cut = slice(self.tp_rank * size, (self.tp_rank + 1) * size)
+        return source[cut] if dim == 0 else source[:, cut]
+
+    def _file(self, file: Path) -> Any:
+        from safetensors import SafetensorError, safe_open
+
+        if file not in self._open:
+            try:
+                opened = safe_open(str(file), framework="pt")  # type: ignore[no-untyped-call]
+            except (OSError, SafetensorError) as error:
+                raise BadInput(f"cannot be read: {error}", where=file) from error
+            self._open[file] = self.stack.enter_context(opened)
+        return self._open[file]
+
+    def _check(
+        self, shape: tuple[int, ...], dim: int | None, names: list[str], stored: list[Stored]
+    ) -> None:
+        """Each source, cut in tp pieces along dim and put one below the other, must give `shape`."""
+        rows = 0
+        for name, tensor in zip(names, stored, strict=True):
+            whole = [size * (self.tp if axis == dim else 1) for axis, size in enumerate(shape)]
+            alike = len(tensor.shape) == len(shape) and all(
+                axis == 0 or got == want
+                for axis, (got, want) in enumerate(zip(tensor.shape, whole, strict=True))
+            )
+            if not alike or tensor.shape[0] % (self.tp if dim == 0 else 1):
+                self._refuse(name, tensor, whole if len(names) == 1 else ["…", *whole[1:]])
+            rows += tensor.shape[0]
+        wanted = shape[0] * (self.tp if dim == 0 else 1)
+        if rows != wanted:
+            self._refuse(" + ".join(names), stored[0], [wanted, *shape[1:]], rows)
+
+    def _refuse(
+        self, name: str, stored: Stored, wanted: list[Any], rows: int | None = None
+    ) -> None:
+        got = list(stored.shape) if rows is None else [rows, *stored.shape[1:]]
+        want = "[" + ", ".join(str(size) for size in wanted) + "]"
+        raise BadInput(
+            f"{name} has shape {got}, the plan wants {want}", where=stored.file, do=_OTHER
+        )
+
+
+def _files(directory: Path) -> list[Path]:
+    index = directory / INDEX
+    if not index.exists():
+        if (directory / SINGLE).is_file():
+            return [directory / SINGLE]
+        found = sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
+        raise BadInput(
+            "no safetensors weights" + (f", only {found[0]}" if found else ""),
+            where=directory,
+            do=f"mnemoc reads {SINGLE} or {INDEX} with its shards",
+        )
+    try:
+        shards = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BadInput("not an index of safetensors shards", where=index) from error
+    for shard in sorted(shards, key=str):
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise BadInput("a shard lies outside the directory", where=index, got=shard)
+        if not (directory / shard).is_file():
+            raise BadInput(f"the shard {shard} is missing", where=directory)
+    return [directory / shard for shard in sorted(shards)]
+
+
+def _header(file: Path) -> Iterator[tuple[str, Stored]]:
+    """The tensors that a safetensors file says it holds; its length must agree."""
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if length > MAX_HEADER_BYTES:
+                raise ValueError("header too long")
+            header = json.loads(opened.read(length))
+        header.pop("__metadata__", None)
+        end = 0
+        for name, entry in header.items():
+            shape = tuple(int(size) for size in entry["shape"])
+            first, last = entry["data_offsets"]
+            if math.prod(shape) and last <= first:
+                raise ValueError("empty tensor")
+            end = max(end, last)
+            yield name, Stored(file, shape, str(entry["dtype"]), 8 + length + first)
+        if file.stat().st_size != 8 + length + end:
+            raise ValueError("cut short")
+    except OSError as error:
+        raise BadInput(f"cannot be read: {error.strerror}", where=file) from error
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BadInput(
+            "not a whole safetensors file", where=file, do="download it again"
+        ) from error

@@ -1,0 +1,237 @@
+"""The distributed executor: the engine's side of the workers. No torch.
+
+Starts them through a nursery, sends steps, collects what comes back, and notices within moments when
+one is gone. `poll` is the only place where the engine waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, cast
+
+import zmq
+
+from ..errors import BadInput, MnemocError, RuntimeFault
+from .protocol import Done, Failed, Step, decode_reply, encode_step
+
+GRACE_S = 0.3
+"""After the first sign of a fault, wait this long for the sign that names its cause."""
+
+
+@dataclass(frozen=True)
+class Up:
+    """All workers are ready for steps."""
+
+
+@dataclass(frozen=True)
+class Down:
+    """The workers are no longer usable."""
+
+    error: MnemocError
+
+
+@dataclass
+class NurseryProcess:
+    """The process that forks workers. It may serve one engine after another."""
+
+    threads: int = 1
+    process: subprocess.Popen[bytes] = field(init=False)
+    _line: bytes = b""
+
+    def __post_init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        env = dict(os.environ)
+        env["OMP_NUM_THREADS"] = str(self.threads)
+        env.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        self._line = b""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "mnemoc.runtime.nursery"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=env,
+            bufsize=0,
+        )
+
+    def order(self, message: Mapping[str, Any]) -> None:
+        cast(IO[bytes], self.process.stdin).write(json.dumps(message).encode() + b"\n")
+
+    def fileno(self) -> int:
+        return cast(IO[bytes], self.process.stdout).fileno()
+
+    def hear(self) -> list[dict[str, Any]] | None:
+        """Its messages (call it when `fileno` is readable); None once it is gone."""
+        data = os.read(self.fileno(), 65536)
+        if not data:
+            return None
+        *lines, self._line = (self._line + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def close(self) -> None:
+        """End it and, with it, all of its workers."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            cast(IO[bytes], pipe).close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Workers:
+    """`world` workers for one artifact and its weights."""
+
+    def __init__(
+        self, artifact: Path, weights: Path, world: int, nursery: NurseryProcess | None
+    ) -> None:
+        self.world = world
+        self.up = False
+        self._own_nursery = nursery is None
+        self.threads = int(os.environ.get("MNEMOC_THREADS", "1"))
+        self._nursery = nursery or NurseryProcess(self.threads)
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.sndhwm = self._socket.rcvhwm = 0
+        self._socket.linger = 0
+        port = self._socket.bind_to_random_port("tcp://127.0.0.1")
+        self._env = {
+            "MNEMOC_CONTROL": f"tcp://127.0.0.1:{port}",
+            "MNEMOC_ARTIFACT": str(artifact.absolute()),
+            "MNEMOC_WEIGHTS": str(weights.absolute()),
+            "MNEMOC_THREADS": str(self.threads),
+            "WORLD_SIZE": str(world),
+        }
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._wake_read, zmq.POLLIN)
+        self._poller.register(self._nursery.fileno(), zmq.POLLIN)
+        self._names: dict[bytes, int] = {}
+        self._ready: set[int] = set()
+        self._suspect: tuple[float, MnemocError] | None = None
+        self._ending = 0  # nursery answers to wait for before its news concern us again
+
+    def spawn(self) -> None:
+        """Start a fresh set of workers, after ending those that run. `poll` reports Up or Down."""
+        self.kill()
+        if self._nursery.process.poll() is not None:
+            self._poller.unregister(self._nursery.fileno())
+            self._nursery.close()
+            self._nursery.start()
+            self._poller.register(self._nursery.fileno(), zmq.POLLIN)
+            self._ending = 0
+        token = secrets.token_hex(16)
+        self._names = {f"{token}-{rank}".encode(): rank for rank in range(self.world)}
+        spawn = {**self._env, "MNEMOC_TOKEN": token}
+        self._nursery.order({"spawn": spawn, "ranks": list(range(self.world))})
+
+    def kill(self) -> None:
+        """End all workers."""
+        self.up = False
+        self._names, self._suspect = {}, None
+        self._ready.clear()
+        if self._nursery.process.poll() is None:
+            try:
+                self._nursery.order({"kill": True})
+                self._ending += 1
+            except BrokenPipeError:
+                self._nursery.process.wait()
+
+    def send(self, step: Step) -> None:
+        """The step, to every worker."""
+        frames = encode_step(step)
+        for name in self._names:
+            self._socket.send_multipart([name, *frames])
+
+    def wake(self) -> None:
+        """From any thread: let `poll` return."""
+        with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
+            os.write(self._wake_write, b"\0")
+
+    def poll(self, timeout_s: float | None) -> list[Done | Up | Down]:
+        """What happened, waiting up to `timeout_s` seconds (None: until something does)."""
+        if self._suspect is not None:
+            left_s = max(0.0, self._suspect[0] - time.monotonic())
+            timeout_s = left_s if timeout_s is None else min(timeout_s, left_s)
+        timeout = None if timeout_s is None else math.ceil(timeout_s * 1000)
+        readable = dict(self._poller.poll(timeout))
+        events: list[Done | Up | Down] = []
+        if self._wake_read in readable:
+            os.read(self._wake_read, 4096)
+        if self._socket in readable:
+            self._hear_workers(events)
+        if self._nursery.fileno() in readable:
+            self._hear_nursery()
+        if self._suspect is not None and time.monotonic() >= self._suspect[0]:
+            events.append(Down(self._suspect[1]))
+            self.kill()
+        return events
+
+    def close(self) -> None:
+        if self._own_nursery:
+            self._nursery.close()
+        else:
+            self.kill()
+        self._context.destroy(linger=0)
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _hear_workers(self, events: list[Done | Up | Down]) -> None:
+        while int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            name, *frames = self._socket.recv_multipart()
+            if name not in self._names:
+                continue  # a worker of an earlier set, or a stranger
+            reply = decode_reply(frames)
+            if isinstance(reply, Done):
+                events.append(reply)
+            elif isinstance(reply, Failed):
+                self._failed(reply)
+            else:
+                self._ready.add(reply.rank)
+                if len(self._ready) == self.world:
+                    self.up = True
+                    events.append(Up())
+
+    def _failed(self, reply: Failed) -> None:
+        if reply.exit_code == BadInput.exit_code:
+            self._suspicion(BadInput(reply.sentence), certain=True)
+            return
+        fault = RuntimeFault(reply.sentence)
+        fault.add_note(reply.trace)
+        self._suspicion(fault, certain=False)
+
+    def _hear_nursery(self) -> None:
+        messages = self._nursery.hear()
+        if messages is None:
+            self._nursery.process.wait()
+            self._suspicion(RuntimeFault("the parent process of the workers died"), certain=True)
+            return
+        for message in messages:
+            if "killed" in message:
+                self._ending -= 1
+            elif "died" in message and not self._ending:
+                self._died(message["died"], message["code"])
+
+    def _died(self, rank: int, code: int) -> None:
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        self._suspicion(RuntimeFault(f"worker {rank} died ({how})"), certain=code < 0)
+
+    def _suspicion(self, error: MnemocError, certain: bool) -> None:
+        """Note a fault. A certain cause replaces a mere symptom and needs no more waiting."""
+        if certain:
+            self._suspect = (time.monotonic(), error)
+        elif self._suspect is None:
+            self._suspect = (time.monotonic() + GRACE_S, error)
