@@ -11,11 +11,8 @@ from dataclasses import dataclass
 
 from .templating import render
 
-L2_BLOCK_BYTES = 768 * 1024
-"""Bytes of one KV block that the CPU decode streams into a core's second-level cache (1 MiB here)."""
-
-SHORT_BYTES = 128 * 1024
-"""Bytes of keys, over all KV heads, up to which the fused CPU kernel wins: the loop costs more calls."""
+STREAM_BYTES = 2 * 1024**2
+"""Bytes of keys and values that the CPU decode draws into the caches before it attends to them."""
 
 _FILES = (
     "__init__",
@@ -68,12 +65,12 @@ def render_kernels(spec: KernelSpec) -> dict[str, str]:
 
 
 def _torch(spec: KernelSpec) -> dict[str, object]:
-    token_bytes = spec.head_dim * 4
+    token_bytes = 2 * spec.num_kv_heads * spec.head_dim * 4
     return {
         **vars(spec),
         "title": f"{spec.num_heads} × {spec.head_dim} query heads, hidden size {spec.hidden}",
         "group": spec.group,
-        "scale": spec.head_dim**-0.5,
-        "block": L2_BLOCK_BYTES // token_bytes,
-        "short": SHORT_BYTES // token_bytes // spec.num_kv_heads,
+        # With few queries on a key, the fused kernel reads memory well enough by itself.
+        "stream": spec.group >= 4 or spec.group * spec.head_dim >= 128,
+        "block": STREAM_BYTES // token_bytes,
     }
