@@ -128,9 +128,7 @@ class _Bench:
         kernel = self.program.attention_prefill
         q, out, lse = self.rows(CHUNK)
         plan = kernel.prepare(self.segments(CHUNK, CONTEXT + CHUNK))
-        seconds = self.median_s(
-            lambda: kernel.attention_prefill(q, self.k, self.v, plan, out, lse)
-        )
+        seconds = self.median_s(lambda: kernel.attention_prefill(q, self.k, self.v, plan, out, lse))
         pairs = CHUNK * CONTEXT + CHUNK * (CHUNK + 1) // 2
         return 4 * pairs * self.heads * self.dim / seconds
 
@@ -184,9 +182,7 @@ class _Bench:
             return torch.tensor(values, dtype=torch.int32)
 
         pages = torch.arange(-(-kv_len // page_size), dtype=torch.int32)[None]
-        return Segments(
-            table(0, rows), table(kv_len), table(kv_len - rows), pages, rows, kv_len
-        )
+        return Segments(table(0, rows), table(kv_len), table(kv_len - rows), pages, rows, kv_len)
 
     def median_s(self, run: Callable[[], object], least_s: float = 0.4) -> float:
         return _median_s(run, least_s)

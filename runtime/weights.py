@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import BadInput
 
@@ -143,18 +143,18 @@ class _Reader:
 
     def _piece(self, name: str, stored: Stored, dim: int | None) -> torch.Tensor:
         source = self._file(stored.file).get_slice(name)
-        if dim is None:
-            return source[:]  # type: ignore[no-any-return]
-        size = stored.shape[dim] // self.tp
-        cut = slice(self.tp_rank * size, (self.tp_rank + 1) * size)
-        return source[cut] if dim == 0 else source[:, cut]
+        cuts = [slice(None)] * (dim or 0)
+        if dim is not None:
+            size = stored.shape[dim] // self.tp
+            cuts.append(slice(self.tp_rank * size, (self.tp_rank + 1) * size))
+        return cast("torch.Tensor", source[tuple(cuts)] if cuts else source[:])
 
     def _file(self, file: Path) -> Any:
         from safetensors import SafetensorError, safe_open
 
         if file not in self._open:
             try:
-                opened = safe_open(str(file), framework="pt")  # type: ignore[no-untyped-call]
+                opened = safe_open(str(file), framework="pt")
             except (OSError, SafetensorError) as error:
                 raise BadInput(f"cannot be read: {error}", where=file) from error
             self._open[file] = self.stack.enter_context(opened)

@@ -1,0 +1,132 @@
+"""Every layout, against transformers: the logits of every row, and 32 greedy tokens.
+
+All eight layouts with tp, spp, kvp ∈ {1, 2}, four model families, two chunk policies. Four requests
+of different lengths run at once, so that micro-batches are ragged and mix decodes with chunks of
+several prompts; the longer ones cross from one KVP group into the next in the middle of a chunk.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from mnemoc.artifact import ChunkRule
+from mnemoc.runtime import Engine, Request, Sampling
+from mnemoc.runtime.workers import NurseryProcess
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+LAYOUTS = tuple(itertools.product((1, 2), repeat=3))
+POLICIES = {
+    "shrinking": (ChunkRule(0, 64, 48, 1, 1e-3), ChunkRule(64, 4096, 20, 1, 1e-3)),
+    "large": (ChunkRule(0, 4096, 130, 1, 1e-3),),
+}
+LENGTHS = (210, 5, 33, 150)
+NEW_TOKENS = 32
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A prompt, its greedy continuation, and the logits after each of their positions but the last."""
+
+    prompt: tuple[int, ...]
+    tokens: list[int]
+    logits: npt.NDArray[np.float32]
+
+
+References = Callable[[str], list[Expected]]
+
+
+@pytest.fixture(scope="module")
+def references(models: Callable[..., Path]) -> References:
+    """What transformers says, by family, computed once."""
+    made: dict[str, list[Expected]] = {}
+
+    def reference(family: str) -> list[Expected]:
+        if family not in made:
+            made[family] = _ask_transformers(models(family))
+        return made[family]
+
+    return reference
+
+
+def _ask_transformers(directory: Path) -> list[Expected]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(1)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager"
+    )
+    choose = random.Random(3)
+    expected = []
+    for length in LENGTHS:
+        prompt = tuple(choose.randrange(256) for _ in range(length))
+        with torch.inference_mode():
+            ids = torch.tensor([prompt])
+            new = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=NEW_TOKENS,
+                min_new_tokens=NEW_TOKENS,
+                eos_token_id=None,
+                pad_token_id=0,
+            )[0, length:]
+            logits = model(torch.cat([ids, new[None, :-1]], dim=1)).logits[0]
+        expected.append(Expected(prompt, new.tolist(), logits.numpy()))
+    return expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("tp", "spp", "kvp"), LAYOUTS)
+def test_a_layout_gives_the_logits_and_the_greedy_tokens_of_transformers(
+    tp: int,
+    spp: int,
+    kvp: int,
+    family: str,
+    models: Callable[..., Path],
+    plans: Callable[..., Path],
+    nursery: NurseryProcess,
+    references: References,
+) -> None:
+    model = models(family)
+    which = (tp + spp + kvp + FAMILIES.index(family)) % 2
+    chunks = POLICIES[("shrinking", "large")[which]]
+    plan = plans(model, tp=tp, spp=spp, kvp=kvp, chunks=chunks)
+    sampling = Sampling(ignore_eos=True)
+    with Engine.start(plan, model, nursery=nursery) as engine:
+        handles = [
+            engine.submit(Request(want.prompt, NEW_TOKENS, sampling, logits="all"))
+            for want in references(family)
+        ]
+        results = [handle.result() for handle in handles]
+        mixed = [i for i in engine.stats.iterations if i.decodes and i.prefill_tokens]
+    for want, got in zip(references(family), results, strict=True):
+        assert got.logits.shape == want.logits.shape
+        assert float(np.abs(got.logits - want.logits).max()) <= TOLERANCE
+        assert got.tokens == want.tokens
+    assert mixed, "no micro-batch mixed decodes with prefill chunks"
+
+
+def test_a_request_gives_the_same_tokens_alone_and_in_company(
+    models: Callable[..., Path], plans: Callable[..., Path], nursery: NurseryProcess
+) -> None:
+    """Sampled ones too: a token's random number depends on seed and position only."""
+    model = models("llama")
+    plan = plans(model, kvp=2, group_tokens=64)
+    request = Request(tuple(range(100)), 24, Sampling(temperature=1.0, top_k=50, top_p=0.9, seed=5))
+    with Engine.start(plan, model, nursery=nursery) as engine:
+        alone = engine.submit(request).result().tokens
+        company = [engine.submit(Request(tuple(range(n)), 40)) for n in (1, 17, 90)]
+        together = engine.submit(request).result().tokens
+        for handle in company:
+            handle.cancel()
+    assert together == alone
