@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from . import artifact
 from .artifact import Manifest, Plan, Workload, to_json
-from .errors import BadInput
 
 if TYPE_CHECKING:
     import sympy
@@ -81,7 +80,8 @@ def apply(planned: Planned) -> tuple[Module, Module]:
 
 def emit(planned: Planned, out: Path, progress: Progress = _silent) -> Manifest:
     """Write the plan's artifact to `out`, whole or not at all."""
-    from .codegen import Emission, emit as emit_files
+    from .codegen import Emission
+    from .codegen import emit as emit_files
 
     source, module = apply(planned)
     job = Emission(planned.spec, planned.plan, source, module, planned.formulas)
@@ -99,7 +99,8 @@ def dump(planned: Planned, what: tuple[str, ...], progress: Progress = _silent) 
     """Intermediates as text, by artifact path: any of EMITTABLE."""
     import json
 
-    from .codegen import Emission, emit as emit_files
+    from .codegen import Emission
+    from .codegen import emit as emit_files
 
     source, module = apply(planned)
     job = Emission(planned.spec, planned.plan, source, module, planned.formulas)

@@ -30,8 +30,8 @@ class Emission:
 
 def emit(job: Emission, progress: Callable[[str], None] = lambda message: None) -> dict[str, bytes]:
     """Every file of the artifact but its manifest, by relative path."""
-    kernel_spec = _kernel_spec(job.spec, job.plan)
-    kernels = render_kernels(kernel_spec)
+    kernels_of = kernel_spec(job.spec, job.plan)
+    kernels = render_kernels(kernels_of)
     texts = {
         "ir/model.mir": print_module(job.source),
         "ir/planned.mir": print_module(job.planned),
@@ -41,11 +41,12 @@ def emit(job: Emission, progress: Callable[[str], None] = lambda message: None) 
     }
     files = {path: text.encode() for path, text in texts.items()}
     if job.plan.target.startswith("cuda"):
-        files |= compile_kernels(kernel_spec, kernels, progress)
+        files |= compile_kernels(kernels_of, kernels, progress)
     return files
 
 
-def _kernel_spec(spec: ModelSpec, plan: Plan) -> KernelSpec:
+def kernel_spec(spec: ModelSpec, plan: Plan) -> KernelSpec:
+    """What the plan's kernels are specialised for, per rank."""
     tp = plan.layout.tp
     return KernelSpec(
         target=plan.target,

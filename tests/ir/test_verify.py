@@ -24,7 +24,7 @@ SHARDED = print_module(fuse(shard(build(load_model("tiny-llama")), tp=2, kvp=2))
             "%o = linear %attention, %w_o : f32[T, 256]",
             "%o = linear %attention, %w_o : f32[T, 255]",
             "the type is",
-        ),  # noqa: E501
+        ),
         (TEXT, "return %y", "return %z", "which it does not define"),
         (TEXT, "@head(%x1, %last)", "@tail(%x1, %last)", "which is not there"),
         (TEXT, "@head(%x1, %last)", "@head(%last, %x1)", "takes"),
@@ -34,7 +34,7 @@ SHARDED = print_module(fuse(shard(build(load_model("tiny-llama")), tp=2, kvp=2))
             "%attention = merge_heads %out_merged",
             "%attention = merge_heads %out",
             "is partial",
-        ),  # noqa: E501
+        ),
         (SHARDED, 'all_reduce %o {axis="tp"}', 'all_reduce %o {axis="kvp"}', "not a partial sum"),
     ],
 )
