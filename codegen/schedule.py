@@ -49,6 +49,7 @@ def _render_stage(module: Module, program: Program, index: int, plan: Plan) -> s
             f"Stage {index} of {len(module.programs)} of {module.name}: layers {stage.first_layer} "
             f"to {last_layer}, {plan.layout}, {plan.target}."
         ),
+        talks=len(module.programs) > 1 or any(op.attrs["kernel"] == "dist" for op in ops),
         imports=_imports(ops),
         role=stage.role,
         first_layer=stage.first_layer,

@@ -5,7 +5,6 @@ under the IR that it carries out. Every rank of this stage runs this file; T row
 """
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
 from ..kernels import attention_decode, attention_prefill
