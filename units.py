@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
 
 from .errors import BadInput
 
@@ -19,27 +20,27 @@ def parse_count(text: str, what: str) -> int:
     """A positive whole number: "4096", "128K", "10M", "1.5M"."""
     value, unit = _split(text, what, "a positive count such as 4096, 128K or 10M")
     scale = _COUNT.get(unit.lower())
-    if scale is None or value <= 0 or value * scale != round(value * scale):
+    if scale is None or not 0 < value * scale < 10**18 or value * scale % 1:
         raise BadInput(f"{what} is not a positive count", got=text, do="write 4096, 128K or 10M")
-    return round(value * scale)
+    return int(value * scale)
 
 
 def parse_duration_s(text: str, what: str) -> float:
     """A positive duration in seconds: "400s", "30ms", "5min", "1.5h". The unit is required."""
     value, unit = _split(text, what, "a positive duration such as 400s or 30ms")
     scale = _SECONDS.get(unit.lower())
-    if scale is None or value <= 0:
+    if scale is None or not 0 < value < 10**9:
         raise BadInput(
             f"{what} is not a positive duration", got=text, do="write it with a unit: 400s or 30ms"
         )
-    return value * scale
+    return float(value) * scale
 
 
-def _split(text: str, what: str, wanted: str) -> tuple[float, str]:
+def _split(text: str, what: str, wanted: str) -> tuple[Decimal, str]:
     match = _NUMBER.fullmatch(text)
     if match is None:
         raise BadInput(f"{what} is not {wanted}", got=text)
-    return float(match[1].replace("_", "").replace(",", "")), match[2]
+    return Decimal(match[1].replace("_", "").replace(",", "")), match[2]
 
 
 def format_count(value: float) -> str:
