@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,11 +18,20 @@ import click
 
 from . import console
 from .errors import MnemocError, UsageError
-from .units import format_bytes, parse_count, parse_duration_s
-
-EMITTABLE = ("ir", "plan", "kernels", "schedule")
-OBJECTIVES = ("gpus", "ttft", "throughput")
-AXES = ("tp", "spp", "kvp")
+from .options import (
+    EMITTABLE,
+    OBJECTIVES,
+    count,
+    duration,
+    emitted,
+    folder,
+    json_flag,
+    pins,
+    prompt_options,
+    read_prompt,
+    weights_option,
+)
+from .units import format_bytes
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -57,47 +65,6 @@ def _report(error: Exception, *, as_json: bool) -> int:
     sentence = f"internal error: {type(error).__name__}: {error}"
     print(f"mnemoc: {sentence}; MNEMOC_DEBUG=1 shows where", file=sys.stderr)
     return console.EXIT_FAULT
-
-
-# ------------------------------------------------------- what options mean (click calls these back)
-
-
-def count(_context: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """A positive count: 4096, 128K, 10M."""
-    return None if value is None else parse_count(value, param.opts[0])
-
-
-def duration(_context: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """A positive duration with its unit: 400s, 30ms."""
-    return None if value is None else parse_duration_s(value, param.opts[0])
-
-
-def pins(_context: click.Context, param: click.Parameter, value: str | None) -> dict[str, int]:
-    """Degrees to pin: tp=8,spp=4,kvp=4 or a part of it."""
-    result: dict[str, int] = {}
-    for item in value.split(",") if value else ():
-        axis, _, degree = item.strip().partition("=")
-        if axis not in AXES or axis in result or not degree.isdecimal() or int(degree) < 1:
-            raise UsageError(
-                "not a layout", where=param.opts[0], got=value, do="write tp=8,spp=4,kvp=4"
-            )
-        result[axis] = int(degree)
-    return result
-
-
-def emitted(_context: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    """Stages of the flow to write: ir,plan,kernels,schedule or a part of it."""
-    stages = tuple(value.split(",")) if value else ()
-    if unknown := [stage for stage in stages if stage not in EMITTABLE]:
-        known = ", ".join(EMITTABLE)
-        raise UsageError(
-            f"unknown stage {unknown[0]!r}", where=param.opts[0], do=f"stages: {known}"
-        )
-    return stages
-
-
-folder = click.Path(path_type=Path)
-json_flag = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -178,6 +145,126 @@ def plan(
 
 @cli.command()
 @click.argument("directory", type=folder)
+@weights_option
+@prompt_options
+@click.option("--max-tokens", type=int, default=64, show_default=True, metavar="N")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--seed", type=int, help="Of the sampling.")
+@json_flag
+def run(
+    directory: Path,
+    weights: Path,
+    prompt: str | None,
+    prompt_file: Path | None,
+    max_tokens: int,
+    temperature: float,
+    seed: int | None,
+    as_json: bool,
+) -> None:
+    """Run one prompt through a plan, and hold what was measured against what was predicted.
+
+    \b
+    Example:
+      mnemoc run plan/ --weights models/tiny --prompt-file book.txt --max-tokens 100
+    """
+    from .artifact import to_json
+    from .running import run_prompt, summary
+    from .runtime import Sampling
+
+    text = read_prompt(prompt, prompt_file)
+    sampling = Sampling(temperature=temperature, seed=seed)
+    with console.streaming(not as_json) as (write, progress):
+        outcome = run_prompt(
+            directory, weights, text, max_tokens, sampling, write=write, progress=progress
+        )
+    if as_json:
+        click.echo(json.dumps(to_json(outcome)))
+    else:
+        click.echo(summary(outcome), err=True)
+
+
+@cli.command()
+@click.argument("directory", type=folder)
+@weights_option
+@prompt_options
+@click.option("--max-tokens", type=int, default=32, show_default=True, metavar="N")
+@json_flag
+def verify(
+    directory: Path,
+    weights: Path,
+    prompt: str | None,
+    prompt_file: Path | None,
+    max_tokens: int,
+    as_json: bool,
+) -> None:
+    """Run a plan and the unsharded reference on the same prompt, and compare every logit.
+
+    Without a prompt, a fixed random one that fills the plan's context up to 2,048 tokens.
+    Exit code 1 if greedy tokens differ.
+
+    \b
+    Example:
+      mnemoc verify plan/ --weights models/tiny
+    """
+    from . import pipeline
+    from .artifact import to_json
+
+    with console.progress_bar() as progress:
+        ids = None
+        if prompt is not None or prompt_file is not None:
+            from .runtime.tokenizer import Tokenizer
+
+            ids = Tokenizer(weights).encode(read_prompt(prompt, prompt_file))
+        result = pipeline.verify(directory, weights, ids, max_tokens, progress)
+    if as_json:
+        click.echo(json.dumps({**to_json(result), "agrees": result.agrees}))
+    else:
+        click.echo(result.sentence)
+    if not result.agrees:
+        sys.exit(console.EXIT_FAULT)
+
+
+@cli.command()
+@click.argument("directory", type=folder)
+@weights_option
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+def serve(directory: Path, weights: Path, host: str, port: int) -> None:
+    """Serve a plan with an OpenAI-compatible API.
+
+    \b
+    Example:
+      mnemoc serve plan/ --weights models/tiny --port 8000
+    """
+    from .runtime.server import serve as serve_forever
+
+    serve_forever(directory, weights, host, port)
+
+
+@cli.command()
+@click.option("-o", "--out", type=folder, metavar="FILE", help="The cluster file to write.")
+@json_flag
+def calibrate(out: Path | None, as_json: bool) -> None:
+    """Measure this machine with the kernels that plans use, and write a cluster file.
+
+    Without -o, the file that `--cluster local` reads.
+
+    \b
+    Example:
+      mnemoc calibrate -o this-machine.toml
+    """
+    from . import pipeline
+
+    with console.progress_bar() as progress:
+        path, figures = pipeline.calibrate(out, progress)
+    if as_json:
+        click.echo(json.dumps({"file": str(path), "figures": figures}))
+    else:
+        click.echo(f"{path}: measured; plan with --cluster {path if out else 'local'}")
+
+
+@cli.command()
+@click.argument("directory", type=folder)
 @click.argument("what", nargs=-1)
 def show(directory: Path, what: tuple[str, ...]) -> None:
     """Show what a plan holds: plan, ir, schedule, kernel NAME, or a FILE of it.
@@ -192,10 +279,152 @@ def show(directory: Path, what: tuple[str, ...]) -> None:
     if what in ((), ("plan",)):
         console.print_manifest(manifest)
         return
-    for name in _wanted(contents, what):
+    for name in console.wanted_files(contents, what):
         if len(what) == 1 and what[0] != name:
             click.secho(f"# {name}", dim=True)
-        console.print_source(_text(contents[name], name), name)
+        console.print_source(console.as_text(contents[name], name), name)
+
+
+@cli.command()
+@click.argument("directory", type=folder)
+@weights_option
+@prompt_options
+@click.option("--max-tokens", type=int, default=64, show_default=True, metavar="N")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--seed", type=int, help="Of the sampling.")
+@json_flag
+def run(
+    directory: Path,
+    weights: Path,
+    prompt: str | None,
+    prompt_file: Path | None,
+    max_tokens: int,
+    temperature: float,
+    seed: int | None,
+    as_json: bool,
+) -> None:
+    """Run one prompt through a plan, and hold what was measured against what was predicted.
+
+    \b
+    Example:
+      mnemoc run plan/ --weights models/tiny --prompt-file book.txt --max-tokens 100
+    """
+    from .artifact import to_json
+    from .running import run_prompt, summary
+    from .runtime import Sampling
+
+    text = read_prompt(prompt, prompt_file)
+    sampling = Sampling(temperature=temperature, seed=seed)
+    with console.streaming(not as_json) as (write, progress):
+        outcome = run_prompt(
+            directory, weights, text, max_tokens, sampling, write=write, progress=progress
+        )
+    if as_json:
+        click.echo(json.dumps(to_json(outcome)))
+    else:
+        click.echo(summary(outcome), err=True)
+
+
+@cli.command()
+@click.argument("directory", type=folder)
+@weights_option
+@prompt_options
+@click.option("--max-tokens", type=int, default=32, show_default=True, metavar="N")
+@json_flag
+def verify(
+    directory: Path,
+    weights: Path,
+    prompt: str | None,
+    prompt_file: Path | None,
+    max_tokens: int,
+    as_json: bool,
+) -> None:
+    """Run a plan and the unsharded reference on the same prompt, and compare every logit.
+
+    Without a prompt, a fixed random one that fills the plan's context up to 2,048 tokens.
+    Exit code 1 if greedy tokens differ.
+
+    \b
+    Example:
+      mnemoc verify plan/ --weights models/tiny
+    """
+    from . import pipeline
+    from .artifact import to_json
+
+    with console.progress_bar() as progress:
+        ids = None
+        if prompt is not None or prompt_file is not None:
+            from .runtime.tokenizer import Tokenizer
+
+            ids = Tokenizer(weights).encode(read_prompt(prompt, prompt_file))
+        result = pipeline.verify(directory, weights, ids, max_tokens, progress)
+    if as_json:
+        click.echo(json.dumps({**to_json(result), "agrees": result.agrees}))
+    else:
+        click.echo(result.sentence)
+    if not result.agrees:
+        sys.exit(console.EXIT_FAULT)
+
+
+@cli.command()
+@click.argument("directory", type=folder)
+@weights_option
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+def serve(directory: Path, weights: Path, host: str, port: int) -> None:
+    """Serve a plan with an OpenAI-compatible API.
+
+    \b
+    Example:
+      mnemoc serve plan/ --weights models/tiny --port 8000
+    """
+    from .runtime.server import serve as serve_forever
+
+    serve_forever(directory, weights, host, port)
+
+
+@cli.command()
+@click.option("-o", "--out", type=folder, metavar="FILE", help="The cluster file to write.")
+@json_flag
+def calibrate(out: Path | None, as_json: bool) -> None:
+    """Measure this machine with the kernels that plans use, and write a cluster file.
+
+    Without -o, the file that `--cluster local` reads.
+
+    \b
+    Example:
+      mnemoc calibrate -o this-machine.toml
+    """
+    from . import pipeline
+
+    with console.progress_bar() as progress:
+        path, figures = pipeline.calibrate(out, progress)
+    if as_json:
+        click.echo(json.dumps({"file": str(path), "figures": figures}))
+    else:
+        click.echo(f"{path}: measured; plan with --cluster {path if out else 'local'}")
+
+
+@cli.command()
+@click.argument("directory", type=folder)
+@click.argument("what", nargs=-1)
+def show(directory: Path, what: tuple[str, ...]) -> None:
+    """Show what a plan holds: plan, ir, schedule, kernel NAME, or a FILE of it.
+
+    \b
+    Example:
+      mnemoc show plan/ kernel attention_prefill
+    """
+    from . import artifact
+
+    manifest, contents = artifact.load(directory)
+    if what in ((), ("plan",)):
+        console.print_manifest(manifest)
+        return
+    for name in console.wanted_files(contents, what):
+        if len(what) == 1 and what[0] != name:
+            click.secho(f"# {name}", dim=True)
+        console.print_source(console.as_text(contents[name], name), name)
 
 
 def _wanted(contents: Mapping[str, bytes], what: tuple[str, ...]) -> list[str]:

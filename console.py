@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from .errors import Infeasible, MnemocError
+from .errors import Infeasible, MnemocError, UsageError
 from .units import format_duration
 
 if TYPE_CHECKING:
@@ -55,6 +57,28 @@ def progress_bar() -> Iterator[Progress]:
             bar.update(task, rest="" if rest is None else f"ETA {format_duration(rest)}")
 
         yield update
+
+
+@contextmanager
+def streaming(visible: bool) -> Iterator[tuple[Callable[[str], None], Progress]]:
+    """Text on stdout piece by piece, with a progress bar on stderr until the first piece comes."""
+    written = False
+    with ExitStack() as bar:
+        progress = bar.enter_context(progress_bar())
+
+        def write(piece: str) -> None:
+            nonlocal written
+            if visible and piece:
+                bar.close()
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+                written = True
+
+        try:
+            yield write, progress
+        finally:
+            if written:
+                sys.stdout.write("\n")
 
 
 def _unseen(what: str, fraction: float | None = None, eta_s: float | None = None) -> None:

@@ -1,0 +1,79 @@
+"""What the command line's options mean: their types, and the groups that commands share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from .errors import BadInput, UsageError
+from .units import parse_count, parse_duration_s
+
+EMITTABLE = ("ir", "plan", "kernels", "schedule")
+OBJECTIVES = ("gpus", "ttft", "throughput")
+AXES = ("tp", "spp", "kvp")
+
+folder = click.Path(path_type=Path)
+json_flag = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+weights_option = click.option(
+    "--weights", type=folder, required=True, metavar="DIR", help="Hugging Face model folder."
+)
+
+
+def prompt_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--prompt TEXT or --prompt-file FILE."""
+    file = click.option("--prompt-file", type=folder, metavar="FILE", help="UTF-8; - is stdin.")
+    return click.option("--prompt", metavar="TEXT")(file(command))
+
+
+def read_prompt(text: str | None, file: Path | None) -> str:
+    """The prompt's text, of the two ways to give one."""
+    if (text is None) == (file is None):
+        raise UsageError("give one of --prompt and --prompt-file")
+    if text is not None:
+        return text
+    if str(file) == "-":
+        return sys.stdin.read()
+    assert file is not None
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"cannot read: {error.strerror}", where=file) from error
+    except UnicodeDecodeError as error:
+        raise BadInput("not UTF-8 text", where=file) from error
+
+
+def count(_context: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """A positive count: 4096, 128K, 10M."""
+    return None if value is None else parse_count(value, param.opts[0])
+
+
+def duration(_context: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """A positive duration with its unit: 400s, 30ms."""
+    return None if value is None else parse_duration_s(value, param.opts[0])
+
+
+def pins(_context: click.Context, param: click.Parameter, value: str | None) -> dict[str, int]:
+    """Degrees to pin: tp=8,spp=4,kvp=4 or a part of it."""
+    result: dict[str, int] = {}
+    for item in value.split(",") if value else ():
+        axis, _, degree = item.strip().partition("=")
+        if axis not in AXES or axis in result or not degree.isdecimal() or int(degree) < 1:
+            raise UsageError(
+                "not a layout", where=param.opts[0], got=value, do="write tp=8,spp=4,kvp=4"
+            )
+        result[axis] = int(degree)
+    return result
+
+
+def emitted(_context: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """Stages of the flow to write: ir,plan,kernels,schedule or a part of it."""
+    stages = tuple(value.split(",")) if value else ()
+    if unknown := [stage for stage in stages if stage not in EMITTABLE]:
+        known = ", ".join(EMITTABLE)
+        raise UsageError(
+            f"unknown stage {unknown[0]!r}", where=param.opts[0], do=f"stages: {known}"
+        )
+    return stages
