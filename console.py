@@ -85,6 +85,31 @@ def _unseen(what: str, fraction: float | None = None, eta_s: float | None = None
     """Progress that nobody watches."""
 
 
+def wanted_files(contents: Mapping[str, bytes], what: tuple[str, ...]) -> list[str]:
+    """The files of an artifact that `show` was asked for."""
+    if what[0] in ("ir", "schedule") and len(what) == 1:
+        return sorted(name for name in contents if name.startswith(f"{what[0]}/"))
+    kernels = [Path(name).stem for name in contents if re.fullmatch(r"kernels/[a-z]\w*\.py", name)]
+    if what[0] == "kernel":
+        if len(what) == 2 and what[1] in kernels:
+            return [f"kernels/{what[1]}.py"]
+        raise UsageError("name one kernel", do=f"kernels: {', '.join(sorted(kernels))}")
+    if len(what) == 1 and what[0] in contents:
+        return [what[0]]
+    raise UsageError(
+        f"the plan holds no {' '.join(what)!r}",
+        do="ask for plan, ir, schedule, kernel NAME or one of " + ", ".join(sorted(contents)),
+    )
+
+
+def as_text(data: bytes, name: str) -> str:
+    """A file of an artifact as text; cubins are none."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError("not text", where=name, do="open it with a disassembler") from error
+
+
 def print_source(text: str, name: str) -> None:
     """Source text on stdout, highlighted by its file name's suffix where stdout is a terminal."""
     if not sys.stdout.isatty():
