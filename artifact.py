@@ -326,10 +326,7 @@ def write(directory: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Ma
     An existing artifact is replaced; any other existing non-empty folder is refused.
     Returns the manifest with the hashes of `files` filled in.
     """
-    if directory.exists() and not _replaceable(directory):
-        raise BadInput(
-            "the output folder exists and is not a plan", where=directory, do="choose another -o"
-        )
+    refuse_if_taken(directory)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
     manifest = dataclasses.replace(manifest, files=hashes)
     try:
@@ -352,6 +349,16 @@ def write(directory: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Ma
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return manifest
+
+
+def refuse_if_taken(directory: Path) -> None:
+    """BadInput if something lies there that is neither a plan nor an empty folder."""
+    if not directory.exists():
+        return
+    if not directory.is_dir() or (not (directory / MANIFEST).exists() and any(directory.iterdir())):
+        raise BadInput(
+            "the output folder exists and is not a plan", where=directory, do="choose another -o"
+        )
 
 
 def load(directory: Path) -> tuple[Manifest, dict[str, bytes]]:
@@ -416,9 +423,3 @@ def _unseal(sealed: bytes, path: Path) -> Manifest:
 
 def _dump(body: Any) -> bytes:
     return (json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
-
-
-def _replaceable(directory: Path) -> bool:
-    if not directory.is_dir():
-        return False
-    return (directory / MANIFEST).exists() or not any(directory.iterdir())

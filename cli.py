@@ -253,10 +253,10 @@ def calibrate(out: Path | None, as_json: bool) -> None:
     Example:
       mnemoc calibrate -o this-machine.toml
     """
-    from . import pipeline
+    from . import calibration
 
     with console.progress_bar() as progress:
-        path, figures = pipeline.calibrate(out, progress)
+        path, figures = calibration.calibrate(out, progress)
     if as_json:
         click.echo(json.dumps({"file": str(path), "figures": figures}))
     else:

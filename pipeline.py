@@ -7,11 +7,11 @@ calibrate this machine → a cluster file
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import artifact
 from .artifact import Manifest, Plan, Workload, to_json
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 EMITTABLE = ("ir", "plan", "kernels", "schedule")
+VERIFY_TOKENS = 2048
 
 
 def _silent(message: str) -> None:
@@ -54,14 +55,29 @@ def plan(
 ) -> Planned:
     """Model, cluster and promise → the plan. Infeasible says which constraint binds."""
     from .ir.model import load_model
-    from .planner import load_cluster, make_plan
+    from .planner import load_cluster
 
-    spec = load_model(model)
-    machine = load_cluster(cluster)
+    spec, machine = load_model(model), load_cluster(cluster)
+    return plan_for(spec, machine, workload, nodes=nodes, gpus=gpus, target=target, pinned=pinned)
+
+
+def plan_for(
+    spec: ModelSpec,
+    cluster: Cluster,
+    workload: Workload,
+    *,
+    nodes: int | None = None,
+    gpus: int | None = None,
+    target: str | None = None,
+    pinned: Mapping[str, int] | None = None,
+) -> Planned:
+    """The same for a model and a cluster that are loaded already."""
+    from .planner import make_plan
+
     made = make_plan(
-        spec, machine, workload, nodes=nodes, gpus=gpus, target=target, pinned=pinned or {}
+        spec, cluster, workload, nodes=nodes, gpus=gpus, target=target, pinned=pinned or {}
     )
-    return Planned(spec, machine, workload, made.plan, made.formulas)
+    return Planned(spec, cluster, workload, made.plan, made.formulas)
 
 
 def apply(planned: Planned) -> tuple[Module, Module]:
@@ -80,38 +96,48 @@ def apply(planned: Planned) -> tuple[Module, Module]:
 
 def emit(planned: Planned, out: Path, progress: Progress = _silent) -> Manifest:
     """Write the plan's artifact to `out`, whole or not at all."""
-    from .codegen import Emission
-    from .codegen import emit as emit_files
-
-    source, module = apply(planned)
-    job = Emission(planned.spec, planned.plan, source, module, planned.formulas)
-    files = emit_files(job, progress)
+    artifact.refuse_if_taken(out)
     manifest = Manifest(
         model=to_json(planned.spec),
         cluster=planned.cluster.describe(),
         workload=planned.workload,
         plan=planned.plan,
     )
-    return artifact.write(out, manifest, files)
+    return artifact.write(out, manifest, _files(planned, progress))
 
 
-def dump(planned: Planned, what: tuple[str, ...], progress: Progress = _silent) -> dict[str, str]:
+def dump(planned: Planned, what: Sequence[str], progress: Progress = _silent) -> dict[str, str]:
     """Intermediates as text, by artifact path: any of EMITTABLE."""
-    import json
+    files = _files(planned, progress) if set(what) - {"plan"} else {}
+    texts = {"plan.json": json.dumps(to_json(planned.plan), indent=1)} if "plan" in what else {}
+    folders = tuple(f"{folder}/" for folder in what if folder != "plan")
+    return texts | {
+        path: data.decode()
+        for path, data in files.items()
+        if path.startswith(folders) and not path.endswith(".cubin")
+    }
 
+
+def describe(planned: Planned) -> dict[str, Any]:
+    """The plan as plain data: what `mnemoc plan --json` prints."""
+    body: dict[str, Any] = to_json(planned.plan)
+    return {
+        "model": planned.spec.name,
+        "cluster": planned.cluster.name,
+        "workload": to_json(planned.workload),
+        "gpus": planned.plan.gpus,
+        **body,
+    }
+
+
+def _files(planned: Planned, progress: Progress) -> dict[str, bytes]:
     from .codegen import Emission
     from .codegen import emit as emit_files
 
     source, module = apply(planned)
-    job = Emission(planned.spec, planned.plan, source, module, planned.formulas)
-    files = emit_files(dataclasses.replace(job), progress)
-    texts = {"plan": json.dumps(to_json(planned.plan), indent=1)} if "plan" in what else {}
-    wanted = tuple(f"{folder}/" for folder in what if folder != "plan")
-    return texts | {
-        path: data.decode()
-        for path, data in files.items()
-        if path.startswith(wanted) and not path.endswith(".cubin")
-    }
+    return emit_files(
+        Emission(planned.spec, planned.plan, source, module, planned.formulas), progress
+    )
 
 
 # ----------------------------------------------------------------------------------------- verify
@@ -125,6 +151,7 @@ class Verification:
     first_mismatch:     index of the first greedy token that differs, or None
     """
 
+    layout: artifact.Layout
     prompt_tokens: int
     output_tokens: int
     checked_rows: int
@@ -136,32 +163,48 @@ class Verification:
     def agrees(self) -> bool:
         return self.first_mismatch is None
 
+    @property
+    def sentence(self) -> str:
+        greedy = (
+            f"all {self.output_tokens} greedy tokens agree"
+            if self.agrees
+            else f"greedy token {self.first_mismatch} of {self.output_tokens} DIFFERS"
+        )
+        return (
+            f"{self.layout} against the unsharded reference, {self.prompt_tokens} prompt tokens: "
+            f"largest logit difference {self.largest_difference:.2g} over {self.checked_rows} rows "
+            f"(largest logit {self.largest_logit:.3g}); {greedy}"
+        )
+
 
 def verify(
     directory: Path,
     weights: Path,
-    prompt_ids: tuple[int, ...],
+    prompt_ids: Sequence[int] | None,
     max_tokens: int,
     progress: Progress = _silent,
 ) -> Verification:
     """Run the plan, then interpret the unsharded IR over what it produced, and compare.
 
-    The reference is evaluated in float32 on one pass over prompt and output: row i of its logits is
-    what the plan saw when it chose token i + 1.
+    The reference is evaluated in float32 in one pass over prompt and output: row i of its logits is
+    what the plan saw when it chose token i + 1. Without a prompt, random tokens up to 2,048.
     """
     import numpy as np
 
     from .ir.build import build
     from .ir.interpret import Chunk, Interpreter
     from .ir.model import ModelSpec
-    from .runtime import Engine, Request, Sampling
+    from .runtime import Engine, Request
     from .runtime.weights import numpy_weights
 
     manifest, _ = artifact.load(directory)
-    spec = artifact.from_json(ModelSpec, manifest.model, str(directory / "manifest.json"))
+    spec = artifact.from_json(ModelSpec, manifest.model, str(directory / artifact.MANIFEST))
+    if prompt_ids is None:
+        length = max(1, min(VERIFY_TOKENS, manifest.workload.context))
+        prompt_ids = np.random.default_rng(0).integers(0, spec.vocab, length).tolist()
     progress("running the plan")
     with Engine.start(directory, weights) as engine:
-        request = Request(prompt_ids, max_tokens, Sampling(ignore_eos=True), logits="all")
+        request = Request(tuple(prompt_ids), max_tokens, logits="all", ignore_eos=True)
         result = engine.submit(request).result()
     progress("interpreting the unsharded reference")
     reference = Interpreter(build(spec, "float32"), numpy_weights(weights), dtype=np.float32)
@@ -170,6 +213,7 @@ def verify(
     greedy = expected[len(prompt_ids) - 1 :].argmax(axis=1)
     wrong = np.flatnonzero(greedy != np.array(result.tokens))
     return Verification(
+        layout=manifest.plan.layout,
         prompt_tokens=len(prompt_ids),
         output_tokens=len(result.tokens),
         checked_rows=len(tokens),
