@@ -1,0 +1,152 @@
+"""From the engine's events to text for an HTTP client: detokenised, cut at stop strings, merged.
+
+One HTTP request may ask for several answers (several prompts, n > 1). Their events come from the
+engine's thread; `Answers` brings them into the event loop as one stream of pieces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+from ..errors import MnemocError
+from .engine import Engine
+from .request import Event, FinishReason, Handle, Progress, Request, Token
+from .tokenizer import Detokenizer, Tokenizer
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some text of answer `index`; finish: why it ends here, if it does."""
+
+    index: int
+    text: str
+    finish: FinishReason | None = None
+
+
+class StopStrings:
+    """Finds the first stop string in growing text, and holds back what may be the start of one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Text that may be shown, and whether a stop string follows it."""
+        self._held += text
+        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            return self._held[: min(found)], True
+        keep = max((self._overlap(stop) for stop in self._stops), default=0)
+        shown, self._held = (
+            self._held[: len(self._held) - keep],
+            self._held[len(self._held) - keep :],
+        )
+        return shown, False
+
+    def rest(self) -> str:
+        """What was held back, when the answer ends without a stop string."""
+        held, self._held = self._held, ""
+        return held
+
+    def _overlap(self, stop: str) -> int:
+        """How many characters at the end of the text begin the stop string."""
+        longest = min(len(stop) - 1, len(self._held))
+        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
+
+
+class _Answer:
+    """One answer as it grows."""
+
+    def __init__(self, index: int, tokenizer: Tokenizer | None, stops: Sequence[str]) -> None:
+        self.index = index
+        self.detokenizer = Detokenizer(tokenizer) if tokenizer else None
+        self.stops = StopStrings(stops)
+        self.open = True
+
+    def push(self, token: Token) -> Piece:
+        """The piece that a token makes. A token that ends the answer by its id has no text."""
+        text = ""
+        if self.detokenizer is not None:
+            text = "" if token.finish == "stop" else self.detokenizer.push(token.id)
+            text += self.detokenizer.rest() if token.finish else ""
+        shown, stopped = self.stops.push(text)
+        finish: FinishReason | None = "stop" if stopped else token.finish
+        if finish and not stopped:
+            shown += self.stops.rest()
+        self.open = finish is None
+        return Piece(self.index, shown, finish)
+
+
+class Answers:
+    """The answers to one HTTP request. Iterate `pieces()`; `close()` cancels what still runs."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        requests: Sequence[Request],
+        tokenizer: Tokenizer | None,
+        stops: Sequence[str],
+        on_finish: Callable[[Handle], None],
+    ) -> None:
+        """Submit the requests; raises BadInput if one can never be served (none is left behind).
+
+        on_finish: called for each answer that got all its tokens.
+        """
+        self._on_finish = on_finish
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._answers = [_Answer(i, tokenizer, stops) for i in range(len(requests))]
+        self.handles: list[Handle] = []
+        try:
+            for index, request in enumerate(requests):
+                self.handles.append(engine.submit(request, _Sink(self, index)))
+        except MnemocError:
+            self.close()
+            raise
+
+    async def pieces(self) -> AsyncIterator[Piece | Progress]:
+        """Text as it comes, and prefill progress; raises the error that ended an answer."""
+        while any(answer.open for answer in self._answers):
+            index, event = await self._events.get()
+            answer = self._answers[index]
+            if not answer.open:
+                continue
+            if isinstance(event, Token):
+                piece = answer.push(event)
+                if piece.finish and not event.finish:
+                    self.handles[index].cancel()  # a stop string: the engine would go on
+                if piece.finish:
+                    self._on_finish(self.handles[index])
+                yield piece
+            elif isinstance(event, Progress):
+                yield event
+            elif event.error is not None:
+                raise event.error
+            else:
+                answer.open = False
+
+    @property
+    def generated(self) -> int:
+        return sum(len(handle.tokens) for handle in self.handles)
+
+    def close(self) -> None:
+        """Free what the answers hold; harmless when they are done."""
+        for handle in self.handles:
+            if handle.finish_reason is None:
+                handle.cancel()
+
+    def put(self, index: int, event: Event) -> None:
+        """From the engine's thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+
+
+@dataclass(frozen=True)
+class _Sink:
+    answers: Answers
+    index: int
+
+    def __call__(self, event: Event) -> None:
+        self.answers.put(self.index, event)

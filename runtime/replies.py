@@ -1,0 +1,183 @@
+"""What goes back over HTTP: OpenAI's objects, whole or as a stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from ..errors import MnemocError
+from .answers import Answers, Piece
+from .request import Progress
+
+
+class Shape:
+    """The JSON of one HTTP request's answers. Subclasses say how a choice looks."""
+
+    prefix = ""
+    whole = ""
+    chunk = ""
+
+    def __init__(self, model: str) -> None:
+        self.prompt_tokens = 0
+        self._head = {
+            "id": f"{self.prefix}-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def whole_choice(self, text: str) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def chunk_choice(self, text: str, first: bool) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def response(self, texts: list[str], finishes: list[str | None], generated: int) -> Any:
+        choices = [
+            {"index": i, "logprobs": None, "finish_reason": finish, **self.whole_choice(text)}
+            for i, (text, finish) in enumerate(zip(texts, finishes, strict=True))
+        ]
+        usage = self.usage(generated)
+        return {**self._head, "object": self.whole, "choices": choices, "usage": usage}
+
+    def event(self, piece: Piece, first: bool) -> Any:
+        choice = {
+            "index": piece.index,
+            "logprobs": None,
+            "finish_reason": piece.finish,
+            **self.chunk_choice(piece.text, first),
+        }
+        return {**self._head, "object": self.chunk, "choices": [choice]}
+
+    def usage_event(self, generated: int) -> Any:
+        return {
+            **self._head,
+            "object": self.chunk,
+            "choices": [],
+            "usage": self.usage(generated),
+        }
+
+    def usage(self, generated: int) -> dict[str, int]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": generated,
+            "total_tokens": self.prompt_tokens + generated,
+        }
+
+
+class CompletionShape(Shape):
+    """text_completion objects."""
+
+    prefix, whole, chunk = "cmpl", "text_completion", "text_completion"
+
+    def whole_choice(self, text: str) -> dict[str, Any]:
+        return {"text": text}
+
+    def chunk_choice(self, text: str, first: bool) -> dict[str, Any]:
+        return {"text": text}
+
+
+class ChatShape(Shape):
+    """chat.completion objects."""
+
+    prefix, whole, chunk = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def whole_choice(self, text: str) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": text}}
+
+    def chunk_choice(self, text: str, first: bool) -> dict[str, Any]:
+        delta = {"role": "assistant", "content": text} if first else {"content": text}
+        return {"delta": delta}
+
+
+async def gather(shape: Shape, answers: Answers, http: HttpRequest) -> Response:
+    """The whole response; if the client goes away first, its requests are cancelled."""
+    collecting = asyncio.ensure_future(_collect(answers))
+    leaving = asyncio.ensure_future(_left(http.receive))
+    try:
+        await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not collecting.done():
+            return Response(status_code=499)  # nobody is there to read it
+        texts, finishes = collecting.result()
+        return JSONResponse(shape.response(texts, finishes, answers.generated))
+    finally:
+        collecting.cancel()
+        leaving.cancel()
+        answers.close()
+
+
+async def _collect(answers: Answers) -> tuple[list[str], list[str | None]]:
+    texts = [""] * len(answers.handles)
+    finishes: list[str | None] = [None] * len(answers.handles)
+    async for piece in answers.pieces():
+        if isinstance(piece, Piece):
+            texts[piece.index] += piece.text
+            finishes[piece.index] = piece.finish
+    return texts, finishes
+
+
+async def _left(receive: Receive) -> None:
+    """Returns when the client is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(Response):
+    """Server-sent events: pieces of the answers as they come, then usage if wanted, then [DONE]."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, shape: Shape, answers: Answers, include_usage: bool) -> None:
+        super().__init__(headers={"cache-control": "no-cache"})
+        del self.headers["content-length"]
+        self.shape = shape
+        self.answers = answers
+        self.include_usage = include_usage
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.ensure_future(self._send_all(send))
+        leaving = asyncio.ensure_future(_left(receive))
+        try:
+            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+        finally:
+            sending.cancel()
+            leaving.cancel()
+            self.answers.close()
+
+    async def _send_all(self, send: Send) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        async for text in self._events():
+            data = {"type": "http.response.body", "body": text.encode(), "more_body": True}
+            await send(data)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _events(self) -> AsyncIterator[str]:
+        begun: set[int] = set()
+        try:
+            async for piece in self.answers.pieces():
+                if isinstance(piece, Progress):
+                    yield f": prefill {piece.done}/{piece.total}, {piece.eta_s:.1f} s left\n\n"
+                elif piece.text or piece.finish:
+                    yield _data(self.shape.event(piece, piece.index not in begun))
+                    begun.add(piece.index)
+        except MnemocError as error:
+            body = {"message": str(error), "type": "server_error", "param": None, "code": None}
+            yield _data({"error": body})
+            return
+        if self.include_usage:
+            yield _data(self.shape.usage_event(self.answers.generated))
+        yield "data: [DONE]\n\n"
+
+
+def _data(value: Any) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"

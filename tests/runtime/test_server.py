@@ -1,0 +1,279 @@
+"""The HTTP server, asked by the official OpenAI client and by bare HTTP."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+from mnemoc.errors import BadInput
+from mnemoc.runtime import Engine, Request, Sampling
+from mnemoc.runtime.server import bind, create_app, serve
+from mnemoc.runtime.tokenizer import Tokenizer
+from mnemoc.runtime.workers import NurseryProcess
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server in a thread of this process, and the engine behind it."""
+
+    url: str
+    engine: Engine
+    tokenizer: Tokenizer
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+
+    @property
+    def name(self) -> str:
+        return str(self.engine.manifest.model["name"])
+
+    def greedy_text(self, prompt: str, max_tokens: int) -> str:
+        """What the engine itself says."""
+        sampling = Sampling(ignore_eos=True)
+        request = Request(self.tokenizer.encode(prompt), max_tokens, sampling)
+        return self.tokenizer.decode(self.engine.submit(request).result().tokens)
+
+
+@pytest.fixture(scope="module")
+def served(
+    models: Callable[..., Path], plans: Callable[..., Path], nursery: NurseryProcess
+) -> Iterator[Served]:
+    model = models("llama")
+    plan = plans(model, kvp=2, num_pages=128, context=1500)
+    with Engine.start(plan, model, nursery=nursery) as engine, bind("127.0.0.1", 0) as listener:
+        tokenizer = Tokenizer(model)
+        app = create_app(engine, tokenizer)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", engine, tokenizer)
+        server.should_exit = True
+        thread.join()
+
+
+GREEDY: dict[str, Any] = {"temperature": 0, "extra_body": {"ignore_eos": True}}
+
+
+def test_a_completion_is_what_the_engine_says(served: Served) -> None:
+    with served.client as client:
+        answer = client.completions.create(
+            model=served.name, prompt="once upon", max_tokens=24, **GREEDY
+        )
+    assert answer.choices[0].text == served.greedy_text("once upon", 24)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(served.tokenizer.encode("once upon"))
+    assert answer.usage.completion_tokens == 24
+
+
+def test_a_stream_adds_up_to_the_completion_and_ends_with_usage(served: Served) -> None:
+    with served.client as client:
+        stream = client.completions.create(
+            model=served.name,
+            prompt="a stream",
+            max_tokens=40,
+            stream=True,
+            stream_options={"include_usage": True},
+            **GREEDY,
+        )
+        events = list(stream)
+    text = "".join(event.choices[0].text for event in events if event.choices)
+    assert text == served.greedy_text("a stream", 40)
+    assert events[-2].choices[0].finish_reason == "length"
+    assert events[-1].choices == []
+    assert events[-1].usage is not None
+    assert events[-1].usage.completion_tokens == 40
+
+
+def test_several_prompts_and_several_answers_come_in_order(served: Served) -> None:
+    with served.client as client:
+        prompts = [list(served.tokenizer.encode(text)) for text in ("one", "another")]
+        answer = client.completions.create(
+            model=served.name, prompt=prompts, n=2, max_tokens=8, **GREEDY
+        )
+    one, another = served.greedy_text("one", 8), served.greedy_text("another", 8)
+    assert [choice.text for choice in answer.choices] == [one, one, another, another]
+
+
+def test_chat_answers_in_the_assistants_role_whole_and_streamed(served: Served) -> None:
+    conversation: Any = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": [{"type": "text", "text": "hello"}]},
+    ]
+    with served.client as client:
+        whole = client.chat.completions.create(
+            model=served.name, messages=conversation, max_completion_tokens=12, **GREEDY
+        )
+        stream = client.chat.completions.create(
+            model=served.name, messages=conversation, max_tokens=12, stream=True, **GREEDY
+        )
+        deltas = [event.choices[0].delta for event in stream]
+    assert whole.choices[0].message.role == "assistant"
+    expected = served.greedy_text("system: be brief\nuser: hello\nassistant:", 12)
+    assert whole.choices[0].message.content == expected
+    assert deltas[0].role == "assistant"
+    assert "".join(delta.content or "" for delta in deltas) == expected
+
+
+def test_a_stop_string_ends_the_answer_before_itself(served: Served) -> None:
+    text = served.greedy_text("stop here", 40)
+    stop = text[10:13]
+    with served.client as client:
+        answer = client.completions.create(
+            model=served.name, prompt="stop here", max_tokens=40, stop=[stop, "never"], **GREEDY
+        )
+    assert answer.choices[0].text == text[: text.index(stop)]
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_a_seed_makes_sampling_repeatable(served: Served) -> None:
+    with served.client as client:
+        texts = [
+            client.completions.create(
+                model=served.name, prompt="dice", max_tokens=16, temperature=1.5, seed=seed
+            )
+            .choices[0]
+            .text
+            for seed in (1, 1, 2)
+        ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_many_requests_at_once_are_batched_and_each_gets_its_own_answer(served: Served) -> None:
+    prompts = [f"request {i} " * (i % 7 + 1) for i in range(12)]
+    alone = [served.greedy_text(prompt, 16) for prompt in prompts]
+    together: dict[str, str] = {}
+
+    def ask(prompt: str) -> None:
+        with served.client as client:
+            answer = client.completions.create(
+                model=served.name, prompt=prompt, max_tokens=16, **GREEDY
+            )
+            together[prompt] = answer.choices[0].text
+
+    threads = [threading.Thread(target=ask, args=(prompt,)) for prompt in prompts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [together[prompt] for prompt in prompts] == alone
+    assert max(iteration.decodes for iteration in served.engine.stats.iterations) > 1
+
+
+LONG = {"prompt": [1] * 1000, "max_tokens": 900, "ignore_eos": True}
+
+
+def pages_are_freed(engine: Engine) -> bool:
+    deadline = time.monotonic() + 5
+    while engine.kv_used_fraction > 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return engine.kv_used_fraction == 0 and engine.num_running == 0
+
+
+def test_a_client_that_leaves_frees_its_pages(served: Served) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{served.url}/v1/completions", json=LONG, timeout=0.3)
+    assert pages_are_freed(served.engine)
+
+
+def test_a_client_that_leaves_its_stream_frees_its_pages(served: Served) -> None:
+    body = {**LONG, "stream": True}
+    with httpx.stream("POST", f"{served.url}/v1/completions", json=body) as response:
+        next(response.iter_bytes())
+        assert served.engine.kv_used_fraction > 0
+    assert pages_are_freed(served.engine)
+    assert served.engine.stats.cancelled > 0
+
+
+def test_models_health_and_metrics_answer(served: Served) -> None:
+    with served.client as client:
+        assert [model.id for model in client.models.list()] == [served.name]
+    health = httpx.get(f"{served.url}/health")
+    assert (health.status_code, health.content) == (200, b"")
+    served.greedy_text("something to count", 3)
+    metrics = httpx.get(f"{served.url}/metrics").text
+    assert "mnemoc:generation_tokens_total{" in metrics
+    assert "mnemoc:time_to_first_token_seconds_bucket{" in metrics
+    assert "mnemoc:kv_cache_usage_perc{" in metrics
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        ({"prompt": [1] * 1501}, 400, "the prompt has 1501 tokens, the plan is for 1.5K"),
+        ({"prompt": [1] * 1500, "max_tokens": 9000}, 400, "need more KV pages"),
+        ({"prompt": [400]}, 400, "token ids lie in 0..319"),
+        ({"prompt": []}, 400, "the prompt is empty"),
+        ({"prompt": "a", "temperature": 3}, 400, "temperature"),
+        ({"prompt": "a", "max_tokens": 0}, 400, "max_tokens"),
+        ({"prompt": "a", "logprobs": 3}, 400, "not served"),
+        ({"prompt": "a", "colour": "red"}, 400, "colour"),
+        ({"prompt": "a", "stream_options": {"include_usage": True}}, 400, "stream is true"),
+        ({"max_tokens": 3}, 400, "prompt"),
+        ({"prompt": "a", "model": "gpt-5"}, 404, "not served here"),
+    ],
+)
+def test_a_bad_request_gets_a_sentence_in_openais_form(
+    served: Served, body: dict[str, Any], status: int, says: str
+) -> None:
+    response = httpx.post(f"{served.url}/v1/completions", json=body)
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert says in error["message"]
+    assert error["type"] == "invalid_request_error"
+    assert set(error) == {"message", "type", "param", "code"}
+
+
+def test_malformed_json_and_unknown_paths_get_the_same_form(served: Served) -> None:
+    broken = httpx.post(
+        f"{served.url}/v1/completions",
+        content=b"{nope",
+        headers={"content-type": "application/json"},
+    )
+    assert (broken.status_code, "error" in broken.json()) == (400, True)
+    nowhere = httpx.get(f"{served.url}/v2/nothing")
+    assert (nowhere.status_code, "error" in nowhere.json()) == (404, True)
+
+
+def test_the_client_library_raises_its_own_errors(served: Served) -> None:
+    with served.client as client:
+        with pytest.raises(openai.BadRequestError, match="1501 tokens"):
+            client.completions.create(model=served.name, prompt=[1] * 1501)
+        with pytest.raises(openai.NotFoundError, match="not served here"):
+            client.completions.create(model="other", prompt="a")
+
+
+def test_while_a_prompt_prefills_the_stream_tells_how_far_it_is(served: Served) -> None:
+    body = {"prompt": [1] * 600, "max_tokens": 2, "stream": True, "ignore_eos": True}
+    text = httpx.post(f"{served.url}/v1/completions", json=body).text
+    comments = [line for line in text.splitlines() if line.startswith(":")]
+    assert comments[0].startswith(": prefill 48/600, ")
+    data = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data")]
+    assert data[-1] == "[DONE]"
+    assert all(json.loads(line)["choices"] for line in data[:-1])
+
+
+def test_a_port_in_use_is_refused_before_anything_starts(
+    models: Callable[..., Path], tmp_path: Path
+) -> None:
+    with bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(BadInput, match=f"127.0.0.1:{port}: cannot listen: address already in"):
+            serve(tmp_path / "no plan", models("llama"), "127.0.0.1", port)
+
+
+def test_an_impossible_port_or_host_is_bad_input() -> None:
+    with pytest.raises(BadInput, match=r"0\.\.65535"):
+        bind("127.0.0.1", 70000)
+    with pytest.raises(BadInput):
+        bind("no.such.host.invalid", 80)
