@@ -1,0 +1,14 @@
+"""Model, cluster and promise → plan: cost model, chunk schedule, program for HiGHS, explanation."""
+
+from .cluster import Cluster, clusters, load_cluster, measured_path, write_cluster
+from .plan import Made, make_plan
+
+__all__ = [
+    "Cluster",
+    "Made",
+    "clusters",
+    "load_cluster",
+    "make_plan",
+    "measured_path",
+    "write_cluster",
+]

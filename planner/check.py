@@ -1,0 +1,226 @@
+"""Re-checks a finished plan, without the code that made it.
+
+Reads only what the artifact says (the plan, the promise, the model) and the formulas; lays the chunks out
+one by one as the scheduler will, sends them through the pipeline stage by stage, counts weights from
+the checkpoint's own tensor shapes and pages request by request, and says what does not hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifact import Plan, Workload
+from ..ir.model import ModelSpec
+from .chunks import Sizes
+from .cluster import Cluster
+from .cost import StageFormulas, compile_totals
+
+Floats = NDArray[np.float64]
+Blocks = Mapping[str, Floats]
+Price = Callable[[Sizes], Blocks]
+
+TOLERANCE = 1 + 1e-6
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+WHOLE = ("norm.weight", "layernorm.weight")  # every tp rank holds these whole
+
+
+def violations(
+    plan: Plan, spec: ModelSpec, cluster: Cluster, workload: Workload, formulas: StageFormulas
+) -> tuple[str, ...]:
+    """Everything about the plan that does not hold, in words; empty if it is sound."""
+    price = compile_totals(formulas)
+    return (
+        *_layout(plan, spec, cluster),
+        *_rules(plan, workload),
+        *_pages(plan, workload),
+        *_memory(plan, spec, cluster),
+        *_times(plan, workload, price),
+        *_parts(plan),
+    )
+
+
+def _layout(plan: Plan, spec: ModelSpec, cluster: Cluster) -> Iterator[str]:
+    tp = plan.layout.tp
+    if plan.gpus > cluster.devices:
+        yield f"{plan.gpus} devices of {cluster.devices}"
+    if tp > cluster.devices_per_node or spec.num_heads % tp or spec.num_kv_heads % tp:
+        yield f"tp={tp} does not fit"
+    layers = [stage.num_layers for stage in plan.stages]
+    firsts = [sum(layers[:s]) for s in range(len(layers))]
+    if len(layers) != plan.layout.spp or sum(layers) != spec.num_layers or min(layers) < 1:
+        yield f"stages of {layers} layers"
+    if firsts != [stage.first_layer for stage in plan.stages]:
+        yield "stages do not follow one another"
+
+
+def _rules(plan: Plan, workload: Workload) -> Iterator[str]:
+    edge = 0
+    for rule in plan.chunks:
+        if rule.start != edge or rule.end <= rule.start or rule.chunk < 1:
+            yield f"chunk rule {rule.start}..{rule.end} after {edge}"
+        if rule.groups != math.ceil(rule.end / plan.group_tokens):
+            yield f"{rule.groups} groups at {rule.end} tokens"
+        edge = rule.end
+    if edge != workload.context:
+        yield f"chunk rules end at {edge} of {workload.context}"
+
+
+def _pages(plan: Plan, workload: Workload) -> Iterator[str]:
+    """Requests laid end to end around the ring of groups, each page counted where it falls."""
+    total = workload.context + workload.output_tokens
+    if plan.group_tokens % plan.page_size:
+        yield "groups do not hold whole pages"
+    if plan.group_tokens * plan.layout.kvp < total:
+        yield "the groups do not hold one request"
+    used = [0] * plan.layout.kvp
+    group = 0
+    for _ in range(workload.concurrency):
+        left = total
+        while left > 0:
+            here = min(left, plan.group_tokens)
+            used[group % plan.layout.kvp] += math.ceil(here / plan.page_size)
+            left -= here
+            group += 1
+    if max(used) > plan.num_pages:
+        yield f"{max(used)} pages needed, {plan.num_pages} planned"
+    if plan.max_batch < workload.concurrency:
+        yield "too few sequences may decode together"
+
+
+def _memory(plan: Plan, spec: ModelSpec, cluster: Cluster) -> Iterator[str]:
+    tp, item = plan.layout.tp, ITEM_BYTES[plan.dtype]
+    kv_token = 2 * spec.num_kv_heads // tp * spec.head_dim * item
+    sizes = {name: _rank_bytes(name, shape, tp, item) for name, shape in spec.tensors().items()}
+    head = sizes.get("lm_head.weight", sizes["model.embed_tokens.weight"])
+    fullest = 0
+    for s, stage in enumerate(plan.stages):
+        layers = range(stage.first_layer, stage.first_layer + stage.num_layers)
+        prefixes = tuple(f"model.layers.{layer}." for layer in layers)
+        weights = sum(size for name, size in sizes.items() if name.startswith(prefixes))
+        weights += sizes["model.embed_tokens.weight"] if s == 0 else 0
+        weights += head + sizes["model.norm.weight"] if s == len(plan.stages) - 1 else 0
+        kv = stage.num_layers * plan.num_pages * plan.page_size * kv_token
+        fullest = max(fullest, weights + kv)
+    planned = plan.memory.weights_bytes + plan.memory.kv_bytes
+    if planned != fullest:
+        yield f"{planned} bytes of weights and KV planned, {fullest} counted"
+    usable = int(cluster["memory.capacity"] - cluster["memory.reserve"])
+    if fullest + plan.memory.activation_bytes > usable:
+        yield "the fullest rank does not fit"
+
+
+def _rank_bytes(name: str, shape: tuple[int, ...], tp: int, item: int) -> int:
+    """Bytes of a checkpoint tensor on one tp rank."""
+    vocabulary = "embed_tokens" in name or "lm_head" in name
+    whole = name.endswith(WHOLE) or (vocabulary and shape[0] % tp)
+    return math.prod(shape) * item // (1 if whole else tp)
+
+
+def _times(plan: Plan, workload: Workload, price: Price) -> Iterator[str]:
+    starts, sizes = _lay_out(plan, workload)
+    last = np.arange(len(starts)) == len(starts) - 1
+    stages = _stage_times(plan, _busiest(plan, workload, starts, sizes, last, price))
+    done = np.zeros(len(starts))
+    for times in stages:
+        spent = np.cumsum(times)
+        done = spent + np.maximum.accumulate(done - spent + times)
+    ttft_s = float(done[-1])
+    if ttft_s > workload.ttft_s * TOLERANCE:
+        yield f"TTFT {ttft_s} breaks the promise of {workload.ttft_s}"
+    if not 0.8 * plan.predicted.ttft_s <= ttft_s <= plan.predicted.ttft_s * TOLERANCE:
+        yield f"TTFT {ttft_s} where {plan.predicted.ttft_s} is predicted"
+    body = slice(None) if workload.concurrency > 1 else np.flatnonzero(~last)
+    mixed_s = len(stages) * max((float(t[body].max(initial=0.0)) for t in stages))
+    if mixed_s > workload.tbt_s * TOLERANCE:
+        yield f"a prefill micro-batch takes {mixed_s}, TBT is {workload.tbt_s}"
+    alone_s = float(sum(_stage_times(plan, price(_decodes(plan, workload)))))
+    expected = max(alone_s, mixed_s if workload.concurrency > 1 else 0.0)
+    if alone_s > workload.tbt_s * TOLERANCE:
+        yield f"decodes take {alone_s}, TBT is {workload.tbt_s}"
+    if not 0.8 * plan.predicted.tbt_s <= expected <= plan.predicted.tbt_s * TOLERANCE:
+        yield f"TBT {expected} where {plan.predicted.tbt_s} is predicted"
+
+
+def _lay_out(plan: Plan, workload: Workload) -> tuple[Floats, Floats]:
+    """Start and size of every chunk, as the scheduler cuts them."""
+    starts: list[int] = []
+    cached = 0
+    for rule in plan.chunks:
+        starts.extend(range(cached, rule.end, rule.chunk))
+        if starts:
+            cached = starts[-1] + rule.chunk
+    edges = np.array([*starts, workload.context], dtype=float)
+    return edges[:-1], np.diff(edges)
+
+
+def _busiest(
+    plan: Plan, workload: Workload, starts: Floats, sizes: Floats, last: NDArray[np.bool_], price: Price
+) -> Blocks:
+    """Blocks of each chunk on its home group or on the group that appends, whichever is dearer."""
+    riders, tokens, groups = _riders(plan, workload, workload.concurrency - 1)
+    ends, m = starts + sizes, plan.group_tokens
+    owner = np.floor((ends - 1) / m)
+    dearest: dict[str, Floats] = {}
+    for group in (np.zeros_like(owner), owner):
+        visible = [_visible(edge - group * m, m) for edge in (starts, ends)]
+        blocks = price(
+            Sizes(
+                T=sizes + riders,
+                R=riders + last.astype(float),
+                QK=visible[1] - visible[0],
+                KV=np.clip(ends - group * m, 0, m),
+                KD=np.full_like(sizes, riders * tokens),
+                X=sizes * owner + riders * (groups - 1),
+            )
+        )
+        heads = {"head": blocks["head"] * (riders + last > 0)}
+        for name, seconds in {**blocks, **heads}.items():
+            dearest[name] = np.maximum(dearest.get(name, seconds), seconds)
+    return dearest
+
+
+def _visible(queries: Floats, m: int) -> Floats:
+    """Keys of a shard of m that its first `queries` queries see in all: 1 + 2 + … + m + m + m …"""
+    inside = np.clip(queries, 0, m)
+    return inside * (inside + 1) / 2 + np.maximum(queries - m, 0) * m
+
+
+def _riders(plan: Plan, workload: Workload, requests: int) -> tuple[int, int, int]:
+    """Decodes on the busiest group, tokens of each there, groups of each."""
+    groups = math.ceil((workload.context + workload.output_tokens) / plan.group_tokens)
+    loads = [0] * plan.layout.kvp
+    for place in range(requests * groups):
+        loads[place % plan.layout.kvp] += 1
+    return max(loads), plan.group_tokens, groups
+
+
+def _decodes(plan: Plan, workload: Workload) -> Sizes:
+    rows, tokens, groups = _riders(plan, workload, workload.concurrency)
+    numbers = (rows, rows, 0, 0, rows * tokens, rows * (groups - 1))
+    return Sizes(*(np.array(float(number)) for number in numbers))
+
+
+def _stage_times(plan: Plan, blocks: Blocks) -> list[Floats]:
+    final = len(plan.stages) - 1
+    result = []
+    for s, stage in enumerate(plan.stages):
+        seconds = blocks["step"] + blocks["rotation"] + stage.num_layers * blocks["layer"]
+        if s == 0:
+            seconds = seconds + blocks["embed"]
+        seconds = seconds + blocks["head" if s == final else "hop"]
+        result.append(np.asarray(seconds))
+    return result
+
+
+def _parts(plan: Plan) -> Iterator[str]:
+    said = plan.predicted
+    for name, whole, parts in (
+        ("TTFT", said.ttft_s, said.ttft_parts_s),
+        ("TBT", said.tbt_s, said.tbt_parts_s),
+    ):
+        if not math.isclose(sum(parts.values()), whole, rel_tol=1e-9) or min(parts.values()) < -1e-9:
+            yield f"the parts of {name} do not add up"

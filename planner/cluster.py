@@ -1,0 +1,320 @@
+"""What a cluster is: a TOML file in which every number carries its unit and its source.
+
+    bandwidth = { value = 3.35, unit = "TB/s", source = "datasheet: H100 SXM" }
+
+Values are turned into base units (FLOP/s, B/s, B, s) when read. Unknown keys, missing keys, wrong
+units and impossible numbers are BadInput: what is unknown is an error, never an invented number.
+
+`local`, this machine's CPU, is the exception that looks around: cores and memory marked "auto" are
+read from the machine, and a measured file in the per-user cache replaces the shipped figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import BadInput, UsageError
+
+_SHIPPED = Path(__file__).parent / "clusters"
+
+UNITS: Mapping[str, Mapping[str, float]] = {
+    "speed": {"FLOP/s": 1.0, "GFLOP/s": 1e9, "TFLOP/s": 1e12},
+    "bandwidth": {"B/s": 1.0, "GB/s": 1e9, "TB/s": 1e12},
+    "size": {"B": 1.0, "GB": 1e9, "MiB": 2.0**20, "GiB": 2.0**30},
+    "time": {"s": 1.0, "ms": 1e-3, "us": 1e-6},
+    "share": {"1": 1.0},
+    "nodes": {"nodes": 1.0},
+    "devices": {"devices": 1.0},
+    "price": {"USD/h": 1.0},
+}
+
+# Every number of a cluster file, by dotted key → its kind of unit.
+FIELDS: Mapping[str, str] = {
+    "nodes": "nodes",
+    "devices_per_node": "devices",
+    "peak.bfloat16": "speed",
+    "peak.float16": "speed",
+    "peak.float32": "speed",
+    "memory.bandwidth": "bandwidth",
+    "memory.capacity": "size",
+    "memory.reserve": "size",
+    "efficiency.matmul": "share",
+    "efficiency.attention_prefill": "share",
+    "efficiency.attention_decode": "share",
+    "efficiency.memory": "share",
+    "efficiency.link": "share",
+    "overhead.launch": "time",
+    "overhead.iteration": "time",
+    "links.intra.latency": "time",
+    "links.intra.bandwidth": "bandwidth",
+    "links.inter.latency": "time",
+    "links.inter.bandwidth": "bandwidth",
+    "price.device_hour": "price",
+}
+OPTIONAL = {"peak.bfloat16", "peak.float16", "peak.float32", "price.device_hour"}
+TEXTS = ("name", "device", "target")
+TARGETS = ("cuda:sm_80", "cuda:sm_90", "cuda:sm_100", "cpu")
+_MAY_BE_ZERO = {"memory.reserve", "overhead.launch", "overhead.iteration", "price.device_hour"}
+_AUTO = {"devices_per_node", "memory.capacity"}
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number in base units, and where it comes from."""
+
+    value: float
+    unit: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster of equal nodes of equal devices. `numbers` holds every figure by its dotted key.
+
+    origin: the file it was read from, for errors and notes.
+    """
+
+    name: str
+    device: str
+    target: str
+    origin: str
+    numbers: Mapping[str, Quantity]
+
+    def __getitem__(self, key: str) -> float:
+        """A figure in base units; BadInput if the file does not know it."""
+        if key not in self.numbers:
+            raise BadInput(
+                f"{key} of this cluster is not known",
+                where=self.origin,
+                do=f"add `{key} = {{ value = ..., unit = ..., source = ... }}`",
+            )
+        return self.numbers[key].value
+
+    @property
+    def nodes(self) -> int:
+        return round(self["nodes"])
+
+    @property
+    def devices_per_node(self) -> int:
+        return round(self["devices_per_node"])
+
+    @property
+    def devices(self) -> int:
+        return self.nodes * self.devices_per_node
+
+    def describe(self) -> dict[str, Any]:
+        """As plain data, for manifests. Where the file lay on this machine is left out."""
+        numbers = {key: dataclasses.asdict(q) for key, q in self.numbers.items()}
+        return {key: getattr(self, key) for key in TEXTS} | {"numbers": numbers}
+
+    @property
+    def usable_bytes(self) -> int:
+        """Memory that a plan may fill on one device."""
+        return int(self["memory.capacity"] - self["memory.reserve"])
+
+
+def clusters() -> tuple[str, ...]:
+    """Names of the shipped clusters."""
+    return tuple(sorted(path.stem for path in _SHIPPED.glob("*.toml")))
+
+
+def load_cluster(name_or_path: str) -> Cluster:
+    """A shipped cluster by name, or the TOML file at a path. BadInput says what is wrong with it."""
+    if name_or_path == "local" and (measured := measured_path()).exists():
+        return _read(measured)
+    if name_or_path in clusters():
+        return _read(_SHIPPED / f"{name_or_path}.toml")
+    path = Path(name_or_path)
+    if path.suffix != ".toml" and not path.exists():
+        raise BadInput(
+            f"unknown cluster {name_or_path!r}",
+            do=f"name one of {', '.join(clusters())}, or a TOML file",
+        )
+    return _read(path)
+
+
+def measured_path() -> Path:
+    """Where figures measured on this machine are kept: $MNEMOC_CACHE or ~/.cache/mnemoc."""
+    cache = os.environ.get("MNEMOC_CACHE")
+    return (Path(cache) if cache else Path.home() / ".cache" / "mnemoc") / "local.toml"
+
+
+def write_cluster(
+    path: Path,
+    *,
+    name: str,
+    device: str,
+    target: str,
+    numbers: Mapping[str, tuple[float, str, str]],
+) -> Cluster:
+    """Write a cluster file from dotted key → (value, unit, source), and read it back.
+
+    Keys that `numbers` lacks are taken from the shipped file of that name, if there is one.
+    """
+    shipped = _SHIPPED / f"{name}.toml"
+    tree = _tables(shipped.read_text(), str(shipped)) if shipped.exists() else {}
+    entries = {key: entry for key in FIELDS if (entry := _find(tree, key)) is not None}
+    for key, (value, unit, source) in numbers.items():
+        entries[key] = {"value": value, "unit": unit, "source": source}
+    lines = [f"{key} = {json.dumps(text)}" for key, text in _texts(name, device, target)]
+    for key, entry in entries.items():
+        body = ", ".join(f"{k} = {_literal(v)}" for k, v in entry.items())
+        lines.append(f"{key} = {{ {body} }}")
+    text = "\n".join(lines) + "\n"
+    cluster = _parse(text, str(path))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(f".{os.getpid()}.tmp")
+        aside.write_text(text)
+        aside.replace(path)
+    except OSError as error:
+        raise BadInput(f"cannot write: {error.strerror}", where=path) from error
+    return cluster
+
+
+def _texts(name: str, device: str, target: str) -> tuple[tuple[str, str], ...]:
+    return ("name", name), ("device", device), ("target", target)
+
+
+def _literal(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+# -------------------------------------------------------------------------------------------- reading
+
+
+def _read(path: Path) -> Cluster:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput("cannot read the cluster file", where=path, do=str(error)) from error
+    return _parse(text, str(path))
+
+
+def _parse(text: str, where: str) -> Cluster:
+    tree = _tables(text, where)
+    _refuse_unknown_keys(tree, where)
+    texts = {key: _text(tree, key, where) for key in TEXTS}
+    if texts["target"] not in TARGETS:
+        raise BadInput(
+            f"unknown target {texts['target']!r}", where=where, do=f"one of {', '.join(TARGETS)}"
+        )
+    numbers: dict[str, Quantity] = {}
+    for key, kind in FIELDS.items():
+        entry = _find(tree, key)
+        if entry is not None:
+            numbers[key] = _quantity(entry, key, kind, where, texts["target"])
+        elif key not in OPTIONAL:
+            raise BadInput(f"key {key!r} is missing", where=where)
+    if not any(key.startswith("peak.") for key in numbers):
+        raise BadInput("no peak speed is given", where=where, do="add [peak] with a dtype")
+    if numbers["memory.reserve"].value >= numbers["memory.capacity"].value:
+        raise BadInput("memory.reserve leaves nothing of memory.capacity", where=where)
+    return Cluster(**texts, origin=where, numbers=numbers)
+
+
+def _tables(text: str, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(f"not valid TOML: {error}", where=where) from error
+
+
+def _find(tree: Mapping[str, Any], key: str) -> Any:
+    node: Any = tree
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return None
+        node = node[part]
+    return node
+
+
+def _refuse_unknown_keys(tree: Mapping[str, Any], where: str) -> None:
+    known = {*TEXTS, *FIELDS}
+    tables = {".".join(k.split(".")[:i]) for k in FIELDS for i in range(1, k.count(".") + 1)}
+
+    def walk(node: Mapping[str, Any], prefix: str) -> None:
+        for name, value in node.items():
+            key = f"{prefix}{name}"
+            if key in tables and isinstance(value, dict):
+                walk(value, f"{key}.")
+            elif key not in known:
+                near = sorted(k for k in known if k.rpartition(".")[0] == prefix.rstrip("."))
+                raise BadInput(
+                    f"unknown key {key!r}", where=where, do=f"known keys here: {', '.join(near)}"
+                )
+
+    walk(tree, "")
+
+
+def _text(tree: Mapping[str, Any], key: str, where: str) -> str:
+    value = tree.get(key)
+    if not isinstance(value, str) or not value:
+        raise BadInput(f"key {key!r} must be a text", where=where, got=value)
+    return value
+
+
+def _quantity(entry: Any, key: str, kind: str, where: str, target: str) -> Quantity:
+    if not isinstance(entry, dict) or set(entry) != {"value", "unit", "source"}:
+        raise BadInput(
+            f"{key} must be {{ value = ..., unit = ..., source = ... }}", where=where, got=entry
+        )
+    value, unit, source = entry["value"], entry["unit"], entry["source"]
+    if not isinstance(source, str) or not source.strip():
+        raise BadInput(f"{key} has no source", where=where, got=source)
+    if unit not in UNITS[kind]:
+        raise BadInput(f"{key} has a wrong unit", where=where, got=unit, do=_units(kind))
+    if value == "auto" and key in _AUTO and target == "cpu":
+        return Quantity(float(_machine(key)), next(iter(UNITS[kind])), source)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadInput(f"{key} is not a number", where=where, got=value)
+    if value < 0 or (value == 0 and key not in _MAY_BE_ZERO):
+        raise BadInput(f"{key} must be positive", where=where, got=value)
+    if kind == "share" and value > 1:
+        raise BadInput(f"{key} is a share of a peak: at most 1", where=where, got=value)
+    if kind in ("nodes", "devices") and value != round(value):
+        raise BadInput(f"{key} must be a whole number", where=where, got=value)
+    return Quantity(value * UNITS[kind][unit], next(iter(UNITS[kind])), source)
+
+
+def _units(kind: str) -> str:
+    return f"write it in {' or '.join(UNITS[kind])}"
+
+
+def _machine(key: str) -> int:
+    """Cores of this machine, or one core's share of its memory in bytes."""
+    import psutil
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if not cores:
+        raise BadInput("cannot tell how many cores this machine has")
+    return cores if key == "devices_per_node" else int(psutil.virtual_memory().total) // cores
+
+
+def devices_asked(cluster: Cluster, *, nodes: int | None, gpus: int | None) -> int:
+    """Most devices that a plan may use, from `--nodes` or `--gpus`; all of the cluster by default."""
+    if nodes is not None and gpus is not None:
+        raise UsageError("--nodes and --gpus exclude each other", do="give one of them")
+    asked = cluster.devices
+    if nodes is not None:
+        asked = nodes * cluster.devices_per_node
+    elif gpus is not None:
+        asked = gpus
+    if asked < 1:
+        raise UsageError("a plan needs at least one device", got=asked)
+    if asked > cluster.devices:
+        raise BadInput(
+            f"{asked} devices are more than {cluster.name} has",
+            where=cluster.origin,
+            got=f"{cluster.nodes} nodes of {cluster.devices_per_node}",
+            do="ask for fewer, or give a cluster file with more nodes",
+        )
+    return asked

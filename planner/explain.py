@@ -1,0 +1,226 @@
+"""Why this plan: what binds, what else was possible and at what price, what one more node buys.
+
+And why none: the constraint that no plan keeps, and the cheapest ways to relax the promise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..artifact import Alternative
+from ..errors import Infeasible
+from ..units import format_bytes, format_duration
+from .price import NEVER, Candidate, Outlook, best_chunks
+from .search import Finding, Promise, Search, balanced_bytes
+
+FEASIBLE_MARGIN = 1.001  # a relaxed promise is quoted a little above the exact edge
+
+
+def binding(search: Search, found: Finding, promise: Promise, objective: str) -> str:
+    """The constraint without which the objective would be better: a name of `milp`, or "none"."""
+    if objective == "gpus":
+        smaller = [o for o in search.outlooks if o.gpus < found.outlook.gpus]
+        if not smaller:
+            return "none"
+        if any(search.bound_s(o, promise.tbt_s) < NEVER for o in smaller):
+            return "ttft"
+        return "tbt" if any(search.fits(o) for o in smaller) else "memory"
+    if objective == "ttft":
+        freer = search.best(found.outlook, NEVER)
+        if freer is not None and freer.ttft_s < found.ttft_s * 0.999:
+            return "tbt"
+    largest = max(o.gpus for o in search.outlooks)
+    return "devices" if found.outlook.gpus == largest else "none"
+
+
+def alternatives(
+    search: Search, found: Finding, promise: Promise, objective: str
+) -> tuple[Alternative, ...]:
+    """The best few other layouts, each with what it would give and why it was not chosen."""
+    rows: dict[str, Alternative] = {}
+    for outlook in itertools.islice(_contenders(search, found, promise), 5):
+        rows.setdefault(str(outlook.layout), _alternative(search, outlook, found, promise, objective))
+    return tuple(rows.values())
+
+
+def _contenders(search: Search, found: Finding, promise: Promise) -> Iterator[Outlook]:
+    """Runner-up first, then one with fewer GPUs, then one that stays 2D, then the next best."""
+    others = [o for o in search.outlooks if o.layout != found.outlook.layout and search.fits(o)]
+    bounds = {id(o): search.bound_s(o, promise.tbt_s) for o in others}
+    keeping = sorted((o for o in others if bounds[id(o)] < NEVER), key=lambda o: bounds[id(o)])
+    same = [o for o in keeping if o.gpus == found.outlook.gpus]
+    fewer = [o for o in keeping if o.gpus < found.outlook.gpus]
+    flat = sorted(
+        (o for o in others if o.layout.kvp == 1 and o.gpus <= found.outlook.gpus),
+        key=lambda o: (-o.gpus, o.decode_s),
+    )
+    seen: set[int] = set()
+    for outlook in (*same[:1], *fewer[:1], *flat[:1], *same[1:3], *keeping):
+        if id(outlook) not in seen:
+            seen.add(id(outlook))
+            yield outlook
+
+
+def _alternative(
+    search: Search, outlook: Outlook, found: Finding, promise: Promise, objective: str
+) -> Alternative:
+    layout, gpus = outlook.layout, outlook.gpus
+    best = search.best(outlook, promise.tbt_s)
+    if best is None:
+        loose = search.best(outlook, NEVER)
+        ttft_s = loose.ttft_s if loose is not None else NEVER
+        slow = outlook.decode_s > promise.tbt_s
+        reason = (
+            f"decodes at full length take {format_duration(outlook.decode_s)}, "
+            f"above {format_duration(promise.tbt_s)}"
+            if slow
+            else "no chunk size keeps TBT and memory"
+        )
+        return Alternative(layout, gpus, _finite(ttft_s), outlook.decode_s, reason)
+    if best.ttft_s > promise.ttft_s:
+        reason = f"TTFT above {format_duration(promise.ttft_s)}"
+    elif objective == "throughput" and outlook.decode_s > found.outlook.decode_s:
+        reason = "slower decodes"
+    elif gpus > found.outlook.gpus and objective == "gpus":
+        reason = f"{gpus - found.outlook.gpus} more GPUs"
+    else:
+        reason = f"TTFT {best.ttft_s / found.ttft_s - 1:+.1%}"
+    return Alternative(layout, gpus, best.ttft_s, best.tbt_s, reason)
+
+
+def _finite(seconds: float) -> float:
+    """JSON knows no infinity: a time that is never reached is given as −1."""
+    return seconds if seconds < NEVER else -1.0
+
+
+def remarks(search: Search, found: Finding, promise: Promise, objective: str) -> Iterator[str]:
+    """Sentences for people: what binds, and what one more node buys."""
+    yield _why(search, found, promise, binding(search, found, promise, objective))
+    if search.pinned:
+        return
+    node = search.pricer.cluster.devices_per_node
+    wider = Search(search.pricer, found.outlook.gpus + node, search.pinned)
+    more = [o for o in wider.outlooks if o.gpus > found.outlook.gpus]
+    faster = wider.fastest(more, promise.tbt_s, found.ttft_s)
+    name = "One more node" if search.pricer.cluster.nodes > 1 else f"{node} more devices"
+    if faster is None:
+        yield f"{name} would not shorten TTFT."
+    else:
+        gain = 1 - faster.ttft_s / found.ttft_s
+        yield (
+            f"{name} would cut TTFT by {gain:.0%} to {format_duration(faster.ttft_s)} "
+            f"({faster.outlook.layout})."
+        )
+
+
+def _why(search: Search, found: Finding, promise: Promise, name: str) -> str:
+    gpus = found.outlook.gpus
+    if name == "ttft":
+        smaller = [o for o in search.outlooks if o.gpus < gpus]
+        best = search.fastest(smaller, promise.tbt_s, NEVER)
+        if best is not None:
+            return (
+                f"TTFT binds: with fewer than {gpus} devices the best is "
+                f"{format_duration(best.ttft_s)} ({best.outlook.layout})."
+            )
+        return f"TTFT binds: fewer than {gpus} devices do not reach it."
+    if name == "tbt":
+        return f"TBT binds: without {format_duration(promise.tbt_s)} fewer devices or time would do."
+    if name == "memory":
+        return "Memory binds: on fewer devices weights and KV cache do not fit."
+    if name == "devices":
+        return f"The number of devices binds: all {search.devices} that may be used help."
+    return "Nothing binds: no constraint keeps the objective from being better."
+
+
+# ---------------------------------------------------------------------------------- infeasible
+
+
+def infeasible(search: Search, promise: Promise) -> Infeasible:
+    """Which constraint no plan keeps, and the cheapest ways to relax the promise."""
+    devices, cluster = search.devices, search.pricer.cluster
+    if not any(search.fits(o) for o in search.outlooks):
+        least = min(balanced_bytes(o) for o in search.outlooks)
+        return Infeasible(
+            f"memory: weights and KV cache need {format_bytes(least)} on the fullest device, "
+            f"{format_bytes(cluster.usable_bytes)} are usable on {devices} devices",
+            binding="memory",
+            do=_relaxed(_more_devices(search, promise)),
+        )
+    fast = search.fastest(search.outlooks, promise.tbt_s, NEVER)
+    options = [_more_devices(search, promise)]
+    if fast is None:
+        tbt_s = _least_tbt(search, NEVER)
+        options.insert(0, f"TBT {_quoted(tbt_s)}" if tbt_s < NEVER else None)
+        return Infeasible(
+            f"tbt: no layout on {devices} devices keeps TBT {format_duration(promise.tbt_s)} "
+            f"at this context",
+            binding="tbt",
+            do=_relaxed(*options),
+        )
+    options.insert(0, f"TTFT {_quoted(fast.ttft_s)} ({fast.outlook.layout})")
+    tbt_s = _least_tbt(search, promise.ttft_s)
+    options.insert(1, f"TBT {_quoted(tbt_s)}" if tbt_s < NEVER else None)
+    return Infeasible(
+        f"ttft: the best TTFT on {devices} devices is {format_duration(fast.ttft_s)} with TBT "
+        f"{format_duration(promise.tbt_s)}, promised {format_duration(promise.ttft_s)}",
+        binding="ttft",
+        do=_relaxed(*options),
+    )
+
+
+def _quoted(seconds: float) -> str:
+    return format_duration(seconds * FEASIBLE_MARGIN)
+
+
+def _relaxed(*options: str | None) -> str:
+    possible = [option for option in options if option]
+    if not possible:
+        return "no relaxation of one figure alone makes it feasible: shorten the context"
+    return f"feasible with {' or '.join(possible)}"
+
+
+def _least_tbt(search: Search, ttft_s: float) -> float:
+    """The smallest TBT promise with which some plan keeps the TTFT promise."""
+    least = NEVER
+    for outlook in sorted(search.outlooks, key=lambda o: o.decode_s):
+        if outlook.decode_s >= least:
+            break
+        if not search.fits(outlook) or outlook.bound_s(NEVER) > ttft_s:
+            continue
+        for split in outlook.splits():
+            candidate = search.pricer.candidate(outlook, split, NEVER)
+            least = min(least, max(outlook.decode_s, _least_cap(candidate, ttft_s)))
+    return least
+
+
+def _least_cap(candidate: Candidate, ttft_s: float) -> float:
+    """The smallest cap on p·τ with which the candidate's best chunks keep the TTFT promise."""
+    crossing = candidate.stages * candidate.tau_s
+    caps = np.unique(crossing[candidate.allowed])
+
+    def keeps(cap: float) -> bool:
+        allowed = candidate.allowed & (crossing <= cap)
+        best = best_chunks(dataclasses.replace(candidate, allowed=allowed))
+        return best is not None and best[0] <= ttft_s
+
+    if not len(caps) or not keeps(caps[-1]):
+        return NEVER
+    low, high = 0, len(caps) - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if keeps(caps[middle]) else (middle + 1, high)
+    return float(caps[low])
+
+
+def _more_devices(search: Search, promise: Promise) -> str | None:
+    """The smallest number of devices beyond those allowed that keeps the promise, up to 4 times."""
+    if len(search.pinned) == 3:
+        return None
+    wider = Search(search.pricer, 4 * search.devices, search.pinned)
+    found = wider.incumbent(promise, "gpus")
+    return f"{found.outlook.gpus} devices ({found.outlook.layout})" if found else None

@@ -1,0 +1,157 @@
+"""What a chosen plan is predicted to do: figures broken into parts, memory, and its chunk rules."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifact import ChunkRule, Memory, Prediction
+from .chunks import Sizes, decode_sizes, prefill_sizes
+from .cost import PARTS, StageFormulas, compile_parts
+from .price import Outlook, Pricer
+from .search import Finding
+
+Parts = Mapping[str, NDArray[np.float64]]
+
+
+def predict(finding: Finding, formulas: StageFormulas, pricer: Pricer) -> Prediction:
+    """TTFT, TBT and throughput of `price`'s definitions, with parts that add up to each."""
+    outlook, split, choice = finding.outlook, finding.candidate.split, finding.choice
+    parts_of = compile_parts(formulas)
+    rows = np.arange(len(choice))
+    chunks = outlook.chunks
+    picked = _map(chunks.sizes, lambda values: values[:, rows, choice])
+    weight = chunks.samples.weight[:, rows, choice]
+    stages = [
+        _stage(parts_of(picked), s, split, heads=outlook.rides) for s in _distinct_stages(split)
+    ]
+    totals = np.stack([sum(stage.values()) for stage in stages])
+    slowest = totals.argmax(axis=0)
+    ttft: Counter[str] = Counter()
+    for part in PARTS:
+        seconds = np.choose(slowest, [stage[part] for stage in stages])
+        ttft[part] = float((weight * seconds).sum())
+    last = parts_of(Sizes(*(np.ones(()),) * 6))["head"]
+    ttft.update({part: float(last[part]) for part in PARTS})
+    dearest = float(finding.candidate.tau_s[rows, choice].max())
+    ttft["bubble"] = (len(split) - 1) * dearest
+
+    requests = outlook.growth.riders(pricer.workload.concurrency)
+    crossing = parts_of(decode_sizes(requests))
+    bubble = 0.0
+    if finding.tbt_s > outlook.decode_s:
+        at = np.unravel_index(
+            np.where(weight > 0, totals.max(axis=0), 0).argmax(), weight.shape
+        )
+        crossing = parts_of(_map(picked, lambda values: values[at]))
+        bubble = finding.tbt_s - sum(
+            float(sum(_stage(crossing, s, split, heads=True).values())) for s in range(len(split))
+        )
+    tbt = {part: _crossing(crossing, part, split) for part in PARTS} | {"bubble": bubble}
+    return Prediction(
+        ttft_s=sum(ttft.values()),
+        tbt_s=sum(tbt.values()),
+        throughput_tokens_per_s=pricer.workload.concurrency / outlook.decode_s,
+        ttft_parts_s=dict(ttft),
+        tbt_parts_s=tbt,
+    )
+
+
+def memory(finding: Finding, pricer: Pricer) -> Memory:
+    """Bytes on the fullest rank."""
+    outlook, split = finding.outlook, finding.candidate.split
+    sizes = outlook.stage_bytes(split)
+    fullest = sizes.index(max(sizes))
+    growth = outlook.growth
+    kv = split[fullest] * growth.pages * growth.page_size * outlook.footprint.kv_per_token
+    rows = np.arange(len(finding.choice))
+    return Memory(
+        weights_bytes=sizes[fullest] - kv,
+        kv_bytes=kv,
+        activation_bytes=int(outlook.activation_bytes[rows, finding.choice].max()),
+        capacity_bytes=pricer.cluster.usable_bytes,
+    )
+
+
+def chunk_rules(finding: Finding, pricer: Pricer) -> tuple[ChunkRule, ...]:
+    """Neighbouring buckets of one chunk size joined, and cut where one more group joins in."""
+    grid, outlook = pricer.grid, finding.outlook
+    tokens = outlook.growth.tokens
+    spans: list[list[int]] = []  # start, end, chunk
+    for start, end, entry in zip(grid.starts, grid.ends, finding.choice, strict=True):
+        size = grid.menu[entry]
+        joins = [i * tokens for i in range(start // tokens + 1, math.ceil(end / tokens))]
+        for low, high in zip([start, *joins], [*joins, end], strict=True):
+            if spans and spans[-1][2] == size and low % tokens:
+                spans[-1][1] = high
+            else:
+                spans.append([low, high, size])
+    ends = np.array([end for _, end, _ in spans], dtype=float)
+    sizes = np.array([min(size, end - start) for start, end, size in spans], dtype=float)
+    riders = outlook.growth.riders(pricer.workload.concurrency - 1)
+    blocks = pricer.wiring(outlook.layout).totals(prefill_sizes(ends - sizes, sizes, tokens, riders))
+    split = finding.candidate.split
+    times = np.maximum.reduce(
+        [
+            _stage_total(blocks, stage, split, heads=outlook.rides)
+            for stage in _distinct_stages(split)
+        ]
+    )
+    return tuple(
+        ChunkRule(start, end, size, math.ceil(end / tokens), float(seconds))
+        for (start, end, size), seconds in zip(spans, times, strict=True)
+    )
+
+
+def _distinct_stages(split: tuple[int, ...]) -> Iterable[int]:
+    """Stages of which one is slowest: the first, the last and the tallest between."""
+    between = range(1, len(split) - 1)
+    tallest = [max(between, key=lambda s: split[s])] if between else []
+    return dict.fromkeys((0, *tallest, len(split) - 1))
+
+
+def _blocks(stage: int, split: tuple[int, ...], heads: bool) -> Mapping[str, int]:
+    """How often a stage runs each block."""
+    last = len(split) - 1
+    return {
+        "step": 1,
+        "rotation": 1,
+        "layer": split[stage],
+        "embed": int(stage == 0),
+        "head": int(stage == last and heads),
+        "hop": int(stage < last),
+    }
+
+
+def _stage(
+    parts: Mapping[str, Parts], stage: int, split: tuple[int, ...], *, heads: bool
+) -> dict[str, NDArray[np.float64]]:
+    counts = _blocks(stage, split, heads)
+    return {
+        part: np.asarray(sum(n * parts[block][part] for block, n in counts.items()))
+        for part in PARTS
+    }
+
+
+def _stage_total(
+    blocks: Parts, stage: int, split: tuple[int, ...], *, heads: bool
+) -> NDArray[np.float64]:
+    return np.asarray(sum(n * blocks[block] for block, n in _blocks(stage, split, heads).items()))
+
+
+def _crossing(parts: Mapping[str, Parts], part: str, split: tuple[int, ...]) -> float:
+    return sum(
+        float(n * parts[block][part])
+        for stage in range(len(split))
+        for block, n in _blocks(stage, split, heads=True).items()
+    )
+
+
+def _map(sizes: Sizes, function: object) -> Sizes:
+    assert callable(function)
+    return Sizes(*(function(getattr(sizes, f.name)) for f in dataclasses.fields(sizes)))

@@ -1,0 +1,315 @@
+"""Prices candidates: a layout with its growth and stage split, as arrays over (bucket, chunk size).
+
+A stage's time for one micro-batch, from the formulas of `cost`, with λ its layers:
+
+    τ_s = step + rotation + λ_s·layer + [s first]·embed + [s last and R > 0]·head + [s not last]·hop
+
+**TTFT.** Chunks pass the p stages one behind the other. A chunk's way through the pipeline's critical path
+counts its slowest stage once, and the p − 1 further steps down cost at most the slowest of all, so
+
+    TTFT ≤ Σ_chunks max_s τ_s + (p − 1)·max_chunks max_s τ_s + head        (the last chunk wants logits)
+
+**TBT.** While a long prefill keeps p micro-batches in flight, a decode that rides one of them waits for all:
+p·max_s τ_s. Decodes alone cross the stages once: Σ_s τ_s. Riders are the other requests of the promise
+(concurrency − 1), each at full length; alone, all of them decode in one micro-batch, which also defines
+
+    throughput = concurrency / Σ_s τ_s(decodes of full length)             tokens/s in steady decode
+
+Chunks keep to the TBT promise also where concurrency is 1: the engine serves others beside it.
+
+**Memory** of the fullest stage: its weights, its layers' KV pages for the promised concurrency, and the
+activations of the largest chunk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifact import Layout, Workload
+from ..ir.build import build
+from ..ir.graph import Module
+from ..ir.model import ModelSpec
+from ..ir.passes import fuse, shard
+from .chunks import (
+    Floats,
+    Grid,
+    Riders,
+    Samples,
+    Sizes,
+    decode_sizes,
+    make_grid,
+    prefill_sizes,
+    sample,
+)
+from .cluster import Cluster
+from .cost import (
+    Footprint,
+    Links,
+    StageFormulas,
+    compile_totals,
+    core_formulas,
+    footprint,
+    hop_formula,
+    links_of,
+    stage_formulas,
+)
+from .space import Growth, splits
+
+Bools = NDArray[np.bool_]
+Blocks = Mapping[str, Floats]
+NEVER = math.inf
+
+
+@dataclass(frozen=True, eq=False)
+class Wiring:
+    """What formulas depend on: a mesh with its links. `totals`: sizes → seconds by block."""
+
+    footprint: Footprint
+    totals: Callable[[Sizes], Blocks]
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """The sampled chunks: their sizes, and seconds by block [4, B, C]."""
+
+    samples: Samples
+    sizes: Sizes
+    blocks: Blocks
+
+
+@dataclass(frozen=True, eq=False)
+class Outlook:
+    """A layout with its growth, before any choice of split and chunks.
+
+    decode_s: TBT of decodes alone at full length; head_s: what the last chunk's logits add;
+    rides: whether decodes share the prefill's micro-batches; price: prices the chunks when asked
+    """
+
+    layout: Layout
+    growth: Growth
+    num_layers: int
+    decode_s: float
+    head_s: float
+    rides: bool
+    footprint: Footprint
+    price: Callable[[], Chunks]
+
+    @cached_property
+    def chunks(self) -> Chunks:
+        return self.price()
+
+    @property
+    def blocks(self) -> Blocks:
+        return self.chunks.blocks
+
+    @property
+    def gpus(self) -> int:
+        return self.layout.gpus
+
+    @cached_property
+    def layer_bytes(self) -> int:
+        """Weights and KV pages of one layer."""
+        tokens = self.growth.pages * self.growth.page_size
+        return self.footprint.layer + tokens * self.footprint.kv_per_token
+
+    def stage_bytes(self, split: tuple[int, ...]) -> list[int]:
+        """Weights and KV pages of each stage."""
+        sizes = [count * self.layer_bytes for count in split]
+        sizes[0] += self.footprint.embed
+        sizes[-1] += self.footprint.head
+        return sizes
+
+    @cached_property
+    def activation_bytes(self) -> Floats:
+        """[B, C]: of the largest chunk that the entry stands for."""
+        used = self.chunks.samples.weight > 0
+        return np.where(used, self.footprint.activations(self.chunks.sizes), 0).max(axis=0)
+
+    @cached_property
+    def flat(self) -> Floats:
+        """What each stage pays whatever its layers, less the hop: [4, B, C]."""
+        return self.blocks["step"] + self.blocks["rotation"]
+
+    def stage_times(self, split: tuple[int, ...]) -> list[Floats]:
+        """Seconds of the stages that can be slowest (first, tallest between, last): [4, B, C] each."""
+        layer, embed, hop = (self.blocks[name] for name in ("layer", "embed", "hop"))
+        head = self.blocks["head"] if self.rides else 0.0
+        if len(split) == 1:
+            return [self.flat + embed + split[0] * layer + head]
+        first = self.flat + embed + split[0] * layer + hop
+        between = [self.flat + max(split[1:-1]) * layer + hop] if len(split) > 2 else []
+        return [first, *between, self.flat + split[-1] * layer + head]
+
+    @cached_property
+    def crossing(self) -> Floats:
+        """Seconds to cross all stages, the same for every split: [4, B, C]."""
+        p = self.layout.spp
+        head = self.blocks["head"] if self.rides else 0.0
+        once = self.blocks["embed"] + head + self.num_layers * self.blocks["layer"]
+        return p * self.flat + once + (p - 1) * self.blocks["hop"]
+
+    @cached_property
+    def balanced(self) -> Floats:
+        """A lower bound on the slowest stage of any split: [4, B, C]."""
+        p = self.layout.spp
+        tallest = math.ceil(self.num_layers / p)
+        return np.maximum(self.crossing / p, self.flat + tallest * self.blocks["layer"])
+
+    def summed(self, slowest: Floats) -> tuple[Floats, Floats]:
+        """[4, B, C] → per (bucket, chunk): the sum over its chunks, and the slowest of them."""
+        used = self.chunks.samples.weight > 0
+        return (self.chunks.samples.weight * slowest).sum(axis=0), np.where(used, slowest, 0).max(axis=0)
+
+    def bound_s(self, tbt_s: float) -> float:
+        """No split and no chunks of this layout reach a TTFT below this."""
+        cost, tau = self.summed(self.balanced)
+        allowed = self.chunks.samples.allowed & (self.layout.spp * tau <= tbt_s)
+        if not allowed.any(axis=1).all():
+            return NEVER
+        sums = np.where(allowed, cost, NEVER).min(axis=1).sum()
+        fill = np.where(allowed, tau, NEVER).min(axis=1).max()
+        return float(sums + (self.layout.spp - 1) * fill + self.head_s)
+
+    @cached_property
+    def excess(self) -> float:
+        """ρ of `space`: embed or head in layers, by time or by weight, at most."""
+        head = self.blocks["head"] if self.rides else np.zeros(1)
+        times = max(float((end / self.blocks["layer"]).max()) for end in (self.blocks["embed"], head))
+        return max(times, max(self.footprint.embed, self.footprint.head) / self.layer_bytes)
+
+    def splits(self) -> tuple[tuple[int, ...], ...]:
+        return splits(self.num_layers, self.layout.spp, self.excess)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One choice of everything but chunks. Arrays are [B, C].
+
+    cost_s: sum of the slowest stage over the bucket's chunks; tau_s: the slowest chunk's;
+    allowed: chunk sizes that make sense and keep the TBT and memory promises.
+    """
+
+    outlook: Outlook
+    split: tuple[int, ...]
+    cost_s: Floats
+    tau_s: Floats
+    allowed: Bools
+    fixed_bytes: int
+
+    @property
+    def stages(self) -> int:
+        return len(self.split)
+
+    def ttft_s(self, choice: NDArray[np.int64]) -> float:
+        """With menu entry choice[b] in bucket b."""
+        rows = np.arange(len(choice))
+        slowest = self.tau_s[rows, choice].max()
+        total = self.cost_s[rows, choice].sum() + (self.stages - 1) * slowest
+        return float(total + self.outlook.head_s)
+
+
+class Pricer:
+    """Prices layouts of one model, cluster and workload; formulas are made once per mesh and links."""
+
+    def __init__(self, spec: ModelSpec, cluster: Cluster, dtype: str, workload: Workload) -> None:
+        self.spec, self.cluster, self.dtype, self.workload = spec, cluster, dtype, workload
+        self.grid: Grid = make_grid(workload.context)
+        source = build(spec, dtype)
+
+        @cache
+        def module(tp: int, merges: bool) -> Module:
+            return fuse(shard(source, tp=tp, kvp=2 if merges else 1))
+
+        @cache
+        def bytes_of(tp: int, merges: bool) -> Footprint:
+            return footprint(module(tp, merges))
+
+        @cache
+        def core(tp: int, merges: bool, kvp_link: str) -> Callable[[Sizes], Blocks]:
+            return compile_totals(core_formulas(module(tp, merges), cluster, dtype, kvp_link))
+
+        @cache
+        def wiring(tp: int, merges: bool, links: Links) -> Wiring:
+            blocks = core(tp, merges, links.kvp)
+            hop = compile_totals({"hop": hop_formula(module(tp, merges), cluster, links.spp)})
+            return Wiring(bytes_of(tp, merges), lambda sizes: blocks(sizes) | hop(sizes))
+
+        @cache
+        def samples(group_tokens: int) -> Samples:
+            return sample(self.grid, group_tokens)
+
+        @cache
+        def chunks(wiring: Wiring, group_tokens: int, riders: Riders) -> Chunks:
+            cut = samples(group_tokens)
+            sizes = prefill_sizes(cut.start, cut.size, group_tokens, riders)
+            return Chunks(cut, sizes, wiring.totals(sizes))
+
+        @cache
+        def decode(wiring: Wiring, riders: Riders) -> Mapping[str, float]:
+            blocks = wiring.totals(decode_sizes(riders))
+            return {name: float(seconds) for name, seconds in blocks.items()}
+
+        self._wiring, self._chunks, self._decode = wiring, chunks, decode
+
+    def wiring(self, layout: Layout) -> Wiring:
+        return self._wiring(layout.tp, layout.kvp > 1, links_of(layout, self.cluster))
+
+    def formulas(self, layout: Layout) -> StageFormulas:
+        """The expressions that price a layout, by block and part."""
+        module = fuse(shard(build(self.spec, self.dtype), tp=layout.tp, kvp=layout.kvp))
+        return stage_formulas(module, self.cluster, self.dtype, links_of(layout, self.cluster))
+
+    def outlook(self, layout: Layout, growth: Growth) -> Outlook:
+        wiring, riders = self.wiring(layout), growth.riders(self.workload.concurrency - 1)
+        alone = self._decode(wiring, growth.riders(self.workload.concurrency))
+        stages, layers = layout.spp, self.spec.num_layers
+        each = alone["step"] + alone["rotation"]
+        once = alone["embed"] + layers * alone["layer"] + alone["head"]
+        return Outlook(
+            layout=layout,
+            growth=growth,
+            num_layers=layers,
+            decode_s=stages * each + once + (stages - 1) * alone["hop"],
+            head_s=self._decode(wiring, Riders(1, growth.tokens, growth.groups))["head"],
+            rides=riders.count > 0,
+            footprint=wiring.footprint,
+            price=lambda: self._chunks(wiring, growth.tokens, riders),
+        )
+
+    def candidate(self, outlook: Outlook, split: tuple[int, ...], tbt_s: float) -> Candidate:
+        slowest = outlook.stage_times(split)
+        cost_s, tau_s = outlook.summed(np.maximum.reduce(slowest))
+        fixed = max(outlook.stage_bytes(split))
+        fits = fixed + outlook.activation_bytes <= self.cluster.usable_bytes
+        keeps = len(split) * tau_s <= tbt_s
+        allowed = outlook.chunks.samples.allowed & fits & keeps
+        return Candidate(outlook, split, cost_s, tau_s, allowed, fixed)
+
+
+def best_chunks(candidate: Candidate) -> tuple[float, NDArray[np.int64]] | None:
+    """The exact optimum of one candidate: TTFT and a menu entry per bucket, or None if there is none.
+
+    For each possible slowest chunk θ the best entry per bucket among those with τ ≤ θ is a minimum
+    apart; the best θ is found by trying them all, in ascending order of τ.
+    """
+    tau, cost, allowed = candidate.tau_s, candidate.cost_s, candidate.allowed
+    if not allowed.any(axis=1).all():
+        return None
+    bucket, entry = np.nonzero(allowed)
+    order = np.argsort(tau[bucket, entry], kind="stable")
+    bucket, entry = bucket[order], entry[order]
+    theta = tau[bucket, entry]
+    least = np.full((tau.shape[0], len(order)), NEVER)
+    least[bucket, np.arange(len(order))] = cost[bucket, entry]
+    np.minimum.accumulate(least, axis=1, out=least)
+    total = least.sum(axis=0) + (candidate.stages - 1) * theta
+    limit = theta[int(np.argmin(total))]
+    within = np.where(allowed & (tau <= limit), cost, NEVER)
+    choice = within.argmin(axis=1)
+    return candidate.ttft_s(choice), choice

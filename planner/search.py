@@ -1,0 +1,174 @@
+"""Finds the plan: prices the space from cheap bounds to exact optima, then lets the solver prove it.
+
+Bounds discard only what cannot win: decodes alone slower than the TBT promise, weights and KV that do
+not fit even in perfectly balanced stages, a TTFT bound (perfect balance, no trade between buckets)
+beyond the promise or beyond a plan already found. What survives goes to the solver together.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifact import Layout
+from .milp import Problem, Solution, solve
+from .price import NEVER, Candidate, Outlook, Pricer, best_chunks
+from .space import growths, layouts
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What a plan must keep."""
+
+    ttft_s: float
+    tbt_s: float
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A candidate with its best chunks."""
+
+    candidate: Candidate
+    choice: NDArray[np.int64]
+    ttft_s: float
+
+    @property
+    def outlook(self) -> Outlook:
+        return self.candidate.outlook
+
+    @property
+    def tbt_s(self) -> float:
+        """What decodes see at worst: alone at full length, or riding with the dearest chunk."""
+        rows = np.arange(len(self.choice))
+        slowest = float(self.candidate.tau_s[rows, self.choice].max())
+        mixed = self.candidate.stages * slowest if self.outlook.rides else 0.0
+        return max(self.outlook.decode_s, mixed)
+
+
+class Search:
+    """The space of one question, priced as far as it has been looked at."""
+
+    def __init__(self, pricer: Pricer, devices: int, pinned: Mapping[str, int]) -> None:
+        self.pricer, self.devices, self.pinned = pricer, devices, pinned
+        self.outlooks = tuple(
+            pricer.outlook(layout, growth)
+            for layout in layouts(pricer.spec, pricer.cluster, devices, pinned)
+            for growth in growths(layout.kvp, pricer.workload, "kvp" in pinned)
+        )
+        self._bounds: dict[tuple[int, float], float] = {}
+        self._bests: dict[tuple[int, float], Finding | None] = {}
+
+    def fits(self, outlook: Outlook) -> bool:
+        """Whether perfectly balanced stages would hold weights and KV."""
+        return balanced_bytes(outlook) <= self.pricer.cluster.usable_bytes
+
+    def bound_s(self, outlook: Outlook, tbt_s: float) -> float:
+        key = (id(outlook), tbt_s)
+        if key not in self._bounds:
+            possible = outlook.decode_s <= tbt_s and self.fits(outlook)
+            self._bounds[key] = outlook.bound_s(tbt_s) if possible else NEVER
+        return self._bounds[key]
+
+    def best(self, outlook: Outlook, tbt_s: float) -> Finding | None:
+        """The exact optimum of TTFT over the layout's splits and chunks."""
+        key = (id(outlook), tbt_s)
+        if key not in self._bests:
+            self._bests[key] = None
+            if self.bound_s(outlook, tbt_s) < NEVER:
+                self._bests[key] = self._best_split(outlook, tbt_s)
+        return self._bests[key]
+
+    def _best_split(self, outlook: Outlook, tbt_s: float) -> Finding | None:
+        found: Finding | None = None
+        for split in outlook.splits():
+            candidate = self.pricer.candidate(outlook, split, tbt_s)
+            best = best_chunks(candidate)
+            if best is not None and (found is None or best[0] < found.ttft_s):
+                found = Finding(candidate, best[1], best[0])
+        return found
+
+    def fastest(self, outlooks: Iterable[Outlook], tbt_s: float, limit_s: float) -> Finding | None:
+        """The least TTFT among some layouts, if any is within the limit."""
+        bounded = [(self.bound_s(o, tbt_s), o.gpus, i, o) for i, o in enumerate(outlooks)]
+        found: Finding | None = None
+        for bound, _, _, outlook in sorted(bounded, key=lambda item: item[:3]):
+            if bound >= (limit_s if found is None else found.ttft_s) * (1 + 1e-12):
+                break
+            best = self.best(outlook, tbt_s)
+            if best is not None and best.ttft_s <= (limit_s if found is None else found.ttft_s):
+                found = best
+        return found
+
+    def rank(self, outlook: Outlook, objective: str) -> float:
+        """The named objective, as far as it does not depend on chunks: smaller is better."""
+        if objective == "gpus":
+            return float(outlook.gpus)
+        if objective == "throughput":
+            return -outlook.growth.concurrency / outlook.decode_s
+        return 0.0
+
+    def find(self, promise: Promise, objective: str) -> Solution | None:
+        """The optimal plan, proven by the solver; None if no plan keeps the promise."""
+        incumbent = self.incumbent(promise, objective)
+        if incumbent is None:
+            return None
+        best_rank = self.rank(incumbent.outlook, objective)
+        pool: list[tuple[Candidate, float]] = []
+        for outlook in self.outlooks:
+            rank = self.rank(outlook, objective)
+            if rank > best_rank:
+                continue
+            limit = promise.ttft_s if rank < best_rank else incumbent.ttft_s
+            if self.bound_s(outlook, promise.tbt_s) > limit * (1 + 1e-9):
+                continue
+            for split in outlook.splits():
+                candidate = self.pricer.candidate(outlook, split, promise.tbt_s)
+                if lower_bound_s(candidate) <= limit * (1 + 1e-9):
+                    pool.append((candidate, limit))
+        candidates, limits = zip(*pool, strict=True)
+        problem = Problem(
+            objective=objective,
+            candidates=candidates,
+            limits=limits,
+            ttft_s=promise.ttft_s,
+            tbt_s=promise.tbt_s,
+            usable_bytes=self.pricer.cluster.usable_bytes,
+            devices=self.devices,
+        )
+        return solve(problem)
+
+    def incumbent(self, promise: Promise, objective: str) -> Finding | None:
+        """A plan that keeps the promise and is best by exact search, layout by layout."""
+        ranked = sorted(self.outlooks, key=lambda o: self.rank(o, objective))
+        for _, group in itertools.groupby(ranked, key=lambda o: self.rank(o, objective)):
+            found = self.fastest(group, promise.tbt_s, promise.ttft_s)
+            if found is not None:
+                return found
+        return None
+
+    def outlook_of(self, layout: Layout) -> list[Outlook]:
+        return [outlook for outlook in self.outlooks if outlook.layout == layout]
+
+
+def lower_bound_s(candidate: Candidate) -> float:
+    """No choice of chunks gives this candidate a TTFT below this."""
+    allowed = candidate.allowed
+    if not allowed.any(axis=1).all():
+        return NEVER
+    cost = np.where(allowed, candidate.cost_s, NEVER).min(axis=1).sum()
+    fill = np.where(allowed, candidate.tau_s, NEVER).min(axis=1).max()
+    return float(cost + (candidate.stages - 1) * fill + candidate.outlook.head_s)
+
+
+def balanced_bytes(outlook: Outlook) -> float:
+    """Weights and KV on the fullest rank, whatever the split: a lower bound."""
+    stages, layers = outlook.layout.spp, outlook.num_layers
+    ends = outlook.footprint.embed + outlook.footprint.head
+    tallest = math.ceil(layers / stages) * outlook.layer_bytes
+    even = (ends + layers * outlook.layer_bytes) / stages
+    return max(tallest, even)

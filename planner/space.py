@@ -1,0 +1,149 @@
+"""The space that a plan is chosen from: layouts, KVP growth, stage splits.
+
+Legend: t, p, k degrees of tp, spp, kvp; L layers; B requests at once; M tokens per KVP group.
+
+**Layouts**: t divides the heads, the KV heads and the FFN and does not straddle nodes; p ≤ L; t·p·k within
+the devices asked for.
+
+**Growth**: a request of full length spreads over a of the k groups, a | k, so M = ⌈tokens / a⌉ in whole
+pages; with B requests laid end to end around the ring of groups, the busiest group holds ⌈B·a/k⌉ of
+them. For one request alone a < k would leave groups idle, and a smaller layout does the same, so then a = k.
+
+**Splits**: layers are alike, so a split is its first stage f, its last stage l and its tallest stage μ. The
+first also embeds, the last has the head. For each μ the sum f + l is as large as the others need it
+small: max(2, L − μ·(p − 2)). With ρ = the dearer of embed and head, counted in layers (of time or of
+weights, whichever is larger), μ ≥ ⌈L/p⌉ + ρ cannot win: even split would be no taller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ..artifact import Layout, Workload
+from ..errors import BadInput, UsageError
+from ..ir.model import ModelSpec
+from .chunks import Riders
+from .cluster import Cluster
+from .workload import total_tokens
+
+AXES = ("tp", "spp", "kvp")
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How requests of full length lie on KVP groups.
+
+    groups: that one spreads over; tokens: on each of them; pages: per rank and layer on the busiest group
+    """
+
+    kvp: int
+    groups: int
+    tokens: int
+    page_size: int
+    concurrency: int
+
+    def riders(self, requests: int) -> Riders:
+        """Decodes of so many full requests, on the busiest group."""
+        return Riders(math.ceil(requests * self.groups / self.kvp), self.tokens, self.groups)
+
+    @property
+    def pages(self) -> int:
+        return self.riders(self.concurrency).count * self.tokens // self.page_size
+
+
+def layouts(
+    spec: ModelSpec, cluster: Cluster, devices: int, pinned: Mapping[str, int]
+) -> tuple[Layout, ...]:
+    """Every eligible layout, by GPUs. A pinned degree that no layout can have is an error."""
+    check_pins(spec, cluster, devices, pinned)
+    degrees = range(1, devices + 1)
+    found = []
+    for t in [pinned["tp"]] if "tp" in pinned else tensor_degrees(spec, cluster):
+        for p in [pinned["spp"]] if "spp" in pinned else degrees[: spec.num_layers]:
+            for k in [pinned["kvp"]] if "kvp" in pinned else degrees[: devices // (t * p)]:
+                if t * p * k <= devices:
+                    found.append(Layout(t, p, k))
+    return tuple(sorted(found, key=lambda l: (l.gpus, -l.tp, l.spp)))
+
+
+def tensor_degrees(spec: ModelSpec, cluster: Cluster) -> list[int]:
+    return [t for t in range(1, cluster.devices_per_node + 1) if not _refusal(t, spec, cluster)]
+
+
+def check_pins(spec: ModelSpec, cluster: Cluster, devices: int, pinned: Mapping[str, int]) -> None:
+    for axis, degree in pinned.items():
+        if axis not in AXES:
+            raise UsageError(f"unknown axis {axis!r}", do=f"pin {', '.join(AXES)}")
+        if degree < 1:
+            raise UsageError(f"{axis} must be at least 1", got=degree)
+    if refusal := _refusal(pinned.get("tp", 1), spec, cluster):
+        fits = ", ".join(map(str, tensor_degrees(spec, cluster)))
+        raise BadInput(refusal, do=f"degrees of tp that fit: {fits}")
+    if pinned.get("spp", 1) > spec.num_layers:
+        raise BadInput(f"spp={pinned['spp']} is more than the {spec.num_layers} layers")
+    asked = math.prod(pinned.values())
+    if asked > devices:
+        text = ",".join(f"{axis}={degree}" for axis, degree in pinned.items())
+        raise BadInput(
+            f"{text} needs {asked} devices; the plan may use {devices}",
+            where=cluster.name,
+            do="pin less, or allow more with --gpus or --nodes",
+        )
+
+
+def _refusal(t: int, spec: ModelSpec, cluster: Cluster) -> str | None:
+    """Why tp = t does not fit, if it does not."""
+    counts = (("heads", spec.num_heads), ("KV heads", spec.num_kv_heads), ("FFN columns", spec.ffn))
+    for what, count in counts:
+        if count % t:
+            return f"tp={t} does not divide the {count} {what} of {spec.name}"
+    per_node = cluster.devices_per_node
+    if t > per_node:
+        return f"tp={t} is more than the {per_node} devices of a node of {cluster.name}"
+    if cluster.nodes > 1 and per_node % t:
+        return f"tp={t} does not divide the {per_node} devices of a node of {cluster.name}"
+    return None
+
+
+def page_size(workload: Workload) -> int:
+    """Tokens per page: large for long runs of contiguous keys, small where waste would show."""
+    return 64 if total_tokens(workload) >= 4096 else 16
+
+
+def growths(kvp: int, workload: Workload, pinned: bool) -> Iterator[Growth]:
+    """The growth choices of a layout with so many groups."""
+    total, page = total_tokens(workload), page_size(workload)
+    for groups in range(1, kvp + 1):
+        alone = workload.concurrency == 1 and not pinned
+        if kvp % groups or (alone and groups < kvp):
+            continue
+        tokens = math.ceil(total / groups / page) * page
+        if (groups - 1) * tokens < total:
+            yield Growth(kvp, groups, tokens, page, workload.concurrency)
+
+
+def splits(layers: int, stages: int, excess: float) -> tuple[tuple[int, ...], ...]:
+    """Candidate layer counts per stage; `excess` is ρ above."""
+    if stages == 1:
+        return ((layers,),)
+    even = math.ceil(layers / stages)
+    tallest = math.ceil(even + excess)
+    if stages == 2:
+        low, high = max(1, layers - tallest), min(layers - 1, tallest)
+        return tuple((f, layers - f) for f in range(low, high + 1))
+    found = {
+        (first, *_spread(layers - ends, stages - 2), ends - first)
+        for top in range(even, tallest + 1)
+        for ends in (max(2, layers - top * (stages - 2)),)
+        for first in range(max(1, ends - top), min(top, ends - 1) + 1)
+        if layers - ends >= stages - 2
+    }
+    return tuple(sorted(found))
+
+
+def _spread(layers: int, stages: int) -> tuple[int, ...]:
+    """As even as it gets, the taller stages first."""
+    low, more = divmod(layers, stages)
+    return (low + 1,) * more + (low,) * (stages - more)
