@@ -7,24 +7,57 @@ Choices of block shapes are the tables here, never in the templates.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
+from ..errors import BadInput
 from .templating import render
 
 STREAM_BYTES = 2 * 1024**2
 """Bytes of keys and values that the CPU decode draws into the caches before it attends to them."""
 
-_FILES = (
-    "__init__",
-    "attention_decode",
-    "attention_prefill",
-    "merge",
-    "paging",
-    "rms_norm",
-    "rope_append",
-    "rotary",
-    "swiglu",
-)
+NUM_SMS = {"sm_80": 108, "sm_90": 132, "sm_100": 148}
+"""Multiprocessors of the data-centre GPU of each architecture: A100, H100 and H200, B200."""
+
+SHORTEST_SPLIT = 512
+"""Keys below which a split of their own costs more in merging than it gains."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The block of a program: queries × keys, the warps that share it, and blocks of keys in flight."""
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+
+
+PREFILL_TILES: Mapping[str, Mapping[int, Tile]] = {
+    # By the head dim up to which the tile serves. What limits it are the accumulators of scores and
+    # outputs, which a warp holds in registers: larger tiles spill (the tests compile every entry).
+    "sm_80": {64: Tile(128, 64, 8, 2), 128: Tile(128, 32, 8, 3)},
+    "sm_90": {64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 3)},
+    "sm_100": {64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 3)},
+}
+"""Prefill is bound by the tensor cores: the tile is as large as the registers allow."""
+
+DECODE_TILES: Mapping[str, Mapping[int, Tile]] = {
+    "sm_80": {64: Tile(16, 64, 4, 4), 128: Tile(16, 64, 4, 3)},
+    "sm_90": {64: Tile(16, 128, 4, 4), 128: Tile(16, 64, 4, 4)},
+    "sm_100": {64: Tile(16, 128, 4, 4), 128: Tile(16, 64, 4, 4)},
+}
+"""Decode is bound by memory: enough blocks in flight, and as few queries as a tensor core takes."""
+
+_COMMON = ("__init__", "attention_decode", "attention_prefill", "merge", "rms_norm", "rope_append")
+_FILES = {
+    "cpu": {name: f"torch/{name}" for name in (*_COMMON, "paging", "rotary", "swiglu")},
+    "cuda": {
+        **{name: f"triton/{name}" for name in (*_COMMON, "splits", "swiglu")},
+        "rotary": "torch/rotary",  # once a step, for all layers: not worth a kernel of its own
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -61,16 +94,61 @@ class KernelSpec:
 
 def render_kernels(spec: KernelSpec) -> dict[str, str]:
     """The kernel modules by path in the artifact ("kernels/rms_norm.py", …)."""
-    return {f"kernels/{name}.py": render(f"torch/{name}.py.j2", **_torch(spec)) for name in _FILES}
+    values = {
+        **vars(spec),
+        "title": f"{spec.num_heads} × {spec.head_dim} query heads, hidden size {spec.hidden}",
+        "group": spec.group,
+        **(_torch(spec) if spec.target == "cpu" else _triton(spec)),
+    }
+    files = _FILES[spec.target.partition(":")[0]]
+    return {f"kernels/{name}.py": render(f"{file}.py.j2", **values) for name, file in files.items()}
 
 
 def _torch(spec: KernelSpec) -> dict[str, object]:
     token_bytes = 2 * spec.num_kv_heads * spec.head_dim * 4
     return {
-        **vars(spec),
-        "title": f"{spec.num_heads} × {spec.head_dim} query heads, hidden size {spec.hidden}",
-        "group": spec.group,
         # With few queries on a key, the fused kernel reads memory well enough by itself.
         "stream": spec.group >= 4 or spec.group * spec.head_dim >= 128,
         "block": STREAM_BYTES // token_bytes,
     }
+
+
+def _triton(spec: KernelSpec) -> dict[str, object]:
+    arch = spec.target.partition(":")[2]
+    if arch not in PREFILL_TILES:
+        known = ", ".join(f"cuda:{name}" for name in PREFILL_TILES)
+        raise BadInput("no kernels for this target", got=spec.target, do=f"use {known} or cpu")
+    prefill = _tile(PREFILL_TILES[arch], spec)
+    decode = _tile(DECODE_TILES[arch], spec)
+    decode = replace(decode, block_m=max(decode.block_m, _power_of_two(spec.group)))
+    row = _power_of_two(spec.hidden)
+    return {
+        "arch": arch,
+        "num_sms": NUM_SMS[arch],
+        "programs": 2 * NUM_SMS[arch],
+        "shortest_split": SHORTEST_SPLIT,
+        "rms": {"block": row, "warps": min(16, max(1, row // 1024))},
+        "swiglu": {"block": min(2048, _power_of_two(spec.ffn)), "warps": 4},
+        "prefill": {**vars(prefill), "tile_rows": prefill.block_m // spec.group},
+        "decode": vars(decode),
+        "scale_log2": spec.head_dim**-0.5 * math.log2(math.e),
+        "ln2": math.log(2),
+        "precision": ', input_precision="ieee"' if spec.dtype == "float32" else "",
+    }
+
+
+def _tile(tiles: Mapping[int, Tile], spec: KernelSpec) -> Tile:
+    """The entry for the head dim."""
+    if spec.head_dim != _power_of_two(spec.head_dim) or spec.head_dim > max(tiles):
+        raise BadInput(
+            f"no CUDA kernel for a head dim that is not a power of two up to {max(tiles)}",
+            where=spec.target,
+            got=spec.head_dim,
+            do="plan for the target cpu",
+        )
+    return next(tile for head_dim, tile in tiles.items() if spec.head_dim <= head_dim)
+
+
+def _power_of_two(count: int) -> int:
+    """The least power of two that holds `count`."""
+    return 1 << (count - 1).bit_length()
