@@ -117,7 +117,7 @@ def _write_weights(
         file = f"model-{number:05d}-of-{len(plan):05d}.safetensors"
         tensors = {}
         for name in names:
-            tensors[name] = random_tensor(name, blueprint.tensors[name], blueprint.dtype, seed)
+            tensors[name] = random_tensor(blueprint, name, seed)
             done += tensors[name].numel()
             weight_map[name] = file
             if progress is not None:
@@ -128,25 +128,31 @@ def _write_weights(
     (directory / "model.safetensors.index.json").write_text(_json(index), encoding="utf-8")
 
 
-def random_tensor(name: str, shape: tuple[int, ...], dtype: str, seed: int) -> torch.Tensor:
+def random_tensor(blueprint: Blueprint, name: str, seed: int) -> torch.Tensor:
     """The values of one tensor: Gaussian, with a mean and a deviation that its role decides."""
     import torch
 
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    mean, std = _distribution(name, shape)
-    tensor = torch.empty(shape, dtype=getattr(torch, dtype))
+    mean, std = _distribution(blueprint, name)
+    tensor = torch.empty(blueprint.tensors[name], dtype=getattr(torch, blueprint.dtype))
     return tensor.normal_(mean, std, generator=generator)
 
 
-def _distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
-    """(mean, deviation): 1/√fan_in keeps the variance; q and k sharpen attention by 1.5 each."""
+def _distribution(blueprint: Blueprint, name: str) -> tuple[float, float]:
+    """(mean, deviation): 1/√fan_in keeps the variance; q and k sharpen attention by 1.5 each.
+
+    An embedding of deviation 1 keeps greedy answers moving; one that is the head too must be small,
+    or each token would only repeat itself.
+    """
     sharp = 1.5 if any(part in name for part in ("q_proj", "k_proj", "q_norm", "k_norm")) else 1.0
     if name.endswith("norm.weight"):
         return sharp, 0.1
     if name.endswith(".bias"):
         return 0.0, 0.1
-    return 0.0, sharp / shape[1] ** 0.5
+    if name == "model.embed_tokens.weight" and "lm_head.weight" in blueprint.tensors:
+        return 0.0, 1.0
+    return 0.0, sharp / blueprint.tensors[name][1] ** 0.5
 
 
 # ------------------------------------------------------------------------------------ the tokenizer
