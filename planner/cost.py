@@ -13,30 +13,33 @@ expression in the six sizes of `ir.sizes`:
 Blocks `embed`, `rotation`, `layer` and `head` are the functions of the module; `step` is what every
 micro-batch costs a stage beside its ops (host time), `hop` sends [T, hidden] to the next stage: α + bytes/β.
 
-α and β are those of the link that the axis crosses; e, e_b shares that are reached. The same expressions
-are printed into the artifact's cost.py, and evaluated here through the very same text.
+α and β are those of the link that the axis crosses; e, e_b shares that are reached. Each line above is a
+`Term`. From terms come both the sympy expressions that the artifact's cost.py prints and, for the search, a
+table of coefficients (every count is affine in the sizes); each plan's re-check compares the two.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import sympy
+from numpy.typing import NDArray
 from sympy.printing.pycode import PythonCodePrinter
 
 from ..artifact import Layout
-from ..ir.graph import Function, Module
+from ..ir.graph import Module
 from ..ir.ops import Work, works
-from ..ir.sizes import SYMBOLS, R, T, X
+from ..ir.sizes import SYMBOLS, Size, X
 from .chunks import Floats, Sizes
 from .cluster import Cluster
 
 BLOCKS = ("step", "embed", "rotation", "layer", "head", "hop")
+FUNCTIONS = ("embed", "rotation", "layer", "head")
 PARTS = ("linear", "attention", "communication", "launch", "other")
 
 StageFormulas = Mapping[str, Mapping[str, sympy.Expr]]
@@ -52,20 +55,48 @@ class Links:
 
 
 @dataclass(frozen=True)
-class Footprint:
-    """Bytes per rank. Activations are an upper bound: everything that a layer makes, live at once."""
+class Count:
+    """A size with its affine coefficients: of 1 and of each symbol."""
 
-    embed: int
-    layer: int
-    head: int
-    kv_per_token: int
-    per_row: int
-    per_logit_row: int
-    per_peer_row: int
+    size: Size
+    row: tuple[float, ...]
 
-    def activations(self, sizes: Sizes) -> Floats:
-        rows = sizes.T * self.per_row + sizes.R * self.per_logit_row
-        return rows + sizes.X * self.per_peer_row
+
+@dataclass(frozen=True)
+class Task:
+    """One work of one op, counted; `launches`: kernel launches that it stands for."""
+
+    part: str
+    resource: str
+    axis: str | None
+    flops: Count
+    bytes: Count
+    launches: int
+
+
+@dataclass(frozen=True)
+class Term:
+    """Max(flops·flop_s, bytes·byte_s) + fixed_s; fixed_s only where there are peers, if `gated`."""
+
+    part: str
+    flops: Count
+    flop_s: float
+    bytes: Count
+    byte_s: float
+    fixed_s: float = 0.0
+    gated: bool = False
+
+    def seconds(self) -> sympy.Expr:
+        moved = self.bytes.size * sympy.Float(self.byte_s)
+        if self.flop_s:
+            busy = self.flops.size * sympy.Float(self.flop_s)
+            moved = sympy.Max(busy, moved, evaluate=False)
+        gate = sympy.Min(1, X, evaluate=False) if self.gated else 1
+        return moved + gate * sympy.Float(self.fixed_s)
+
+
+Terms = Mapping[str, tuple[Term, ...]]
+"""block → terms."""
 
 
 def links_of(layout: Layout, cluster: Cluster) -> Links:
@@ -76,47 +107,92 @@ def links_of(layout: Layout, cluster: Cluster) -> Links:
     return Links(kvp, "intra" if fits or layout.spp == 1 else "inter")
 
 
-def stage_formulas(module: Module, cluster: Cluster, dtype: str, links: Links) -> StageFormulas:
-    """Seconds by block and part, for a sharded and fused module."""
+def count(module: Module) -> Mapping[str, tuple[Task, ...]]:
+    """What one rank does in each function of a sharded, fused module, and in a hop."""
+    mesh = module.mesh
+    tasks: dict[str, tuple[Task, ...]] = {}
+    for name in FUNCTIONS:
+        function = module.functions[name]
+        done = [works(op, function, mesh) for op in function.ops]
+        tasks[name] = tuple(task for op_works in done for task in _tasks(op_works))
+    hidden = module.functions["embed"].result_types[0].local_bytes(mesh)
+    tasks["hop"] = tuple(_tasks((Work("communication", "hop", 0, hidden, "spp"),)))
+    return tasks
+
+
+def _tasks(op_works: tuple[Work, ...]) -> Iterator[Task]:
+    """The works of one op; the first that is no collective stands for the op's launch."""
+    launches = 1
+    for work in op_works:
+        flops, moved = _count(work.flops), _count(work.bytes)
+        launched = launches if work.axis is None else 0
+        launches -= launched
+        yield Task(work.part, work.resource, work.axis, flops, moved, launched)
+
+
+def _count(size: Size) -> Count:
+    if isinstance(size, int):
+        return Count(size, (float(size),) + (0.0,) * len(SYMBOLS))
+    terms = sympy.expand(size).as_coefficients_dict()
+    row = tuple(float(terms.get(key, 0)) for key in (sympy.S.One, *SYMBOLS))
+    assert sum(value != 0 for value in row) == len(terms), f"{size} is not affine"
+    return Count(size, row)
+
+
+def price_terms(
+    tasks: Mapping[str, tuple[Task, ...]],
+    cluster: Cluster,
+    dtype: str,
+    mesh: Mapping[str, int],
+    links: Links,
+) -> Terms:
+    """Seconds for what was counted."""
+    pricer = _Pricer(cluster, dtype, mesh, {"tp": "intra", "kvp": links.kvp, "spp": links.spp})
+    blocks = {name: tuple(pricer.terms(tasks[name])) for name in tasks}
+    return {"step": (pricer.fixed(cluster["overhead.iteration"]),), **blocks}
+
+
+def stage_formulas(terms: Terms) -> StageFormulas:
+    """Terms as expressions, by block and part."""
     return {
-        **core_formulas(module, cluster, dtype, links.kvp),
-        "hop": hop_formula(module, cluster, links.spp),
+        block: {
+            part: sympy.Add(*(t.seconds() for t in terms[block] if t.part == part))
+            for part in PARTS
+        }
+        for block in BLOCKS
     }
 
 
-def core_formulas(module: Module, cluster: Cluster, dtype: str, kvp_link: str) -> StageFormulas:
-    """All blocks but the hop: those do not depend on how stages are linked."""
-    pricer = _Pricer(cluster, dtype, module.mesh, {"tp": "intra", "kvp": kvp_link})
-    step = {"launch": sympy.Float(cluster["overhead.iteration"])}
-    names = [name for name in BLOCKS if name not in ("step", "hop")]
-    return {"step": _every_part(step)} | {n: pricer.function(module.functions[n]) for n in names}
+def tabulate(terms: Terms) -> Callable[[Sizes], Mapping[str, Floats]]:
+    """sizes → seconds by block, as two products with tables of coefficients."""
+    upper: list[NDArray[np.float64]] = []
+    lower: list[NDArray[np.float64]] = []
+    ranges: dict[str, tuple[int, int]] = {}
+    for block in BLOCKS:
+        first = len(upper)
+        plain = np.zeros(len(SYMBOLS) + 2)
+        for term in terms[block]:
+            moved = np.array([*term.bytes.row, 0.0]) * term.byte_s
+            moved[-1 if term.gated else 0] += term.fixed_s
+            if term.flop_s:
+                upper.append(np.array([*term.flops.row, 0.0]) * term.flop_s)
+                lower.append(moved)
+            else:
+                plain += moved
+        upper.append(plain)
+        lower.append(plain)
+        ranges[block] = (first, len(upper))
+    busy, moved_ = np.stack(upper), np.stack(lower)
 
+    def evaluate(sizes: Sizes) -> Mapping[str, Floats]:
+        shape = sizes.T.shape
+        columns = [np.ones(shape), *(getattr(sizes, str(symbol)) for symbol in SYMBOLS)]
+        columns.append(np.minimum(sizes.X, 1))
+        table = np.stack(columns).reshape(len(columns), -1)
+        seconds = np.maximum(busy @ table, moved_ @ table)
+        return {b: seconds[i:j].sum(axis=0).reshape(shape) for b, (i, j) in ranges.items()}
 
-def hop_formula(module: Module, cluster: Cluster, link: str) -> Mapping[str, sympy.Expr]:
-    """Sending [T, hidden] to the next stage."""
-    hidden = module.functions["embed"].result_types[0].local_bytes(module.mesh)
-    latency = sympy.Float(cluster[f"links.{link}.latency"])
-    return _every_part({"communication": latency + hidden * _per_byte(cluster, link)})
-
-
-def _every_part(parts: Mapping[str, sympy.Expr]) -> Mapping[str, sympy.Expr]:
-    return {part: parts.get(part, sympy.Integer(0)) for part in PARTS}
-
-
-def footprint(module: Module) -> Footprint:
-    """Bytes per rank: weights by block, KV per token and layer, activations per row."""
-    functions, mesh = module.functions, module.mesh
-    made = sum((_made_bytes(functions[name], mesh) for name in ("embed", "layer", "head")), T * 0)
-    made += 2 * functions["embed"].result_types[0].local_bytes(mesh)
-    layer = functions["layer"]
-    payload = [w.bytes for op in layer.ops for w in works(op, layer, mesh) if w.resource == "exchange"]
-    made = sympy.expand(made + 2 * sum(payload))
-    (cache,) = (op.type for op in layer.ops if op.name == "cache")
-    _, two, heads, dim = cache.local_shape(mesh)
-    weights = {name: _weight_bytes(functions[name], mesh) for name in ("embed", "layer", "head")}
-    kv_per_token = int(two) * int(heads) * int(dim) * cache.itemsize
-    slopes = (int(made.coeff(size)) for size in (T, R, X))
-    return Footprint(*weights.values(), kv_per_token, *slopes)
+    return evaluate
 
 
 def compile_totals(formulas: StageFormulas) -> Callable[[Sizes], Mapping[str, Floats]]:
@@ -163,58 +239,37 @@ class _Pricer:
     mesh: Mapping[str, int]
     links: Mapping[str, str]
 
-    def function(self, function: Function) -> Mapping[str, sympy.Expr]:
-        terms: dict[str, list[sympy.Expr]] = {part: [] for part in PARTS}
-        launches = 0
-        for op in function.ops:
-            done = works(op, function, self.mesh)
-            launches += any(work.axis is None for work in done)
-            for work in done:
-                terms[work.part].append(self.seconds(work))
-        terms["launch"].append(sympy.Float(launches * self.cluster["overhead.launch"]))
-        return {part: sympy.Add(*terms[part]) for part in PARTS}
+    def terms(self, tasks: Sequence[Task]) -> Iterator[Term]:
+        yield self.fixed(sum(task.launches for task in tasks) * self.cluster["overhead.launch"])
+        for task in tasks:
+            yield self._local(task) if task.axis is None else self._remote(task, task.axis)
 
-    def seconds(self, work: Work) -> sympy.Expr:
-        if work.axis is not None:
-            return self._collective(work, work.axis)
-        if work.resource == "memory":
-            return self._stream(work.bytes, "memory")
-        compute, bandwidth = {
+    def fixed(self, seconds: float) -> Term:
+        none = _count(0)
+        return Term("launch", none, 0.0, none, 0.0, seconds)
+
+    def _local(self, task: Task) -> Term:
+        compute, stream = {
+            "memory": (None, "memory"),
             "matmul": ("matmul", "memory"),
             "attention_prefill": ("attention_prefill", "attention_decode"),
             "attention_decode": ("attention_prefill", "attention_decode"),
-        }[work.resource]
-        peak = self.cluster[f"peak.{self.dtype}"] * self.cluster[f"efficiency.{compute}"]
-        busy = work.flops * sympy.Float(1 / peak)
-        return sympy.Max(busy, self._stream(work.bytes, bandwidth), evaluate=False)
+        }[task.resource]
+        rate = self.cluster["memory.bandwidth"] * self.cluster[f"efficiency.{stream}"]
+        flop_s = 0.0
+        if compute is not None:
+            peak = self.cluster[f"peak.{self.dtype}"]
+            flop_s = 1 / (peak * self.cluster[f"efficiency.{compute}"])
+        return Term(task.part, task.flops, flop_s, task.bytes, 1 / rate)
 
-    def _stream(self, size: Any, share: str) -> sympy.Expr:
-        rate = self.cluster["memory.bandwidth"] * self.cluster[f"efficiency.{share}"]
-        return size * sympy.Float(1 / rate)
-
-    def _collective(self, work: Work, axis: str) -> sympy.Expr:
-        link, ranks = self.links[axis], self.mesh[axis]
+    def _remote(self, task: Task, axis: str) -> Term:
+        link = self.links[axis]
         latency = self.cluster[f"links.{link}.latency"]
-        per_byte = _per_byte(self.cluster, link)
-        if work.resource == "exchange":
-            has_peers = sympy.Min(1, X, evaluate=False)
-            return has_peers * sympy.Float(latency) + work.bytes * per_byte
-        rounds = {"all_reduce": 2, "all_gather": 1}[work.resource]
-        steps = rounds * math.ceil(math.log2(ranks))
-        traffic = work.bytes * (per_byte * (rounds * (ranks - 1) / ranks))
-        return sympy.Float(steps * latency) + traffic
-
-
-def _per_byte(cluster: Cluster, link: str) -> sympy.Float:
-    rate = cluster[f"links.{link}.bandwidth"] * cluster["efficiency.link"]
-    return sympy.Float(1 / rate)
-
-
-def _made_bytes(function: Function, mesh: Mapping[str, int]) -> sympy.Expr:
-    values = (value for op in function.ops if works(op, function, mesh) for value in op.results)
-    sizes = (v.type.local_bytes(mesh) for v in values if v.type.shape[0] in (T, R))
-    return sum(sizes, T * 0)
-
-
-def _weight_bytes(function: Function, mesh: Mapping[str, int]) -> int:
-    return sum(int(op.type.local_bytes(mesh)) for op in function.ops if op.name == "param")
+        byte_s = 1 / (self.cluster[f"links.{link}.bandwidth"] * self.cluster["efficiency.link"])
+        if task.resource in ("all_reduce", "all_gather"):
+            ranks = self.mesh[axis]
+            rounds = 2 if task.resource == "all_reduce" else 1
+            latency *= rounds * math.ceil(math.log2(ranks))
+            byte_s *= rounds * (ranks - 1) / ranks
+        gated = task.resource == "exchange"
+        return Term(task.part, task.flops, 0.0, task.bytes, byte_s, latency, gated)

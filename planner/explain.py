@@ -103,9 +103,9 @@ def remarks(search: Search, found: Finding, promise: Promise, objective: str) ->
     if search.pinned:
         return
     node = search.pricer.cluster.devices_per_node
-    wider = Search(search.pricer, found.outlook.gpus + node, search.pinned)
-    more = [o for o in wider.outlooks if o.gpus > found.outlook.gpus]
-    faster = wider.fastest(more, promise.tbt_s, found.ttft_s)
+    gpus = found.outlook.gpus
+    wider = Search(search.pricer, gpus + node, search.pinned, above=gpus)
+    faster = wider.fastest(wider.outlooks, promise.tbt_s, found.ttft_s)
     name = "One more node" if search.pricer.cluster.nodes > 1 else f"{node} more devices"
     if faster is None:
         yield f"{name} would not shorten TTFT."
@@ -221,6 +221,6 @@ def _more_devices(search: Search, promise: Promise) -> str | None:
     """The smallest number of devices beyond those allowed that keeps the promise, up to 4 times."""
     if len(search.pinned) == 3:
         return None
-    wider = Search(search.pricer, 4 * search.devices, search.pinned)
+    wider = Search(search.pricer, 4 * search.devices, search.pinned, above=search.devices)
     found = wider.incumbent(promise, "gpus")
     return f"{found.outlook.gpus} devices ({found.outlook.layout})" if found else None

@@ -49,9 +49,7 @@ def predict(finding: Finding, formulas: StageFormulas, pricer: Pricer) -> Predic
             np.where(weight > 0, totals.max(axis=0), 0).argmax(), weight.shape
         )
         crossing = parts_of(_map(picked, lambda values: values[at]))
-        bubble = finding.tbt_s - sum(
-            float(sum(_stage(crossing, s, split, heads=True).values())) for s in range(len(split))
-        )
+        bubble = max(0.0, finding.tbt_s - sum(_crossing(crossing, p, split) for p in PARTS))
     tbt = {part: _crossing(crossing, part, split) for part in PARTS} | {"bubble": bubble}
     return Prediction(
         ttft_s=sum(ttft.values()),

@@ -49,16 +49,17 @@ from .chunks import (
 )
 from .cluster import Cluster
 from .cost import (
-    Footprint,
     Links,
     StageFormulas,
-    compile_totals,
-    core_formulas,
-    footprint,
-    hop_formula,
+    Task,
+    Terms,
+    count,
     links_of,
+    price_terms,
     stage_formulas,
+    tabulate,
 )
+from .footprint import Footprint, footprint
 from .space import Growth, splits
 
 Bools = NDArray[np.bool_]
@@ -70,17 +71,30 @@ NEVER = math.inf
 class Wiring:
     """What formulas depend on: a mesh with its links. `totals`: sizes → seconds by block."""
 
+    terms: Terms
     footprint: Footprint
     totals: Callable[[Sizes], Blocks]
 
 
 @dataclass(frozen=True)
 class Chunks:
-    """The sampled chunks: their sizes, and seconds by block [4, B, C]."""
+    """The sampled chunks: their sizes, and seconds by block [4, B, C].
+
+    sums, ends [B, C]: by block, seconds of the bucket's chunks, and of its last whole one (or the rest)
+    """
 
     samples: Samples
     sizes: Sizes
     blocks: Blocks
+
+    @cached_property
+    def sums(self) -> Blocks:
+        return {name: (self.samples.weight * s).sum(axis=0) for name, s in self.blocks.items()}
+
+    @cached_property
+    def ends(self) -> Blocks:
+        whole = self.samples.weight[:3].any(axis=0)
+        return {name: np.where(whole, s[2], s[3]) for name, s in self.blocks.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,20 +160,13 @@ class Outlook:
         between = [self.flat + max(split[1:-1]) * layer + hop] if len(split) > 2 else []
         return [first, *between, self.flat + split[-1] * layer + head]
 
-    @cached_property
-    def crossing(self) -> Floats:
-        """Seconds to cross all stages, the same for every split: [4, B, C]."""
-        p = self.layout.spp
-        head = self.blocks["head"] if self.rides else 0.0
-        once = self.blocks["embed"] + head + self.num_layers * self.blocks["layer"]
-        return p * self.flat + once + (p - 1) * self.blocks["hop"]
-
-    @cached_property
-    def balanced(self) -> Floats:
-        """A lower bound on the slowest stage of any split: [4, B, C]."""
-        p = self.layout.spp
-        tallest = math.ceil(self.num_layers / p)
-        return np.maximum(self.crossing / p, self.flat + tallest * self.blocks["layer"])
+    def balanced(self, blocks: Blocks) -> Floats:
+        """A lower bound on the slowest stage of any split: no less than the mean or the tallest."""
+        p, layer = self.layout.spp, blocks["layer"]
+        flat = blocks["step"] + blocks["rotation"]
+        ends = blocks["embed"] + (p - 1) * blocks["hop"] + (blocks["head"] if self.rides else 0.0)
+        mean = flat + (ends + self.num_layers * layer) / p
+        return np.maximum(mean, flat + math.ceil(self.num_layers / p) * layer)
 
     def summed(self, slowest: Floats) -> tuple[Floats, Floats]:
         """[4, B, C] → per (bucket, chunk): the sum over its chunks, and the slowest of them."""
@@ -168,7 +175,7 @@ class Outlook:
 
     def bound_s(self, tbt_s: float) -> float:
         """No split and no chunks of this layout reach a TTFT below this."""
-        cost, tau = self.summed(self.balanced)
+        cost, tau = self.balanced(self.chunks.sums), self.balanced(self.chunks.ends)
         allowed = self.chunks.samples.allowed & (self.layout.spp * tau <= tbt_s)
         if not allowed.any(axis=1).all():
             return NEVER
@@ -227,18 +234,15 @@ class Pricer:
             return fuse(shard(source, tp=tp, kvp=2 if merges else 1))
 
         @cache
-        def bytes_of(tp: int, merges: bool) -> Footprint:
-            return footprint(module(tp, merges))
-
-        @cache
-        def core(tp: int, merges: bool, kvp_link: str) -> Callable[[Sizes], Blocks]:
-            return compile_totals(core_formulas(module(tp, merges), cluster, dtype, kvp_link))
+        def tasks(tp: int, merges: bool) -> tuple[Mapping[str, tuple[Task, ...]], Footprint]:
+            return count(module(tp, merges)), footprint(module(tp, merges))
 
         @cache
         def wiring(tp: int, merges: bool, links: Links) -> Wiring:
-            blocks = core(tp, merges, links.kvp)
-            hop = compile_totals({"hop": hop_formula(module(tp, merges), cluster, links.spp)})
-            return Wiring(bytes_of(tp, merges), lambda sizes: blocks(sizes) | hop(sizes))
+            counted, held = tasks(tp, merges)
+            mesh = module(tp, merges).mesh
+            terms = price_terms(counted, cluster, dtype, mesh, links)
+            return Wiring(terms, held, tabulate(terms))
 
         @cache
         def samples(group_tokens: int) -> Samples:
@@ -262,8 +266,7 @@ class Pricer:
 
     def formulas(self, layout: Layout) -> StageFormulas:
         """The expressions that price a layout, by block and part."""
-        module = fuse(shard(build(self.spec, self.dtype), tp=layout.tp, kvp=layout.kvp))
-        return stage_formulas(module, self.cluster, self.dtype, links_of(layout, self.cluster))
+        return stage_formulas(self.wiring(layout).terms)
 
     def outlook(self, layout: Layout, growth: Growth) -> Outlook:
         wiring, riders = self.wiring(layout), growth.riders(self.workload.concurrency - 1)

@@ -53,11 +53,15 @@ class Finding:
 class Search:
     """The space of one question, priced as far as it has been looked at."""
 
-    def __init__(self, pricer: Pricer, devices: int, pinned: Mapping[str, int]) -> None:
+    def __init__(
+        self, pricer: Pricer, devices: int, pinned: Mapping[str, int], *, above: int = 0
+    ) -> None:
+        """Layouts of more than `above` and at most `devices` devices."""
         self.pricer, self.devices, self.pinned = pricer, devices, pinned
         self.outlooks = tuple(
             pricer.outlook(layout, growth)
             for layout in layouts(pricer.spec, pricer.cluster, devices, pinned)
+            if layout.gpus > above
             for growth in growths(layout.kvp, pricer.workload, "kvp" in pinned)
         )
         self._bounds: dict[tuple[int, float], float] = {}
