@@ -1,15 +1,199 @@
-"""Compiles the Triton kernels of an artifact to cubins, with no GPU."""
+"""Compiles the Triton kernels of an artifact to cubins, with no GPU, and reports what they use.
+
+The compiler runs in processes of its own (`aot_worker`), some kernels in each, so that planning loads
+neither Triton nor torch. What was compiled once is kept in the user's cache, under a digest of everything
+that the result depends on: the same sources give the same bytes either way.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import ast
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from ..errors import MnemocError
 from .kernels import KernelSpec
 
+Progress = Callable[[str], None]
+Job = dict[str, object]
+
+WORKER = Path(__file__).with_name("aot_worker.py")
+REPORT = "kernels/resources.json"
+
+TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+ARGUMENTS: Mapping[str, str] = {
+    # What the kernels' arguments are, by name; `*` alone: a tensor of the plan's dtype. Others: i32.
+    **dict.fromkeys(("qkv", "q", "k_cache", "v_cache", "q_norm", "k_norm", "out"), "*"),
+    **dict.fromkeys(("x", "residual", "total", "weight", "gate_up", "y"), "*"),
+    **dict.fromkeys(("rot", "lse", "packed", "parts", "part_lses"), "*fp32"),
+    **dict.fromkeys(("slots", "peer_rows"), "*i64"),
+    **dict.fromkeys(("rows", "kv_len", "past", "pages"), "*i32"),
+}
+SPLIT = {"attention_prefill_kernel", "attention_decode_kernel"}
+"""Kernels that also write partial results, in float32, where the keys are split."""
+
 
 def compile_kernels(
-    spec: KernelSpec, sources: Mapping[str, str], progress: Callable[[str], None]
+    spec: KernelSpec, sources: Mapping[str, str], progress: Progress = lambda message: None
 ) -> dict[str, bytes]:
-    """The cubins of every kernel for the spec's architecture, and the resource report."""
-    raise MnemocError("ahead-of-time compilation is not there yet", where=spec.target)
+    """The cubins of all kernels, "kernels/sm_90/….cubin", and "kernels/resources.json" about them."""
+    arch = spec.target.removeprefix("cuda:")
+    jobs = [job for path in sorted(sources) for job in _jobs(path, sources[path], arch, spec.dtype)]
+    request = {"arch": arch, "sources": dict(sources), "jobs": jobs}
+    version = _triton_version()
+    known = json.dumps([request, version, WORKER.read_text()], sort_keys=True)
+    cached = _cache_folder() / f"{hashlib.sha256(known.encode()).hexdigest()}.zip"
+    files = _read(cached)
+    if files is None:
+        files = _compile(request, jobs, version, progress)
+        _write(cached, files)
+    return files
+
+
+# ---------------------------------------------------------------------------------------- the jobs
+
+
+def _jobs(path: str, source: str, arch: str, dtype: str) -> Iterator[Job]:
+    """One job for each kernel of a module, found in its text: functions whose names end in _kernel."""
+    module = Path(path).stem
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.FunctionDef) or not node.name.endswith("_kernel"):
+            continue
+        signature = {argument.arg: _type(argument.arg, dtype) for argument in node.args.args}
+        name = node.name.removesuffix("_kernel")
+        variants = {name: signature}
+        if node.name in SPLIT:
+            variants[f"{name}_split"] = {**signature, "out": "*fp32"}
+        for variant, types in variants.items():
+            yield {
+                "module": module,
+                "kernel": node.name,
+                "file": f"kernels/{arch}/{variant}.cubin",
+                "signature": types,
+            }
+
+
+def _type(argument: str, dtype: str) -> str:
+    kind = ARGUMENTS.get(argument, "i32")
+    return f"*{TYPES[dtype]}" if kind == "*" else kind
+
+
+# ------------------------------------------------------------------------------------- the compiler
+
+
+def _compile(
+    request: Mapping[str, object], jobs: Sequence[Job], version: str, progress: Progress
+) -> dict[str, bytes]:
+    """Compile the jobs in as many processes as there are processors; they alternate, big and small."""
+    workers = min(os.cpu_count() or 1, 8, len(jobs))
+    answers: list[dict[str, object]] = []
+
+    def work(share: Sequence[Job], folder: str) -> None:
+        for answer in _answers({**request, "jobs": share}, folder):
+            answers.append(answer)
+            progress(f"compiled {len(answers)} of {len(jobs)} kernels for {request['arch']}")
+
+    with tempfile.TemporaryDirectory(prefix="mnemoc-aot-") as folder:
+        with ThreadPoolExecutor(workers) as pool:
+            shares = [jobs[first::workers] for first in range(workers)]
+            list(pool.map(lambda share: work(share, folder), shares))
+        answers.sort(key=lambda answer: str(answer["file"]))
+        files = {str(a["file"]): (Path(folder) / str(a["file"])).read_bytes() for a in answers}
+    report = {"arch": request["arch"], "triton": version, "kernels": answers}
+    files[REPORT] = (json.dumps(report, indent=1, sort_keys=True) + "\n").encode()
+    return files
+
+
+def _answers(request: Mapping[str, object], folder: str) -> Iterator[dict[str, object]]:
+    """What one worker says of each of its jobs, as it says it. Any failure is a MnemocError."""
+    command = [sys.executable, "-P", str(WORKER), folder]
+    with (
+        tempfile.TemporaryFile("w+") as complaints,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            text=True,
+            env=_environment(folder),
+        ) as process,
+    ):
+        assert process.stdin is not None and process.stdout is not None
+        with process.stdin:
+            json.dump(request, process.stdin)
+        for line in process.stdout:
+            answer = json.loads(line)
+            if "error" in answer:
+                process.kill()
+                raise _failed(answer["file"], answer["error"])
+            yield answer
+        if process.wait() != 0:
+            complaints.seek(0)
+            raise _failed("the compiler's process", complaints.read())
+
+
+def _failed(where: str, why: str) -> MnemocError:
+    last = next(
+        (line for line in reversed(why.strip().splitlines()) if line.strip()), "no reason given"
+    )
+    return MnemocError(f"Triton could not compile the kernel: {last.strip()}", where=where)
+
+
+def _environment(folder: str) -> dict[str, str]:
+    """The user's, without what would change the compiler's output, or keep it from compiling."""
+    kept = {
+        k: v for k, v in os.environ.items() if not k.startswith("TRITON_") or k.endswith("_PATH")
+    }
+    own = {"TRITON_CACHE_DIR": f"{folder}/triton", "TRITON_DEFAULT_FP_FUSION": "1"}
+    return {**kept, **own, "PYTHONHASHSEED": "0"}
+
+
+def _triton_version() -> str:
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise MnemocError(
+            "a cuda target needs Triton's compiler", do="install triton, or plan for the target cpu"
+        ) from error
+
+
+# ---------------------------------------------------------------------------------------- the cache
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "mnemoc" / "aot"
+
+
+def _read(cached: Path) -> dict[str, bytes] | None:
+    """The files of an entry; None if there is none, or if its checksums do not hold."""
+    try:
+        with zipfile.ZipFile(cached) as archive:
+            return {name: archive.read(name) for name in archive.namelist()}
+    except (OSError, zipfile.BadZipFile):
+        return None
+
+
+def _write(cached: Path, files: Mapping[str, bytes]) -> None:
+    """Keep the files, aside first; a cache that cannot be written is done without."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    aside = cached.with_suffix(f".{os.getpid()}")
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(packed.getvalue())
+        aside.replace(cached)
+    except OSError:
+        aside.unlink(missing_ok=True)

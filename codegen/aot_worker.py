@@ -1,0 +1,117 @@
+"""Compiles Triton kernels to cubins: a program of its own, which `aot` starts, so that a plan need not
+load Triton. Imports nothing of mnemoc, needs no GPU, and never loads torch.
+
+stdin: {"arch": "sm_90", "sources": {path: text}, "jobs": [{"module", "kernel", "file", "signature"}]}
+stdout: one line of JSON a job: {"file", "registers", "spill_bytes", ...}, or {"file", "error"}
+argv: the folder that receives the cubins, under the jobs' file names
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import json
+import linecache
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+TENSOR_CORE = ("tcgen05.mma", "wgmma.mma_async", "mma.sync")
+
+
+class Sources(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Makes the sources importable, relative imports and all, under the paths of the artifact."""
+
+    def __init__(self, sources: Mapping[str, str]) -> None:
+        self.sources = sources
+
+    def find_spec(
+        self, name: str, path: object = None, target: object = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        file = name.replace(".", "/")
+        for candidate in (f"{file}.py", f"{file}/__init__.py"):
+            if candidate in self.sources:
+                is_package = candidate.endswith("__init__.py")
+                return importlib.machinery.ModuleSpec(
+                    name, self, origin=candidate, is_package=is_package
+                )
+        return None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        spec = module.__spec__
+        assert spec is not None and spec.origin is not None
+        source = self.sources[spec.origin]
+        lines = source.splitlines(keepends=True)  # where Triton finds the text of a function
+        linecache.cache[spec.origin] = (len(source), None, lines, spec.origin)
+        exec(compile(source, spec.origin, "exec", dont_inherit=True), module.__dict__)
+
+
+def compile_job(job: Mapping[str, Any], arch: str, folder: Path) -> dict[str, Any]:
+    """Compile one kernel into its file; returns what it uses of the device."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    module = importlib.import_module(f"kernels.{job['module']}")
+    kernel = getattr(module, job["kernel"])
+    signature = job["signature"]
+    # As at run time: torch aligns its allocations, so that loads may be wide and asynchronous.
+    aligned = {
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(kernel.arg_names)
+        if signature[name].startswith("*")
+    }
+    compiled = triton.compile(
+        ASTSource(kernel, signature, {}, aligned),
+        target=GPUTarget("cuda", int(arch.removeprefix("sm_")), 32),
+        options=module.OPTIONS,
+    )
+    path = folder / job["file"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(compiled.asm["cubin"])
+    registers, stack = _usage(path)
+    ptx = compiled.asm["ptx"]
+    return {
+        "file": job["file"],
+        "entry": compiled.metadata.name,
+        "warps": compiled.metadata.num_warps,
+        "registers": registers,
+        "spill_bytes": stack,
+        "shared_bytes": compiled.metadata.shared,
+        "tensor_core": next((name for name in TENSOR_CORE if name in ptx), None),
+    }
+
+
+def _usage(cubin: Path) -> tuple[int, int]:
+    """Registers and bytes of stack of a thread. Spilled registers live on the stack, nothing else does."""
+    from triton import knobs
+
+    command = [knobs.nvidia.cuobjdump.path, "-res-usage", str(cubin)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    assert found is not None, text
+    return int(found[1]), int(found[2])
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    sys.meta_path.insert(0, Sources(request["sources"]))
+    folder = Path(sys.argv[1])
+    for job in request["jobs"]:
+        try:
+            answer = compile_job(job, request["arch"], folder)
+        except Exception as error:  # whatever the compiler raises becomes an answer
+            answer = {"file": job["file"], "error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
