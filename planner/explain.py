@@ -50,19 +50,26 @@ def alternatives(
 def _contenders(search: Search, found: Finding, promise: Promise) -> Iterator[Outlook]:
     """Runner-up first, then one with fewer GPUs, then one that stays 2D, then the next best."""
     others = [o for o in search.outlooks if o.layout != found.outlook.layout and search.fits(o)]
-    bounds = {id(o): search.bound_s(o, promise.tbt_s) for o in others}
-    keeping = sorted((o for o in others if bounds[id(o)] < NEVER), key=lambda o: bounds[id(o)])
-    same = [o for o in keeping if o.gpus == found.outlook.gpus]
-    fewer = [o for o in keeping if o.gpus < found.outlook.gpus]
+    keeping = [o for o in others if search.possible(o, promise.tbt_s)]
+    near = sorted(keeping, key=lambda o: o.floor_s)
+    same = _nearest(search, promise, (o for o in near if o.gpus == found.outlook.gpus))
+    fewer = _nearest(search, promise, (o for o in near if o.gpus < found.outlook.gpus))
     flat = sorted(
         (o for o in others if o.layout.kvp == 1 and o.gpus <= found.outlook.gpus),
         key=lambda o: (-o.gpus, o.decode_s),
     )
     seen: set[int] = set()
-    for outlook in (*same[:1], *fewer[:1], *flat[:1], *same[1:3], *keeping):
+    for outlook in (*same[:1], *fewer[:1], *flat[:1], *same[1:3], *fewer[1:]):
         if id(outlook) not in seen:
             seen.add(id(outlook))
             yield outlook
+
+
+def _nearest(search: Search, promise: Promise, outlooks: Iterator[Outlook]) -> list[Outlook]:
+    """The first few, given by their cheapest bound, in the order of their better one."""
+    few = itertools.islice(outlooks, 8)
+    bounded = [(search.bound_s(o, promise.tbt_s), i, o) for i, o in enumerate(few)]
+    return [o for bound, _, o in sorted(bounded, key=lambda item: item[:2]) if bound < NEVER]
 
 
 def _alternative(
@@ -100,7 +107,7 @@ def _finite(seconds: float) -> float:
 def remarks(search: Search, found: Finding, promise: Promise, objective: str) -> Iterator[str]:
     """Sentences for people: what binds, and what one more node buys."""
     yield _why(search, found, promise, binding(search, found, promise, objective))
-    if search.pinned:
+    if search.pinned or objective == "throughput":
         return
     node = search.pricer.cluster.devices_per_node
     gpus = found.outlook.gpus
@@ -190,7 +197,7 @@ def _least_tbt(search: Search, ttft_s: float) -> float:
     for outlook in sorted(search.outlooks, key=lambda o: o.decode_s):
         if outlook.decode_s >= least:
             break
-        if not search.fits(outlook) or outlook.bound_s(NEVER) > ttft_s:
+        if not search.within(outlook, NEVER, ttft_s):
             continue
         for split in outlook.splits():
             candidate = search.pricer.candidate(outlook, split, NEVER)

@@ -23,6 +23,7 @@ activations of the largest chunk.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -102,6 +103,7 @@ class Outlook:
     """A layout with its growth, before any choice of split and chunks.
 
     decode_s: TBT of decodes alone at full length; head_s: what the last chunk's logits add;
+    floor_s: a bound on TTFT that costs nothing: the whole prompt as one chunk, without exchange;
     rides: whether decodes share the prefill's micro-batches; price: prices the chunks when asked
     """
 
@@ -110,6 +112,7 @@ class Outlook:
     num_layers: int
     decode_s: float
     head_s: float
+    floor_s: float
     rides: bool
     footprint: Footprint
     price: Callable[[], Chunks]
@@ -161,12 +164,9 @@ class Outlook:
         return [first, *between, self.flat + split[-1] * layer + head]
 
     def balanced(self, blocks: Blocks) -> Floats:
-        """A lower bound on the slowest stage of any split: no less than the mean or the tallest."""
-        p, layer = self.layout.spp, blocks["layer"]
-        flat = blocks["step"] + blocks["rotation"]
-        ends = blocks["embed"] + (p - 1) * blocks["hop"] + (blocks["head"] if self.rides else 0.0)
-        mean = flat + (ends + self.num_layers * layer) / p
-        return np.maximum(mean, flat + math.ceil(self.num_layers / p) * layer)
+        """A lower bound on the slowest stage of any split."""
+        head = blocks["head"] if self.rides else 0.0
+        return balanced(blocks, head, self.layout.spp, self.num_layers)
 
     def summed(self, slowest: Floats) -> tuple[Floats, Floats]:
         """[4, B, C] → per (bucket, chunk): the sum over its chunks, and the slowest of them."""
@@ -192,6 +192,14 @@ class Outlook:
 
     def splits(self) -> tuple[tuple[int, ...], ...]:
         return splits(self.num_layers, self.layout.spp, self.excess)
+
+
+def balanced(blocks: Blocks, head: Floats | float, stages: int, layers: int) -> Floats:
+    """The slowest of some stages takes no less than their mean, or than the tallest one's layers."""
+    layer, flat = blocks["layer"], blocks["step"] + blocks["rotation"]
+    ends = blocks["embed"] + (stages - 1) * blocks["hop"] + head
+    mean = flat + (ends + layers * layer) / stages
+    return np.maximum(mean, flat + math.ceil(layers / stages) * layer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,7 +267,13 @@ class Pricer:
             blocks = wiring.totals(decode_sizes(riders))
             return {name: float(seconds) for name, seconds in blocks.items()}
 
-        self._wiring, self._chunks, self._decode = wiring, chunks, decode
+        @cache
+        def whole(wiring: Wiring, group_tokens: int) -> Blocks:
+            start, size = np.zeros(()), np.array(float(workload.context))
+            sizes = prefill_sizes(start, size, group_tokens, Riders(0, 0, 1))
+            return wiring.totals(dataclasses.replace(sizes, X=np.zeros(())))
+
+        self._wiring, self._chunks, self._decode, self._whole = wiring, chunks, decode, whole
 
     def wiring(self, layout: Layout) -> Wiring:
         return self._wiring(layout.tp, layout.kvp > 1, links_of(layout, self.cluster))
@@ -280,6 +294,7 @@ class Pricer:
             num_layers=layers,
             decode_s=stages * each + once + (stages - 1) * alone["hop"],
             head_s=self._decode(wiring, Riders(1, growth.tokens, growth.groups))["head"],
+            floor_s=float(balanced(self._whole(wiring, growth.tokens), 0.0, stages, layers)),
             rides=riders.count > 0,
             footprint=wiring.footprint,
             price=lambda: self._chunks(wiring, growth.tokens, riders),

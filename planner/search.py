@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifact import Layout
 from .milp import Problem, Solution, solve
 from .price import NEVER, Candidate, Outlook, Pricer, best_chunks
 from .space import growths, layouts
@@ -71,12 +70,25 @@ class Search:
         """Whether perfectly balanced stages would hold weights and KV."""
         return balanced_bytes(outlook) <= self.pricer.cluster.usable_bytes
 
+    def possible(self, outlook: Outlook, tbt_s: float) -> bool:
+        """Decodes alone keep TBT, and memory holds weights and KV."""
+        return outlook.decode_s <= tbt_s and self.fits(outlook)
+
     def bound_s(self, outlook: Outlook, tbt_s: float) -> float:
+        """A bound on TTFT with the TBT promise kept; NEVER if it cannot be."""
         key = (id(outlook), tbt_s)
         if key not in self._bounds:
-            possible = outlook.decode_s <= tbt_s and self.fits(outlook)
+            possible = self.possible(outlook, tbt_s)
             self._bounds[key] = outlook.bound_s(tbt_s) if possible else NEVER
         return self._bounds[key]
+
+    def within(self, outlook: Outlook, tbt_s: float, limit_s: float) -> bool:
+        """Whether bounds, the cheap one first, leave a TTFT within the limit possible."""
+        return (
+            self.possible(outlook, tbt_s)
+            and outlook.floor_s <= limit_s
+            and self.bound_s(outlook, tbt_s) <= limit_s
+        )
 
     def best(self, outlook: Outlook, tbt_s: float) -> Finding | None:
         """The exact optimum of TTFT over the layout's splits and chunks."""
@@ -98,13 +110,18 @@ class Search:
 
     def fastest(self, outlooks: Iterable[Outlook], tbt_s: float, limit_s: float) -> Finding | None:
         """The least TTFT among some layouts, if any is within the limit."""
-        bounded = [(self.bound_s(o, tbt_s), o.gpus, i, o) for i, o in enumerate(outlooks)]
+        possible = [o for o in outlooks if self.possible(o, tbt_s)]
         found: Finding | None = None
-        for bound, _, _, outlook in sorted(bounded, key=lambda item: item[:3]):
-            if bound >= (limit_s if found is None else found.ttft_s) * (1 + 1e-12):
+        for outlook in sorted(possible, key=lambda o: (o.floor_s, o.gpus)):
+            limit_s = limit_s if found is None else found.ttft_s
+            if outlook.floor_s > limit_s:
                 break
+            if not self.within(outlook, tbt_s, limit_s):
+                continue
             best = self.best(outlook, tbt_s)
-            if best is not None and best.ttft_s <= (limit_s if found is None else found.ttft_s):
+            if best is None or best.ttft_s > limit_s:
+                continue
+            if found is None or (best.ttft_s, best.outlook.gpus) < (found.ttft_s, found.outlook.gpus):
                 found = best
         return found
 
@@ -128,7 +145,7 @@ class Search:
             if rank > best_rank:
                 continue
             limit = promise.ttft_s if rank < best_rank else incumbent.ttft_s
-            if self.bound_s(outlook, promise.tbt_s) > limit * (1 + 1e-9):
+            if not self.within(outlook, promise.tbt_s, limit * (1 + 1e-9)):
                 continue
             for split in outlook.splits():
                 candidate = self.pricer.candidate(outlook, split, promise.tbt_s)
@@ -154,9 +171,6 @@ class Search:
             if found is not None:
                 return found
         return None
-
-    def outlook_of(self, layout: Layout) -> list[Outlook]:
-        return [outlook for outlook in self.outlooks if outlook.layout == layout]
 
 
 def lower_bound_s(candidate: Candidate) -> float:
