@@ -134,7 +134,7 @@ def _times(plan: Plan, workload: Workload, price: Price) -> Iterator[str]:
     if not 0.8 * plan.predicted.ttft_s <= ttft_s <= plan.predicted.ttft_s * TOLERANCE:
         yield f"TTFT {ttft_s} where {plan.predicted.ttft_s} is predicted"
     body = slice(None) if workload.concurrency > 1 else np.flatnonzero(~last)
-    mixed_s = len(stages) * max((float(t[body].max(initial=0.0)) for t in stages))
+    mixed_s = len(stages) * max(float(t[body].max(initial=0.0)) for t in stages)
     if mixed_s > workload.tbt_s * TOLERANCE:
         yield f"a prefill micro-batch takes {mixed_s}, TBT is {workload.tbt_s}"
     alone_s = float(sum(_stage_times(plan, price(_decodes(plan, workload)))))
@@ -158,7 +158,12 @@ def _lay_out(plan: Plan, workload: Workload) -> tuple[Floats, Floats]:
 
 
 def _busiest(
-    plan: Plan, workload: Workload, starts: Floats, sizes: Floats, last: NDArray[np.bool_], price: Price
+    plan: Plan,
+    workload: Workload,
+    starts: Floats,
+    sizes: Floats,
+    last: NDArray[np.bool_],
+    price: Price,
 ) -> Blocks:
     """Blocks of each chunk on its home group or on the group that appends, whichever is dearer."""
     riders, tokens, groups = _riders(plan, workload, workload.concurrency - 1)
@@ -186,7 +191,7 @@ def _busiest(
 def _visible(queries: Floats, m: int) -> Floats:
     """Keys of a shard of m that its first `queries` queries see in all: 1 + 2 + … + m + m + m …"""
     inside = np.clip(queries, 0, m)
-    return inside * (inside + 1) / 2 + np.maximum(queries - m, 0) * m
+    return np.asarray(inside * (inside + 1) / 2 + np.maximum(queries - m, 0) * m)
 
 
 def _riders(plan: Plan, workload: Workload, requests: int) -> tuple[int, int, int]:
@@ -222,5 +227,8 @@ def _parts(plan: Plan) -> Iterator[str]:
         ("TTFT", said.ttft_s, said.ttft_parts_s),
         ("TBT", said.tbt_s, said.tbt_parts_s),
     ):
-        if not math.isclose(sum(parts.values()), whole, rel_tol=1e-9) or min(parts.values()) < -1e-9:
+        if (
+            not math.isclose(sum(parts.values()), whole, rel_tol=1e-9)
+            or min(parts.values()) < -1e-9
+        ):
             yield f"the parts of {name} do not add up"

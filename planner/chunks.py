@@ -152,4 +152,4 @@ def decode_sizes(riders: Riders) -> Sizes:
 
 def _pairs(end: Floats, group_tokens: int) -> Floats:
     inside = np.minimum(end, group_tokens)
-    return inside * (inside + 1) / 2 + (end - inside) * group_tokens
+    return np.asarray(inside * (inside + 1) / 2 + (end - inside) * group_tokens)

@@ -291,12 +291,11 @@ def _units(kind: str) -> str:
 
 def _machine(key: str) -> int:
     """Cores of this machine, or one core's share of its memory in bytes."""
-    import psutil
-
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if not cores:
         raise BadInput("cannot tell how many cores this machine has")
-    return cores if key == "devices_per_node" else int(psutil.virtual_memory().total) // cores
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return cores if key == "devices_per_node" else memory // cores
 
 
 def devices_asked(cluster: Cluster, *, nodes: int | None, gpus: int | None) -> int:

@@ -43,7 +43,9 @@ def alternatives(
     """The best few other layouts, each with what it would give and why it was not chosen."""
     rows: dict[str, Alternative] = {}
     for outlook in itertools.islice(_contenders(search, found, promise), 5):
-        rows.setdefault(str(outlook.layout), _alternative(search, outlook, found, promise, objective))
+        rows.setdefault(
+            str(outlook.layout), _alternative(search, outlook, found, promise, objective)
+        )
     return tuple(rows.values())
 
 
@@ -136,7 +138,9 @@ def _why(search: Search, found: Finding, promise: Promise, name: str) -> str:
             )
         return f"TTFT binds: fewer than {gpus} devices do not reach it."
     if name == "tbt":
-        return f"TBT binds: without {format_duration(promise.tbt_s)} fewer devices or time would do."
+        return (
+            f"TBT binds: without {format_duration(promise.tbt_s)} fewer devices or time would do."
+        )
     if name == "memory":
         return "Memory binds: on fewer devices weights and KV cache do not fit."
     if name == "devices":

@@ -36,14 +36,21 @@ def footprint(module: Module) -> Footprint:
     made = sum((_made_bytes(functions[name], mesh) for name in ("embed", "layer", "head")), T * 0)
     made += 2 * functions["embed"].result_types[0].local_bytes(mesh)
     layer = functions["layer"]
-    payload = [w.bytes for op in layer.ops for w in works(op, layer, mesh) if w.resource == "exchange"]
+    payload = [
+        w.bytes for op in layer.ops for w in works(op, layer, mesh) if w.resource == "exchange"
+    ]
     made = sympy.expand(made + 2 * sum(payload))
     (cache,) = (op.type for op in layer.ops if op.name == "cache")
     _, two, heads, dim = cache.local_shape(mesh)
-    weights = {name: _weight_bytes(functions[name], mesh) for name in ("embed", "layer", "head")}
-    kv_per_token = int(two) * int(heads) * int(dim) * cache.itemsize
-    slopes = (int(made.coeff(size)) for size in (T, R, X))
-    return Footprint(*weights.values(), kv_per_token, *slopes)
+    return Footprint(
+        embed=_weight_bytes(functions["embed"], mesh),
+        layer=_weight_bytes(layer, mesh),
+        head=_weight_bytes(functions["head"], mesh),
+        kv_per_token=int(two) * int(heads) * int(dim) * cache.itemsize,
+        per_row=int(made.coeff(T)),
+        per_logit_row=int(made.coeff(R)),
+        per_peer_row=int(made.coeff(X)),
+    )
 
 
 def _made_bytes(function: Function, mesh: Mapping[str, int]) -> sympy.Expr:

@@ -99,7 +99,7 @@ class _Model:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.scale = 1000.0 / max(problem.limits)
-        self.highs = highspy.Highs()
+        self.highs = highspy.Highs()  # type: ignore[no-untyped-call]
         for option, value in (
             ("output_flag", False),
             ("threads", 1),
@@ -114,7 +114,7 @@ class _Model:
             self._add(q)
         self.row("one_plan", 1, 1, dict.fromkeys(self.z, 1.0))
         self.row("ttft", 0, problem.ttft_s * self.scale, self.ttft)
-        gpus = {z: c.outlook.gpus for z, c in zip(self.z, problem.candidates, strict=True)}
+        gpus = {z: float(c.outlook.gpus) for z, c in zip(self.z, problem.candidates, strict=True)}
         self.row("devices", 0, problem.devices, gpus)
 
     def _add(self, q: int) -> None:

@@ -9,7 +9,7 @@ from ..artifact import Optimality, Plan, Stage, Workload
 from ..errors import UsageError
 from ..ir.model import ModelSpec
 from .check import violations
-from .cluster import TARGETS, Cluster, devices_asked
+from .cluster import TARGETS, Cluster, devices_asked, measured_path
 from .cost import StageFormulas
 from .explain import alternatives, binding, infeasible, remarks
 from .predict import chunk_rules, memory, predict
@@ -70,9 +70,7 @@ def make_plan(
         max_batch=workload.concurrency,
         predicted=predict(found, formulas, pricer),
         memory=memory(found, pricer),
-        optimality=Optimality(
-            workload.objective, solution.objective, solution.bound, solution.gap
-        ),
+        optimality=Optimality(workload.objective, solution.objective, solution.bound, solution.gap),
         binding=binding(search, found, promise, workload.objective),
         alternatives=alternatives(search, found, promise, workload.objective),
         notes=(
@@ -110,6 +108,11 @@ def _stages(split: tuple[int, ...]) -> tuple[Stage, ...]:
 def _sources(cluster: Cluster) -> tuple[str, ...]:
     """Where the figures that weigh most come from."""
     if cluster.target == "cpu":
-        return (f"Figures of this machine: {cluster.origin}.",)
+        measured = cluster.origin == str(measured_path())
+        return (_MEASURED if measured else f"{cluster.name}: {_SHIPPED}",)
     quantity = cluster.numbers["efficiency.attention_prefill"]
     return (f"Prefill attention at {quantity.value:.0%} of peak; {quantity.source}.",)
+
+
+_MEASURED = "Figures measured on this machine by `mnemoc calibrate`."
+_SHIPPED = "figures from the cluster file, not measured here; `mnemoc calibrate` measures."

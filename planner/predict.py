@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from ..artifact import ChunkRule, Memory, Prediction
 from .chunks import Sizes, decode_sizes, prefill_sizes
 from .cost import PARTS, StageFormulas, compile_parts
-from .price import Outlook, Pricer
+from .price import Pricer
 from .search import Finding
 
 Parts = Mapping[str, NDArray[np.float64]]
@@ -32,12 +31,11 @@ def predict(finding: Finding, formulas: StageFormulas, pricer: Pricer) -> Predic
     ]
     totals = np.stack([sum(stage.values()) for stage in stages])
     slowest = totals.argmax(axis=0)
-    ttft: Counter[str] = Counter()
+    last = parts_of(Sizes(*(np.ones(()),) * 6))["head"]
+    ttft = {part: float(last[part]) for part in PARTS}
     for part in PARTS:
         seconds = np.choose(slowest, [stage[part] for stage in stages])
-        ttft[part] = float((weight * seconds).sum())
-    last = parts_of(Sizes(*(np.ones(()),) * 6))["head"]
-    ttft.update({part: float(last[part]) for part in PARTS})
+        ttft[part] += float((weight * seconds).sum())
     dearest = float(finding.candidate.tau_s[rows, choice].max())
     ttft["bubble"] = (len(split) - 1) * dearest
 
@@ -45,9 +43,7 @@ def predict(finding: Finding, formulas: StageFormulas, pricer: Pricer) -> Predic
     crossing = parts_of(decode_sizes(requests))
     bubble = 0.0
     if finding.tbt_s > outlook.decode_s:
-        at = np.unravel_index(
-            np.where(weight > 0, totals.max(axis=0), 0).argmax(), weight.shape
-        )
+        at = np.unravel_index(np.where(weight > 0, totals.max(axis=0), 0).argmax(), weight.shape)
         crossing = parts_of(_map(picked, lambda values: values[at]))
         bubble = max(0.0, finding.tbt_s - sum(_crossing(crossing, p, split) for p in PARTS))
     tbt = {part: _crossing(crossing, part, split) for part in PARTS} | {"bubble": bubble}
@@ -55,7 +51,7 @@ def predict(finding: Finding, formulas: StageFormulas, pricer: Pricer) -> Predic
         ttft_s=sum(ttft.values()),
         tbt_s=sum(tbt.values()),
         throughput_tokens_per_s=pricer.workload.concurrency / outlook.decode_s,
-        ttft_parts_s=dict(ttft),
+        ttft_parts_s=ttft,
         tbt_parts_s=tbt,
     )
 
@@ -92,7 +88,9 @@ def chunk_rules(finding: Finding, pricer: Pricer) -> tuple[ChunkRule, ...]:
     ends = np.array([end for _, end, _ in spans], dtype=float)
     sizes = np.array([min(size, end - start) for start, end, size in spans], dtype=float)
     riders = outlook.growth.riders(pricer.workload.concurrency - 1)
-    blocks = pricer.wiring(outlook.layout).totals(prefill_sizes(ends - sizes, sizes, tokens, riders))
+    blocks = pricer.wiring(outlook.layout).totals(
+        prefill_sizes(ends - sizes, sizes, tokens, riders)
+    )
     split = finding.candidate.split
     times = np.maximum.reduce(
         [

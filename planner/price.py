@@ -151,7 +151,7 @@ class Outlook:
     @cached_property
     def flat(self) -> Floats:
         """What each stage pays whatever its layers, less the hop: [4, B, C]."""
-        return self.blocks["step"] + self.blocks["rotation"]
+        return np.asarray(self.blocks["step"] + self.blocks["rotation"])
 
     def stage_times(self, split: tuple[int, ...]) -> list[Floats]:
         """Seconds of the stages that can be slowest (first, tallest between, last): [4, B, C] each."""
@@ -171,7 +171,9 @@ class Outlook:
     def summed(self, slowest: Floats) -> tuple[Floats, Floats]:
         """[4, B, C] → per (bucket, chunk): the sum over its chunks, and the slowest of them."""
         used = self.chunks.samples.weight > 0
-        return (self.chunks.samples.weight * slowest).sum(axis=0), np.where(used, slowest, 0).max(axis=0)
+        return (self.chunks.samples.weight * slowest).sum(axis=0), np.where(used, slowest, 0).max(
+            axis=0
+        )
 
     def bound_s(self, tbt_s: float) -> float:
         """No split and no chunks of this layout reach a TTFT below this."""
@@ -187,7 +189,9 @@ class Outlook:
     def excess(self) -> float:
         """ρ of `space`: embed or head in layers, by time or by weight, at most."""
         head = self.blocks["head"] if self.rides else np.zeros(1)
-        times = max(float((end / self.blocks["layer"]).max()) for end in (self.blocks["embed"], head))
+        times = max(
+            float((end / self.blocks["layer"]).max()) for end in (self.blocks["embed"], head)
+        )
         return max(times, max(self.footprint.embed, self.footprint.head) / self.layer_bytes)
 
     def splits(self) -> tuple[tuple[int, ...], ...]:

@@ -121,7 +121,10 @@ class Search:
             best = self.best(outlook, tbt_s)
             if best is None or best.ttft_s > limit_s:
                 continue
-            if found is None or (best.ttft_s, best.outlook.gpus) < (found.ttft_s, found.outlook.gpus):
+            if found is None or (best.ttft_s, best.outlook.gpus) < (
+                found.ttft_s,
+                found.outlook.gpus,
+            ):
                 found = best
         return found
 

@@ -65,7 +65,7 @@ def layouts(
             for k in [pinned["kvp"]] if "kvp" in pinned else degrees[: devices // (t * p)]:
                 if t * p * k <= devices:
                     found.append(Layout(t, p, k))
-    return tuple(sorted(found, key=lambda l: (l.gpus, -l.tp, l.spp)))
+    return tuple(sorted(found, key=lambda layout: (layout.gpus, -layout.tp, layout.spp)))
 
 
 def tensor_degrees(spec: ModelSpec, cluster: Cluster) -> list[int]:
