@@ -188,7 +188,7 @@ class Engine:
         self._flights.fail_running(error)
         self._restarts += 1
         if self._restarts > MAX_RESTARTS:
-            raise error
+            raise RuntimeFault(f"gave up after {MAX_RESTARTS} restarts: {error}") from error
         self._workers.spawn()
 
     def _tell(self, message: Handle | int | None) -> bool:

@@ -3,8 +3,8 @@
 Eight workers that import torch each on their own take many seconds; forked ones start at once, and
 a restart after a fault is as quick. It talks in lines of JSON on its pipes:
 
-    in    {"spawn": {environment}, "ranks": [0, 1, ...]}     {"kill": true}
-    out   {"up": true}     {"died": rank, "code": exit code or −signal}     {"killed": true}
+    in    {"spawn": {environment}, "ranks": [0, 1, ...]}      {"kill": true}
+    out   {"died": rank, "code": exit code or −signal, "token": MNEMOC_TOKEN of its environment}
 
 Nobody outlives anybody: when the engine goes, this process reads the end of its input and kills the
 workers; when this process goes, the kernel kills them (PR_SET_PDEATHSIG).
@@ -32,6 +32,7 @@ class Nursery:
 
     def __init__(self) -> None:
         self.children: dict[int, int] = {}  # pid → rank
+        self.token = ""
         self.wake_read, self.wake_write = os.pipe()
         os.set_blocking(self.wake_write, False)
         signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
@@ -40,7 +41,6 @@ class Nursery:
 
     def run(self) -> None:
         """Serve until the engine closes its end."""
-        self.say({"up": True})
         while True:
             readable, _, _ = select.select([0, self.wake_read], [], [])
             if self.wake_read in readable:
@@ -60,7 +60,6 @@ class Nursery:
             self.spawn(order["spawn"], order["ranks"])
         else:
             self.kill()
-            self.say({"killed": True})
 
     def spawn(self, environment: dict[str, str], ranks: list[int]) -> None:
         """Fork the ranks. They meet at a listening socket made here, so no port is guessed."""
@@ -71,6 +70,7 @@ class Nursery:
                 "MASTER_PORT": str(meeting.getsockname()[1]),
                 "MNEMOC_STORE_FD": str(meeting.fileno()),
             }
+            self.token = environment["MNEMOC_TOKEN"]
             gc.freeze()
             for rank in ranks:
                 parent = os.getpid()
@@ -85,7 +85,8 @@ class Nursery:
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
                 del self.children[pid]
-                self.say({"died": rank, "code": os.waitstatus_to_exitcode(status)})
+                code = os.waitstatus_to_exitcode(status)
+                self.say({"died": rank, "code": code, "token": self.token})
 
     def kill(self) -> None:
         for pid in self.children:
@@ -133,7 +134,6 @@ def die_with_parent(parent: int) -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the engine's to handle
     importlib.import_module(f"{__package__}.worker")  # and with it torch, once for all
     Nursery().run()
 

@@ -63,6 +63,7 @@ class NurseryProcess:
             stdout=subprocess.PIPE,
             env=env,
             bufsize=0,
+            process_group=0,  # Ctrl-C is the engine's to handle
         )
 
     def order(self, message: Mapping[str, Any]) -> None:
@@ -122,7 +123,7 @@ class Workers:
         self._names: dict[bytes, int] = {}
         self._ready: set[int] = set()
         self._suspect: tuple[float, MnemocError] | None = None
-        self._ending = 0  # nursery answers to wait for before its news concern us again
+        self._token = ""  # of the set of workers that is meant to run; others do not concern us
 
     def spawn(self) -> None:
         """Start a fresh set of workers, after ending those that run. `poll` reports Up or Down."""
@@ -132,23 +133,19 @@ class Workers:
             self._nursery.close()
             self._nursery.start()
             self._poller.register(self._nursery.fileno(), zmq.POLLIN)
-            self._ending = 0
-        token = secrets.token_hex(16)
-        self._names = {f"{token}-{rank}".encode(): rank for rank in range(self.world)}
-        spawn = {**self._env, "MNEMOC_TOKEN": token}
+        self._token = secrets.token_hex(16)
+        self._names = {f"{self._token}-{rank}".encode(): rank for rank in range(self.world)}
+        spawn = {**self._env, "MNEMOC_TOKEN": self._token}
         self._nursery.order({"spawn": spawn, "ranks": list(range(self.world))})
 
     def kill(self) -> None:
         """End all workers."""
         self.up = False
-        self._names, self._suspect = {}, None
+        self._token, self._names, self._suspect = "", {}, None
         self._ready.clear()
         if self._nursery.process.poll() is None:
-            try:
+            with contextlib.suppress(BrokenPipeError):  # it is just dying, and they with it
                 self._nursery.order({"kill": True})
-                self._ending += 1
-            except BrokenPipeError:
-                self._nursery.process.wait()
 
     def send(self, step: Step) -> None:
         """The step, to every worker."""
@@ -220,9 +217,7 @@ class Workers:
             self._suspicion(RuntimeFault("the parent process of the workers died"), certain=True)
             return
         for message in messages:
-            if "killed" in message:
-                self._ending -= 1
-            elif "died" in message and not self._ending:
+            if message["token"] == self._token:
                 self._died(message["died"], message["code"])
 
     def _died(self, rank: int, code: int) -> None:
