@@ -87,13 +87,13 @@ def write(path: Path, figures: Mapping[str, float]) -> Cluster:
 
 def iteration_s(directory: Path, weights: Path, prompt: int = 512, tokens: int = 64) -> float:
     """What an iteration of one rank costs beyond its kernels, by the time between tokens."""
-    from .runtime import Engine, Request
+    from .runtime import Engine, Request, Sampling
     from .runtime.loader import ArtifactModules
 
     _, contents = artifact.load(directory)
     cost = ArtifactModules(directory, contents, ("cost",)).load("cost")
     explained = cost.crossing_s(T=1, R=1, QK=0, KV=0, KD=prompt + tokens // 2, X=0)
     with Engine.start(directory, weights) as engine:
-        request = Request(tuple(range(2, prompt + 2)), tokens, ignore_eos=True)
+        request = Request(tuple(i % 256 for i in range(prompt)), tokens, Sampling(ignore_eos=True))
         measured = statistics.median(engine.submit(request).result().tbt_s)
     return max(0.0, measured - explained)

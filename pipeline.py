@@ -194,7 +194,7 @@ def verify(
     from .ir.build import build
     from .ir.interpret import Chunk, Interpreter
     from .ir.model import ModelSpec
-    from .runtime import Engine, Request
+    from .runtime import Engine, Request, Sampling
     from .runtime.weights import numpy_weights
 
     manifest, _ = artifact.load(directory)
@@ -204,7 +204,7 @@ def verify(
         prompt_ids = np.random.default_rng(0).integers(0, spec.vocab, length).tolist()
     progress("running the plan")
     with Engine.start(directory, weights) as engine:
-        request = Request(tuple(prompt_ids), max_tokens, logits="all", ignore_eos=True)
+        request = Request(tuple(prompt_ids), max_tokens, Sampling(ignore_eos=True), logits="all")
         result = engine.submit(request).result()
     progress("interpreting the unsharded reference")
     reference = Interpreter(build(spec, "float32"), numpy_weights(weights), dtype=np.float32)
