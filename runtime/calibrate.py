@@ -4,8 +4,8 @@
 that is how the workers of a plan share caches and memory bandwidth. DIR is the artifact of a plan
 for one rank. Figures are medians over repeats, then means over the processes.
 
-    peak        FLOP/s of a large matrix product
-    bandwidth   B/s of a reduction over memory that no cache holds
+    peak        FLOP/s of a large matrix product, or of the best of the kernels below
+    bandwidth   B/s of a reduction over memory that no cache holds, or of the best below
     matmul, attention_prefill               share of the peak that the model's own shapes reach
     attention_decode, memory                share of the bandwidth
     launch_s    time of an op of one row, beyond what its bytes explain
@@ -101,17 +101,16 @@ class _Bench:
 
     def figures(self) -> dict[str, float]:
         torch = self.torch
-        square = torch.randn(1024, 1024)
-        peak = 2 * 1024**3 / self.median_s(lambda: square @ square)
-        big = torch.randn(1 << 26)
-        bandwidth = big.nbytes / self.median_s(big.amax)
+        square, big = torch.randn(1024, 1024), torch.randn(1 << 26)
+        speeds = {"matmul": self.matmul_flops(), "attention_prefill": self.prefill_flops()}
+        streams = {"attention_decode": self.decode_bytes(), "memory": self.memory_bytes()}
+        peak = max(2 * 1024**3 / self.median_s(lambda: square @ square), *speeds.values())
+        bandwidth = max(big.nbytes / self.median_s(big.amax), *streams.values())
         return {
             "peak": peak,
             "bandwidth": bandwidth,
-            "matmul": self.matmul_flops() / peak,
-            "attention_prefill": self.prefill_flops() / peak,
-            "attention_decode": self.decode_bytes() / bandwidth,
-            "memory": self.memory_bytes() / bandwidth,
+            **{name: speed / peak for name, speed in speeds.items()},
+            **{name: stream / bandwidth for name, stream in streams.items()},
             "launch_s": self.launch_s(bandwidth),
         }
 
