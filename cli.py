@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -32,6 +32,11 @@ from .options import (
     weights_option,
 )
 from .units import format_bytes
+
+if TYPE_CHECKING:
+    from .artifact import Plan, Workload
+
+SCREEN_WIDTH = 110  # of a plan, where stdout is no terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -138,9 +143,17 @@ def plan(
             click.echo(f"# {name}")
             console.print_source(text, name)
     else:
-        console.print_plan(
-            planned.spec.name, planned.cluster.name, planned.workload, planned.plan, out
-        )
+        _print_plan(planned.spec.name, planned.cluster.name, planned.workload, planned.plan, out)
+
+
+def _print_plan(model: str, cluster: str, workload: Workload, plan: Plan, out: Path | None) -> None:
+    """The plan on one screen."""
+    from rich.console import Console
+
+    from .planner.render import render_plan
+
+    screen = Console(width=None if sys.stdout.isatty() else SCREEN_WIDTH, highlight=False)
+    screen.print(render_plan(model, cluster, workload, plan, out))
 
 
 @cli.command()
@@ -277,7 +290,13 @@ def show(directory: Path, what: tuple[str, ...]) -> None:
 
     manifest, contents = artifact.load(directory)
     if what in ((), ("plan",)):
-        console.print_manifest(manifest)
+        _print_plan(
+            str(manifest.model["name"]),
+            str(manifest.cluster["name"]),
+            manifest.workload,
+            manifest.plan,
+            directory,
+        )
         return
     for name in console.wanted_files(contents, what):
         if len(what) == 1 and what[0] != name:

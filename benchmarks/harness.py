@@ -81,7 +81,7 @@ def engine(plan: Path, model: Path) -> Iterator[Callable[[tuple[int, ...], int],
     with Engine.start(plan, model) as running:
 
         def time_request(ids: tuple[int, ...], max_tokens: int) -> Timing:
-            handle = running.submit(Request(ids, max_tokens, Sampling(), ignore_eos=True))
+            handle = running.submit(Request(ids, max_tokens, Sampling(ignore_eos=True)))
             handle.result()
             assert handle.ttft_s is not None
             return Timing(handle.ttft_s, statistics.median(handle.tbt_s))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from harness import Figure, make_model, make_plan, mnemoc, prompt, say, write_report
-from mnemoc.runtime import Engine, Request
+from mnemoc.runtime import Engine, Request, Sampling
 from mnemoc.units import format_duration
 
 MODEL = {
@@ -71,7 +71,7 @@ def main() -> None:
         ids, positions = prompt(tokens), sampled_positions(tokens)
         say(f"{tokens} tokens through 2 stages")
         with Engine.start(out, model) as engine:
-            request = Request(ids, NEW_TOKENS, logits=positions, ignore_eos=True)
+            request = Request(ids, NEW_TOKENS, Sampling(ignore_eos=True), positions)
             handle = engine.submit(request)
             generated = handle.result()
         assert handle.ttft_s is not None

@@ -174,7 +174,7 @@ def byte_tokenizer(blueprint: Blueprint) -> Tokenizer:
             where="vocab_size",
         )
     vocab = {character: free[byte] for byte, character in enumerate(_byte_characters())}
-    vocab |= {f"<|reserved_{i}|>": i for i in free[256:]}
+    vocab |= {f"<|{i}|>": i for i in free[256:]}
     vocab |= {text: i for i, text in specials.items()}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -27,12 +27,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         json.dumps(read_config("tiny-llama") | {"intermediate_size": 704})
     )
     pinned = ("--gpus", "2", "--layout", "tp=1,spp=2,kvp=1")
-    for words in (
+    commands: tuple[tuple[str, ...], ...] = (
         ("init-model", "tiny-llama", "model", "--max-shard-size", "4M"),
         ("init-model", "wide.json", "wide"),
-        ("plan", "model", *LOCAL, *pinned, "-o", "plan"),
-    ):
-        subprocess.run([sys.executable, "-m", "mnemoc", *words], cwd=folder, check=True)
+        ("plan", "model", *LOCAL, *pinned, "-o", "plan", "--json"),
+    )
+    for words in commands:
+        command = [sys.executable, "-m", "mnemoc", *words]
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     return folder
 
 
@@ -133,7 +135,7 @@ def test_a_tp_that_does_not_divide_the_heads(mnemoc: Any) -> None:
     ran = mnemoc(
         "plan", "llama-3-8b", "--cluster", "dgx-h100", *PROMISE, "--layout", "tp=3", "-o", "plan"
     )
-    assert ran.code in (2, 4)
+    assert ran.code == 4
     assert "tp" in ran.sentence
     assert "3" in ran.sentence
 
@@ -143,7 +145,7 @@ def test_more_gpus_than_the_cluster_has(mnemoc: Any) -> None:
     ran = mnemoc(
         "plan", "llama-3-8b", "--cluster", "dgx-h100", *PROMISE, "--gpus", "1000000", "-o", "plan"
     )
-    assert ran.code in (2, 4)
+    assert ran.code == 4
     assert "1000000" in ran.sentence.replace(",", "")
 
 
@@ -302,5 +304,5 @@ def test_a_port_in_use(made: Path, mnemoc: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         ran = mnemoc("serve", made / "plan", "--weights", made / "model", "--port", port)
-    assert ran.code in (1, 4)
+    assert ran.code == 4
     assert str(port) in ran.sentence
