@@ -1,0 +1,102 @@
+"""The block manager: no page is lost, shared or handed out twice, whatever comes and goes."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from mnemoc.runtime.growth import Growth
+from mnemoc.runtime.pages import PageBook, PagePool
+
+NUM_PAGES = 23
+
+
+class Pool(RuleBasedStateMachine):
+    """A pool beside the plainest model of it: a set of pages per request."""
+
+    requests = Bundle("requests")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = PagePool(NUM_PAGES)
+        self.held: dict[int, list[int]] = {}
+        self.next = 0
+
+    @rule(target=requests, share=st.floats(0, 1))
+    def reserve(self, share: float) -> int:
+        count = round(share * self.pool.num_free)
+        whole = max((size for _, size in self.pool._free), default=0)
+        runs = self.pool.reserve(self.next, count)
+        if count <= whole:
+            assert len(runs) <= 1, "a run that is long enough was cut"
+        self.held[self.next] = [start + i for start, size in runs for i in range(size)]
+        assert len(self.held[self.next]) == count
+        self.next += 1
+        return self.next - 1
+
+    @rule(request=consumes(requests))
+    def release(self, request: int) -> None:
+        self.pool.release(request)
+        del self.held[request]
+
+    @invariant()
+    def no_page_is_lost_or_shared(self) -> None:
+        taken = [page for pages in self.held.values() for page in pages]
+        assert len(set(taken)) == len(taken)
+        assert set(taken) <= set(range(NUM_PAGES))
+        assert self.pool.num_free == NUM_PAGES - len(taken)
+
+    @invariant()
+    def free_runs_are_sorted_and_joined(self) -> None:
+        ends = [(start, start + size) for start, size in self.pool._free]
+        assert all(a[1] < b[0] for a, b in zip(ends, ends[1:], strict=False))
+
+
+TestPool = Pool.TestCase
+
+
+growths = st.builds(Growth, kvp=st.integers(1, 4), group_tokens=st.integers(1, 50))
+
+
+@given(growths, st.integers(1, 300))
+def test_shards_cover_a_sequence_exactly_once(growth: Growth, tokens: int) -> None:
+    shards = range(growth.kvp)
+    assert sum(growth.held(shard, tokens) for shard in shards) == tokens
+    assert [growth.held(shard, tokens) > 0 for shard in shards] == [
+        shard < growth.shards(tokens) for shard in shards
+    ]
+    for position in range(tokens):
+        owner = growth.owner(position)
+        assert growth.start(owner) <= position
+        assert growth.held(owner, position + 1) == growth.held(owner, position) + 1
+
+
+@given(growths, st.integers(0, 150), st.integers(1, 60))
+def test_pairs_are_counted_as_one_would_by_hand(growth: Growth, cached: int, rows: int) -> None:
+    for shard in range(growth.kvp):
+        by_hand = sum(growth.held(shard, query + 1) for query in range(cached, cached + rows))
+        assert growth.pairs(shard, cached, rows) == by_hand
+
+
+@given(growths, st.lists(st.tuples(st.integers(1, 120), st.integers(0, 3)), max_size=12))
+def test_a_request_gets_pages_on_all_its_groups_or_on_none(
+    growth: Growth, wanted: list[tuple[int, int]]
+) -> None:
+    book = PageBook(growth, NUM_PAGES, page_size=4)
+    inside = []
+    for request, (tokens, home) in enumerate(wanted):
+        home %= growth.kvp
+        free = [book.free(group) for group in range(growth.kvp)]
+        needs = book.needs(tokens)
+        groups = [growth.group(home, shard) for shard in range(len(needs))]
+        enough = all(free[g] >= count for g, count in zip(groups, needs, strict=True))
+        assert book.fits(home, tokens) == enough
+        if enough:
+            book.reserve(request, home, tokens)
+            inside.append((request, home, tokens))
+            for g, count in zip(groups, needs, strict=True):
+                free[g] -= count
+        assert [book.free(group) for group in range(growth.kvp)] == free
+    for request, home, tokens in inside:
+        book.release(request, home, tokens)
+    assert book.used_fraction == 0
