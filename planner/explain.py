@@ -14,7 +14,8 @@ import numpy as np
 from ..artifact import Alternative
 from ..errors import Infeasible
 from ..units import format_bytes, format_duration
-from .price import NEVER, Candidate, Outlook, best_chunks
+from .candidate import Candidate, best_chunks
+from .price import NEVER, Outlook
 from .search import Finding, Promise, Search, balanced_bytes
 
 FEASIBLE_MARGIN = 1.001  # a relaxed promise is quoted a little above the exact edge
@@ -204,7 +205,7 @@ def _least_tbt(search: Search, ttft_s: float) -> float:
         if not search.within(outlook, NEVER, ttft_s):
             continue
         for split in outlook.splits():
-            candidate = search.pricer.candidate(outlook, split, NEVER)
+            candidate = search.candidate(outlook, split, NEVER)
             least = min(least, max(outlook.decode_s, _least_cap(candidate, ttft_s)))
     return least
 

@@ -40,7 +40,7 @@ import highspy
 import numpy as np
 from numpy.typing import NDArray
 
-from .price import Candidate
+from .candidate import Candidate
 
 _GAP = 1e-6
 _TIME_LIMIT_S = 30.0

@@ -9,12 +9,13 @@ from ..artifact import Optimality, Plan, Stage, Workload
 from ..errors import UsageError
 from ..ir.model import ModelSpec
 from .check import violations
-from .cluster import TARGETS, Cluster, devices_asked, measured_path
+from .cluster import TARGETS, Cluster, measured_path
 from .cost import StageFormulas
 from .explain import alternatives, binding, infeasible, remarks
 from .predict import chunk_rules, memory, predict
 from .price import Pricer
 from .search import Finding, Promise, Search
+from .space import devices_asked
 from .workload import check_workload, workload_notes
 
 

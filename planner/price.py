@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..artifact import Layout, Workload
 from ..ir.build import build
@@ -63,7 +62,6 @@ from .cost import (
 from .footprint import Footprint, footprint
 from .space import Growth, splits
 
-Bools = NDArray[np.bool_]
 Blocks = Mapping[str, Floats]
 NEVER = math.inf
 
@@ -146,7 +144,8 @@ class Outlook:
     def activation_bytes(self) -> Floats:
         """[B, C]: of the largest chunk that the entry stands for."""
         used = self.chunks.samples.weight > 0
-        return np.where(used, self.footprint.activations(self.chunks.sizes), 0).max(axis=0)
+        held = np.where(used, self.footprint.activations(self.chunks.sizes), 0)
+        return np.asarray(held.max(axis=0))
 
     @cached_property
     def flat(self) -> Floats:
@@ -204,33 +203,6 @@ def balanced(blocks: Blocks, head: Floats | float, stages: int, layers: int) -> 
     ends = blocks["embed"] + (stages - 1) * blocks["hop"] + head
     mean = flat + (ends + layers * layer) / stages
     return np.maximum(mean, flat + math.ceil(layers / stages) * layer)
-
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """One choice of everything but chunks. Arrays are [B, C].
-
-    cost_s: sum of the slowest stage over the bucket's chunks; tau_s: the slowest chunk's;
-    allowed: chunk sizes that make sense and keep the TBT and memory promises.
-    """
-
-    outlook: Outlook
-    split: tuple[int, ...]
-    cost_s: Floats
-    tau_s: Floats
-    allowed: Bools
-    fixed_bytes: int
-
-    @property
-    def stages(self) -> int:
-        return len(self.split)
-
-    def ttft_s(self, choice: NDArray[np.int64]) -> float:
-        """With menu entry choice[b] in bucket b."""
-        rows = np.arange(len(choice))
-        slowest = self.tau_s[rows, choice].max()
-        total = self.cost_s[rows, choice].sum() + (self.stages - 1) * slowest
-        return float(total + self.outlook.head_s)
 
 
 class Pricer:
@@ -303,35 +275,3 @@ class Pricer:
             footprint=wiring.footprint,
             price=lambda: self._chunks(wiring, growth.tokens, riders),
         )
-
-    def candidate(self, outlook: Outlook, split: tuple[int, ...], tbt_s: float) -> Candidate:
-        slowest = outlook.stage_times(split)
-        cost_s, tau_s = outlook.summed(np.maximum.reduce(slowest))
-        fixed = max(outlook.stage_bytes(split))
-        fits = fixed + outlook.activation_bytes <= self.cluster.usable_bytes
-        keeps = len(split) * tau_s <= tbt_s
-        allowed = outlook.chunks.samples.allowed & fits & keeps
-        return Candidate(outlook, split, cost_s, tau_s, allowed, fixed)
-
-
-def best_chunks(candidate: Candidate) -> tuple[float, NDArray[np.int64]] | None:
-    """The exact optimum of one candidate: TTFT and a menu entry per bucket, or None if there is none.
-
-    For each possible slowest chunk θ the best entry per bucket among those with τ ≤ θ is a minimum
-    apart; the best θ is found by trying them all, in ascending order of τ.
-    """
-    tau, cost, allowed = candidate.tau_s, candidate.cost_s, candidate.allowed
-    if not allowed.any(axis=1).all():
-        return None
-    bucket, entry = np.nonzero(allowed)
-    order = np.argsort(tau[bucket, entry], kind="stable")
-    bucket, entry = bucket[order], entry[order]
-    theta = tau[bucket, entry]
-    least = np.full((tau.shape[0], len(order)), NEVER)
-    least[bucket, np.arange(len(order))] = cost[bucket, entry]
-    np.minimum.accumulate(least, axis=1, out=least)
-    total = least.sum(axis=0) + (candidate.stages - 1) * theta
-    limit = theta[int(np.argmin(total))]
-    within = np.where(allowed & (tau <= limit), cost, NEVER)
-    choice = within.argmin(axis=1)
-    return candidate.ttft_s(choice), choice

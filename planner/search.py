@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .candidate import Candidate, best_chunks, lower_bound_s, make_candidate
 from .milp import Problem, Solution, solve
-from .price import NEVER, Candidate, Outlook, Pricer, best_chunks
+from .price import NEVER, Outlook, Pricer
 from .space import growths, layouts
 
 
@@ -99,10 +100,13 @@ class Search:
                 self._bests[key] = self._best_split(outlook, tbt_s)
         return self._bests[key]
 
+    def candidate(self, outlook: Outlook, split: tuple[int, ...], tbt_s: float) -> Candidate:
+        return make_candidate(outlook, split, tbt_s, self.pricer.cluster.usable_bytes)
+
     def _best_split(self, outlook: Outlook, tbt_s: float) -> Finding | None:
         found: Finding | None = None
         for split in outlook.splits():
-            candidate = self.pricer.candidate(outlook, split, tbt_s)
+            candidate = self.candidate(outlook, split, tbt_s)
             best = best_chunks(candidate)
             if best is not None and (found is None or best[0] < found.ttft_s):
                 found = Finding(candidate, best[1], best[0])
@@ -151,7 +155,7 @@ class Search:
             if not self.within(outlook, promise.tbt_s, limit * (1 + 1e-9)):
                 continue
             for split in outlook.splits():
-                candidate = self.pricer.candidate(outlook, split, promise.tbt_s)
+                candidate = self.candidate(outlook, split, promise.tbt_s)
                 if lower_bound_s(candidate) <= limit * (1 + 1e-9):
                     pool.append((candidate, limit))
         candidates, limits = zip(*pool, strict=True)
@@ -174,16 +178,6 @@ class Search:
             if found is not None:
                 return found
         return None
-
-
-def lower_bound_s(candidate: Candidate) -> float:
-    """No choice of chunks gives this candidate a TTFT below this."""
-    allowed = candidate.allowed
-    if not allowed.any(axis=1).all():
-        return NEVER
-    cost = np.where(allowed, candidate.cost_s, NEVER).min(axis=1).sum()
-    fill = np.where(allowed, candidate.tau_s, NEVER).min(axis=1).max()
-    return float(cost + (candidate.stages - 1) * fill + candidate.outlook.head_s)
 
 
 def balanced_bytes(outlook: Outlook) -> float:

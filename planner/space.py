@@ -147,3 +147,24 @@ def _spread(layers: int, stages: int) -> tuple[int, ...]:
     """As even as it gets, the taller stages first."""
     low, more = divmod(layers, stages)
     return (low + 1,) * more + (low,) * (stages - more)
+
+
+def devices_asked(cluster: Cluster, *, nodes: int | None, gpus: int | None) -> int:
+    """Most devices that a plan may use, from `--nodes` or `--gpus`; all of the cluster by default."""
+    if nodes is not None and gpus is not None:
+        raise UsageError("--nodes and --gpus exclude each other", do="give one of them")
+    asked = cluster.devices
+    if nodes is not None:
+        asked = nodes * cluster.devices_per_node
+    elif gpus is not None:
+        asked = gpus
+    if asked < 1:
+        raise UsageError("a plan needs at least one device", got=asked)
+    if asked > cluster.devices:
+        raise BadInput(
+            f"{asked} devices are more than {cluster.name} has",
+            where=cluster.origin,
+            got=f"{cluster.nodes} nodes of {cluster.devices_per_node}",
+            do="ask for fewer, or give a cluster file with more nodes",
+        )
+    return asked

@@ -1,0 +1,115 @@
+"""Cluster files: units, sources, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+from mnemoc.errors import BadInput, UsageError
+from mnemoc.planner import clusters, load_cluster, measured_path, write_cluster
+from mnemoc.planner.cluster import FIELDS
+from mnemoc.planner.space import devices_asked
+
+SHIPPED = Path(str(load_cluster("dgx-h100").origin))
+
+
+def test_the_shipped_clusters_are_those_that_were_promised() -> None:
+    assert clusters() == ("dgx-a100", "dgx-b200", "dgx-h100", "dgx-h200", "local")
+
+
+@pytest.mark.parametrize("name", clusters())
+def test_every_shipped_number_has_a_source_and_a_base_unit(name: str) -> None:
+    cluster = load_cluster(name)
+    assert set(cluster.numbers) <= set(FIELDS)
+    for key, quantity in cluster.numbers.items():
+        assert len(quantity.source) > 8, key
+        assert quantity.value >= 0, key
+
+
+def test_units_become_base_units() -> None:
+    h100 = load_cluster("dgx-h100")
+    assert h100["memory.bandwidth"] == pytest.approx(3.35e12)
+    assert h100["peak.bfloat16"] == pytest.approx(989.4e12)
+    assert h100["overhead.launch"] == pytest.approx(1.5e-6)
+    assert h100.devices_per_node == 8
+
+
+def test_what_is_unknown_is_an_error() -> None:
+    with pytest.raises(BadInput, match=r"peak\.bfloat16 of this cluster is not known"):
+        load_cluster("local")["peak.bfloat16"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("[memory]", "[memory]\nbandwith = 3", "unknown key 'memory.bandwith'"),
+        ("[links.intra]", "[links.between]\n[links.intra]", "unknown key 'links.between'"),
+        ("value = 3.35", "value = -3.35", "memory.bandwidth must be positive"),
+        ("value = 3.35", "value = 0", "memory.bandwidth must be positive"),
+        ("value = 3.35", "value = nan", "memory.bandwidth is not a number"),
+        ("value = 3.35", 'value = "auto"', "memory.bandwidth is not a number"),
+        ("value = 3.35", "value = true", "memory.bandwidth is not a number"),
+        ('unit = "TB/s"', 'unit = "TFLOP/s"', "memory.bandwidth has a wrong unit"),
+        ("value = 0.85", "value = 1.2", "efficiency.memory is a share"),
+        ("value = 32,", "value = 2.5,", "nodes must be a whole number"),
+        ("value = 5, unit", "value = 90, unit", "memory.reserve leaves nothing"),
+        ("capacity = ", "# capacity = ", "key 'memory.capacity' is missing"),
+        ('target = "cuda:sm_90"', 'target = "rocm"', "unknown target 'rocm'"),
+        ('name = "dgx-h100"', "name = 3", "key 'name' must be a text"),
+        ('source = "datasheet: H100 SXM, 80 GB"', 'source = " "', "memory.capacity has no source"),
+        ('capacity = { value = 80, unit = "GB",', 'capacity = { value = 80,', "memory.capacity must"),
+        ("[memory]", "[memory", "not valid TOML"),
+    ],
+)  # fmt: skip
+def test_a_wrong_file_is_refused_in_one_sentence(
+    old: str, new: str, complaint: str, tmp_path: Path
+) -> None:
+    text = SHIPPED.read_text()
+    assert old in text
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(BadInput) as caught:
+        load_cluster(str(path))
+    assert complaint in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value).replace(str(tmp_path), "")
+
+
+def test_an_unknown_name_lists_those_that_are_known() -> None:
+    with pytest.raises(BadInput, match=r"unknown cluster 'dgx-9'.*dgx-h100"):
+        load_cluster("dgx-9")
+    with pytest.raises(BadInput, match="cannot read"):
+        load_cluster("nowhere.toml")
+
+
+def test_a_measured_file_replaces_the_shipped_local(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MNEMOC_CACHE", str(tmp_path / "cache"))
+    shipped = load_cluster("local")
+    numbers = {"peak.float32": (71.5, "GFLOP/s", "measured: 1024 × 1024 products")}
+    path = measured_path()
+    written = write_cluster(path, name="local", device="this core", target="cpu", numbers=numbers)
+    loaded = load_cluster("local")
+    assert loaded == written
+    assert loaded["peak.float32"] == pytest.approx(71.5e9)
+    assert loaded.numbers["peak.float32"].source.startswith("measured")
+    assert loaded["memory.bandwidth"] == shipped["memory.bandwidth"]
+    assert loaded.origin == str(path)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_measured_file_that_would_not_load_is_never_written(tmp_path: Path) -> None:
+    path = tmp_path / "local.toml"
+    bad = {"peak.float32": (-1.0, "GFLOP/s", "measured")}
+    with pytest.raises(BadInput, match="must be positive"):
+        write_cluster(path, name="local", device="d", target="cpu", numbers=bad)
+    assert not path.exists()
+
+
+def test_more_devices_than_there_are_is_refused() -> None:
+    h100 = load_cluster("dgx-h100")
+    assert devices_asked(h100, nodes=16, gpus=None) == 128
+    assert devices_asked(h100, nodes=None, gpus=None) == 256
+    with pytest.raises(BadInput, match="264 devices are more than dgx-h100 has"):
+        devices_asked(h100, nodes=33, gpus=None)
+    with pytest.raises(UsageError, match="exclude each other"):
+        devices_asked(h100, nodes=1, gpus=8)
