@@ -7,8 +7,8 @@ for one rank. Figures are medians over repeats, then means over the processes.
     peak        FLOP/s of a large matrix product, or of the best of the kernels below
     bandwidth   B/s of a reduction over memory that no cache holds, or of the best below
     matmul, attention_prefill               share of the peak that the model's own shapes reach
-    attention_decode, memory                share of the bandwidth
-    launch_s    time of an op of one row, beyond what its bytes explain
+    attention_decode, memory                share of the bandwidth; memory by weights times one row
+    launch_s    time of an op of one row in a layer, beyond what the layer's weights explain
     latency_s, link                         a small message, and B/s of a large one, between processes
 """
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     import torch
 
 CHUNK, CONTEXT, DECODE_CONTEXT = 256, 8192, 32768
+COLD_BYTES = 96 << 20  # of weights swept in turn, so that no cache keeps them
+OPS = 10  # of a fused layer: two norms, four products, rope, attention, activation, sum
 _MESSAGE_BYTES = 1 << 20
 
 
@@ -84,20 +86,22 @@ class _Bench:
         import torch
 
         self.torch, self.program, self.plan = torch, program, manifest.plan
-        self.w = SimpleNamespace(
-            **{
-                p["name"]: torch.randn(p["shape"]).mul_(0.02)
-                for p in program.PARAMETERS
-                if p["per_layer"]
-            }
-        )
+        shapes = {p["name"]: p["shape"] for p in program.PARAMETERS if p["per_layer"]}
+
+        def layer() -> SimpleNamespace:
+            return SimpleNamespace(
+                **{name: torch.randn(shape).mul_(0.02) for name, shape in shapes.items()}
+            )
+
+        self.w = layer()
+        self.weight_bytes = sum(weight.nbytes for weight in vars(self.w).values())
+        self.layers = [layer() for _ in range(-(-COLD_BYTES // self.weight_bytes))]
         heads, _, page_size, self.dim = program.KV_SHAPE
         pages = -(-DECODE_CONTEXT // page_size) + 1
         self.kv_heads = heads
         self.k, self.v = (torch.randn(heads, pages, page_size, self.dim) for _ in range(2))
         self.hidden = self.w.attention_norm.shape[0]
         self.heads = self.w.w_o.shape[1] // self.dim
-        self.half = self.dim // 2
 
     def figures(self) -> dict[str, float]:
         torch = self.torch
@@ -111,7 +115,7 @@ class _Bench:
             "bandwidth": bandwidth,
             **{name: speed / peak for name, speed in speeds.items()},
             **{name: stream / bandwidth for name, stream in streams.items()},
-            "launch_s": self.launch_s(bandwidth),
+            "launch_s": self.launch_s(streams["memory"]),
         }
 
     def matmul_flops(self) -> float:
@@ -139,35 +143,37 @@ class _Bench:
         return 2 * DECODE_CONTEXT * self.kv_heads * self.dim * 4 / seconds
 
     def memory_bytes(self) -> float:
-        """B/s of the element-wise kernels, with bytes counted as the IR counts them."""
-        p, torch = self.program, self.torch
-        x, residual = torch.randn(CHUNK, self.hidden), torch.randn(CHUNK, self.hidden)
-        gate_up = torch.randn(CHUNK, self.w.w_gate_up.shape[0])
-        done = 4 * x.nbytes + gate_up.nbytes * 3 // 2
-        seconds = self.median_s(
-            lambda: (p.add_rms_norm(x, residual, self.w.ffn_norm), p.swiglu(gate_up))
-        )
-        return done / seconds
+        """B/s of weights that are read for one row."""
+        linear = self.torch.nn.functional.linear
+        weights = [w for layer in self.layers for w in vars(layer).values() if w.dim() == 2]
+        rows = [self.torch.randn(1, weight.shape[1]) for weight in weights]
+        pairs = list(zip(rows, weights, strict=True))
+        seconds = self.median_s(lambda: [linear(x, weight) for x, weight in pairs])
+        return sum(weight.nbytes for weight in weights) / seconds
 
     def launch_s(self, bandwidth: float) -> float:
-        """Host time per op: one row through a whole layer, less its weights' way from memory."""
+        """Host time per op: one row through whole layers, less their weights' way from memory."""
         torch, p = self.torch, self.program
         pos = torch.zeros(1, dtype=torch.int64)
         segments = self.segments(1, 16)
-        batch = Batch(pos, pos, pos, pos, 1, segments, None, ())
-        plan = p.attention_decode.prepare(segments)
-        x, rot = torch.randn(1, self.hidden), torch.ones(1, 2, self.half)
-        comm = SimpleNamespace(tp=None, kvp=None)
-        names = p.layer.__code__.co_varnames[: p.layer.__code__.co_argcount]
         values = {
-            "w": self.w, "k_cache": self.k, "v_cache": self.v, "batch": batch, "decode": plan,
-            "prefill": None, "comm": comm, "x": x, "rot": rot,
-        }  # fmt: skip
-        arguments = [values[name] for name in names]
-        seconds = self.median_s(lambda: p.layer(*arguments))
-        weights = sum(weight.nbytes for weight in vars(self.w).values())
-        ops = 10  # of a fused layer: two norms, four products, rope, attention, activation, sum
-        return max(seconds - weights / bandwidth, 0.2 * seconds) / ops
+            "k_cache": self.k,
+            "v_cache": self.v,
+            "batch": Batch(pos, pos, pos, pos, 1, segments, None, ()),
+            "decode": p.attention_decode.prepare(segments),
+            "prefill": None,
+            "comm": SimpleNamespace(tp=None, kvp=None),
+            "x": torch.randn(1, self.hidden),
+            "rot": torch.ones(1, 2, self.dim // 2),
+        }
+        names = p.layer.__code__.co_varnames[: p.layer.__code__.co_argcount]
+        given = [
+            [values.get(name, layer) for name in names]  # "w" is the layer's own
+            for layer in self.layers
+        ]
+        seconds = self.median_s(lambda: [p.layer(*arguments) for arguments in given])
+        each = seconds / len(self.layers)
+        return max(each - self.weight_bytes / bandwidth, 0.1 * each) / OPS
 
     def rows(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         torch = self.torch
@@ -217,8 +223,11 @@ def _link_figures() -> dict[str, float]:
 
 
 def _median_s(run: Callable[[], object], least_s: float) -> float:
-    """Median time of a call, repeated for at least `least_s` after one warm-up."""
+    """Median time of a call, repeated for at least `least_s`; all processes start together."""
+    import torch.distributed as dist
+
     run()
+    dist.barrier()
     times = []
     end = time.perf_counter() + least_s
     while len(times) < 5 or (time.perf_counter() < end and len(times) < 2000):
