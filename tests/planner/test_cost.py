@@ -1,0 +1,155 @@
+"""Costs: the table equals the printed formulas, and the arithmetic is the one that experts do."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import sympy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mnemoc.artifact import Layout
+from mnemoc.ir.build import build
+from mnemoc.ir.model import ModelSpec, load_model
+from mnemoc.ir.passes import fuse, shard
+from mnemoc.ir.sizes import SYMBOLS
+from mnemoc.planner import Cluster, load_cluster
+from mnemoc.planner.chunks import Sizes
+from mnemoc.planner.cost import (
+    BLOCKS,
+    PARTS,
+    Links,
+    Terms,
+    compile_parts,
+    compile_totals,
+    count,
+    links_of,
+    price_terms,
+    stage_formulas,
+    tabulate,
+)
+from mnemoc.planner.footprint import Footprint, footprint
+
+ONE = np.ones(())
+
+
+def terms_of(name: str, tp: int, kvp: int) -> tuple[Terms, Footprint]:
+    module = fuse(shard(build(load_model(name)), tp=tp, kvp=kvp))
+    cluster, links = load_cluster("dgx-h100"), Links("inter", "inter")
+    dtype = load_model(name).dtype
+    return price_terms(count(module), cluster, dtype, module.mesh, links), footprint(module)
+
+
+WIRINGS = {key: terms_of("qwen3-8b", *key)[0] for key in ((1, 1), (8, 1), (4, 2))}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    wiring=st.sampled_from(sorted(WIRINGS)),
+    numbers=st.tuples(*(st.integers(0, 10**7) for _ in SYMBOLS)),
+)
+def test_the_table_equals_the_formulas_that_the_artifact_prints(
+    wiring: tuple[int, int], numbers: tuple[int, ...]
+) -> None:
+    terms = WIRINGS[wiring]
+    formulas = stage_formulas(terms)
+    sizes = Sizes(*(np.array(float(n)) for n in numbers))
+    table, compiled, parts = (
+        make(sizes) for make in (tabulate(terms), compile_totals(formulas), compile_parts(formulas))
+    )
+    for block in BLOCKS:
+        assert set(formulas[block]) == set(PARTS)
+        assert table[block] == pytest.approx(compiled[block], rel=1e-12)
+        assert sum(parts[block].values()) == pytest.approx(compiled[block], rel=1e-12)
+        printed = sum(
+            eval(sympy.pycode(e), dict(zip(map(str, SYMBOLS), numbers, strict=True)))
+            for e in formulas[block].values()
+        )
+        assert printed == pytest.approx(float(compiled[block]), rel=1e-12)
+
+
+@pytest.mark.parametrize(("name", "kib"), [("llama-3-8b", 128), ("llama-3-70b", 320)])
+def test_kv_per_token_is_what_the_paper_says(name: str, kib: int) -> None:
+    spec = load_model(name)
+    for tp in (1, 8):
+        _, held = terms_of(name, tp, 1)
+        assert held.kv_per_token * spec.num_layers * tp == kib * 1024
+
+
+def test_the_weights_of_all_ranks_are_those_of_the_checkpoint() -> None:
+    spec = load_model("llama-3-8b")
+    _, held = terms_of("llama-3-8b", 1, 1)
+    whole = sum(2 * math.prod(shape) for shape in spec.tensors().values())
+    assert held.embed + spec.num_layers * held.layer + held.head == whole
+
+
+def test_chunked_attention_has_an_intensity_free_of_the_context() -> None:
+    """I = c·h_q/h_kv FLOP per byte of K and V at 16 bits, whatever lies before the chunk."""
+    module = fuse(shard(build(load_model("llama-3-70b")), tp=1, kvp=1))
+    (attend,) = (t for t in count(module)["layer"] if t.resource == "attention_prefill")
+    chunk = 40
+    for before in (10**5, 10**7):
+        flops = attend.flops.row[3] * chunk * before
+        moved = attend.bytes.row[4] * before
+        assert flops / moved == pytest.approx(chunk * 64 / 8)
+
+
+def test_two_thousand_tokens_are_bound_by_compute_and_one_by_bandwidth() -> None:
+    terms, _ = terms_of("llama-3-8b", 1, 1)
+    linear = compile_parts(stage_formulas(terms))
+
+    def seconds(rows: int) -> float:
+        return float(linear(Sizes(ONE * rows, ONE, ONE, ONE, ONE, ONE))["layer"]["linear"])
+
+    assert seconds(2) < 1.01 * seconds(1)
+    assert seconds(4096) == pytest.approx(2 * seconds(2048), rel=1e-3)
+
+
+def test_collectives_follow_their_algorithm_and_link() -> None:
+    terms, _ = terms_of("llama-3-8b", 8, 2)
+    seconds = compile_parts(stage_formulas(terms))
+    rows = Sizes(ONE * 1000, ONE, ONE, ONE, ONE, ONE * 0)
+    intra, inter = 450e9 * 0.8, 50e9 * 0.8
+    payload = 1000 * 4096 * 2
+    reduce_s = 6 * 2.5e-6 + 2 * 7 / 8 * payload / intra
+    assert seconds(rows)["layer"]["communication"] == pytest.approx(2 * reduce_s)
+    assert seconds(rows)["hop"]["communication"] == pytest.approx(12e-6 + payload / inter)
+    peers = Sizes(ONE * 1000, ONE, ONE, ONE, ONE, ONE * 3000)
+    exchange = 12e-6 + 3000 * 4 * (128 + 1) * 4 / inter
+    more = seconds(peers)["layer"]["communication"] - seconds(rows)["layer"]["communication"]
+    assert more == pytest.approx(exchange)
+
+
+@pytest.mark.parametrize(
+    ("layout", "links"),
+    [
+        (Layout(8, 1, 1), Links("intra", "intra")),
+        (Layout(2, 2, 2), Links("intra", "intra")),
+        (Layout(8, 2, 1), Links("intra", "inter")),
+        (Layout(8, 1, 2), Links("inter", "intra")),
+        (Layout(4, 4, 2), Links("intra", "inter")),
+        (Layout(4, 4, 4), Links("inter", "inter")),
+    ],
+)
+def test_an_axis_leaves_its_node_when_its_span_does_not_fit(layout: Layout, links: Links) -> None:
+    assert links_of(layout, load_cluster("dgx-h100")) == links
+
+
+def test_a_slower_figure_never_makes_anything_faster(
+    cluster: Callable[..., Cluster], model: Callable[..., ModelSpec]
+) -> None:
+    module = fuse(shard(build(model(), "float32"), tp=2, kvp=2))
+    sizes = Sizes(*(ONE * n for n in (64, 2, 10_000, 500, 300, 70)))
+
+    def total(**changed: float) -> float:
+        changed_cluster = cluster(**changed)
+        terms = price_terms(
+            count(module), changed_cluster, "float32", module.mesh, Links("inter", "inter")
+        )
+        return sum(float(seconds) for seconds in tabulate(terms)(sizes).values())
+
+    assert total(peak__float32=5e10) > total()
+    assert total(memory__bandwidth=5e9) > total()
+    assert total(links__intra__latency=1e-3) > total()
+    assert total(links__inter__bandwidth=1e8) > total()
+    assert total(overhead__launch=1e-3) > total()

@@ -1,0 +1,106 @@
+"""Layouts, growth and splits."""
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mnemoc.artifact import Layout, Workload
+from mnemoc.errors import BadInput, UsageError
+from mnemoc.ir.model import ModelSpec, load_model
+from mnemoc.planner import Cluster, load_cluster
+from mnemoc.planner.space import growths, layouts, splits
+
+
+def test_every_layout_fits_heads_node_layers_and_devices() -> None:
+    spec, cluster = load_model("llama-3-8b"), load_cluster("dgx-h100")
+    found = layouts(spec, cluster, 64, {})
+    assert {layout.tp for layout in found} == {1, 2, 4, 8}
+    assert max(layout.spp for layout in found) == spec.num_layers
+    assert all(layout.gpus <= 64 for layout in found)
+    assert len(set(found)) == len(found)
+    assert Layout(4, 4, 4) in found
+    assert Layout(8, 3, 2) in found
+
+
+@pytest.mark.parametrize(
+    ("pinned", "error", "complaint"),
+    [
+        ({"tp": 16}, BadInput, "does not divide the 8 KV heads"),
+        ({"tp": 3}, BadInput, "does not divide the 32 heads"),
+        ({"spp": 33}, BadInput, "spp=33 is more than the 32 layers"),
+        ({"tp": 8, "spp": 32, "kvp": 2}, BadInput, "needs 512 devices; the plan may use 256"),
+        ({"cp": 2}, UsageError, "unknown axis 'cp'"),
+        ({"kvp": 0}, UsageError, "kvp must be at least 1"),
+    ],
+)
+def test_a_pin_that_no_layout_has_is_refused(
+    pinned: dict[str, int], error: type[Exception], complaint: str
+) -> None:
+    with pytest.raises(error, match=complaint):
+        layouts(load_model("llama-3-8b"), load_cluster("dgx-h100"), 256, pinned)
+
+
+def test_tp_never_straddles_nodes(
+    cluster: Callable[..., Cluster], model: Callable[..., ModelSpec]
+) -> None:
+    wide = model(num_heads=12, num_kv_heads=6, ffn=696)
+    assert {l_.tp for l_ in layouts(wide, cluster(devices_per_node=4), 8, {})} == {1, 2}
+    with pytest.raises(BadInput, match="tp=6 is more than the 4 devices of a node"):
+        layouts(wide, cluster(devices_per_node=4), 8, {"tp": 6})
+
+
+def test_pins_leave_only_what_has_them() -> None:
+    found = layouts(load_model("llama-3-8b"), load_cluster("dgx-h100"), 64, {"tp": 4, "kvp": 2})
+    assert {(layout.tp, layout.kvp) for layout in found} == {(4, 2)}
+    assert [layout.spp for layout in found] == list(range(1, 9))
+
+
+def test_growth_spreads_requests_over_the_ring_of_groups() -> None:
+    four = Workload(10_000, 1, 1, output_tokens=240, concurrency=6)
+    by_groups = {g.groups: g for g in growths(4, four, False)}
+    assert set(by_groups) == {1, 2, 4}
+    assert by_groups[1].tokens == 10_240
+    assert by_groups[2].tokens == 5_120
+    assert [by_groups[a].riders(6).count for a in (1, 2, 4)] == [2, 3, 6]
+    assert by_groups[2].pages == 3 * 5_120 // 64
+    alone = Workload(10_000, 1, 1, output_tokens=240)
+    assert [g.groups for g in growths(4, alone, False)] == [4]
+    assert [g.groups for g in growths(4, alone, True)] == [1, 2, 4]
+
+
+def test_a_group_that_would_hold_nothing_is_no_growth() -> None:
+    tiny = Workload(20, 1, 1, output_tokens=4)
+    assert [g.groups for g in growths(8, tiny, True)] == [1, 2]
+
+
+def compositions(layers: int, stages: int) -> list[tuple[int, ...]]:
+    cuts = itertools.combinations(range(1, layers), stages - 1)
+    return [
+        tuple(b - a for a, b in zip((0, *cut), (*cut, layers), strict=True)) for cut in cuts
+    ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    layers=st.integers(1, 12),
+    stages=st.integers(1, 6),
+    embed=st.floats(0, 4),
+    head=st.floats(0, 4),
+)
+def test_the_candidate_splits_hold_the_best_of_all_splits(
+    layers: int, stages: int, embed: float, head: float
+) -> None:
+    stages = min(stages, layers)
+
+    def tallest(split: tuple[int, ...]) -> float:
+        times = [float(count) for count in split]
+        times[0] += embed
+        times[-1] += head
+        return max(times)
+
+    found = splits(layers, stages, max(embed, head))
+    assert all(sum(split) == layers and len(split) == stages and min(split) >= 1 for split in found)
+    best = min(map(tallest, compositions(layers, stages)))
+    assert min(map(tallest, found)) == pytest.approx(best)
