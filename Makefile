@@ -19,9 +19,11 @@ MNEMOC := $(BIN)/mnemoc
 demo: $(VENV)/installed
 	rm -rf demo
 	$(MNEMOC) init-model tiny-llama demo/model --seed 1 --max-shard-size 4M
-	$(MNEMOC) plan demo/model --cluster local --gpus 2 --layout spp=2 --context 8K --output-tokens 64 --ttft 60s --tbt 500ms -o demo/plan
-	$(MNEMOC) show demo/plan schedule
-	$(MNEMOC) verify demo/plan --weights demo/model --max-tokens 16
+	$(MNEMOC) calibrate -o demo/local.toml
+	$(MNEMOC) plan demo/model --cluster demo/local.toml --gpus 2 --layout spp=2 \
+		--context 8K --output-tokens 64 --ttft 60s --tbt 500ms -o demo/plan
+	$(MNEMOC) show demo/plan kernel rms_norm
+	$(MNEMOC) verify demo/plan --weights demo/model
 	$(MNEMOC) run demo/plan --weights demo/model --prompt-file README.md --max-tokens 32
 
 test: $(VENV)/installed $(VENV)/dev
