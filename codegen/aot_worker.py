@@ -66,8 +66,9 @@ def compile_job(job: Mapping[str, Any], arch: str, folder: Path) -> dict[str, An
     # As at run time: torch aligns its allocations, so that loads may be wide and asynchronous.
     aligned = {
         (index,): [["tt.divisibility", 16]]
-        for index, name in enumerate(kernel.arg_names)
-        if signature[name].startswith("*")
+        for index, parameter in enumerate(kernel.params)
+        if signature[parameter.name].startswith("*")
+        and not parameter.do_not_specialize_on_alignment
     }
     compiled = triton.compile(
         ASTSource(kernel, signature, {}, aligned),

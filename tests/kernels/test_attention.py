@@ -1,0 +1,174 @@
+"""Prefill and decode attention of both targets against float64, in every way that a shard can be seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from mnemoc.artifact import Segments
+from mnemoc.codegen.kernels import KernelSpec
+
+TARGETS = ["cpu", "cuda:sm_90"]
+SHAPES = [  # (query heads, KV heads), head dim, page size
+    ((2, 2), 64, 16),
+    ((8, 2), 64, 64),
+    ((4, 1), 128, 16),
+    ((8, 1), 128, 64),
+    ((7, 1), 64, 16),
+]
+CHUNKS = {  # rows, kv_len, past
+    "after a past": (7, 20, 13),
+    "non-causal, over a full shard": (5, 30, 100),
+    "non-causal, just": (3, 12, 12),
+    "the shard starts at a later row": (4, 10, -2),
+    "the shard starts after all rows": (3, 10, -9),
+    "an empty shard": (6, 0, 0),
+    "an empty shard of a late start": (2, 0, -5),
+    "no past": (9, 9, 0),
+    "partially visible": (8, 12, 6),
+    "partially visible at the last row": (8, 12, 5),
+    "more keys than any row sees": (5, 40, 10),
+    "a single row": (1, 33, 32),
+    "over many blocks": (19, 150, 131),
+}
+DECODES = {  # kv_len, past
+    "an empty shard": (0, 5),
+    "the newest token here": (33, 32),
+    "more keys than seen": (10, 3),
+    "the shard starts later": (20, -1),
+    "a full shard": (20, 100),
+    "over many blocks": (150, 149),
+}
+
+
+class Case:
+    """Random queries and caches; every other segment's pages are scattered. Unused slots are NaN."""
+
+    def __init__(self, spec: KernelSpec, cases: list[tuple[int, int, int]], cut: Any) -> None:
+        torch.manual_seed(0)
+        longest = max(kv_len for _, kv_len, _ in cases)
+        per_segment = max(1, -(-longest // spec.page_size))
+        order = torch.arange(per_segment * len(cases)).view(len(cases), per_segment)
+        order[1::2] = order[1::2].flip(1)
+        shape = (spec.num_kv_heads, order.numel(), spec.page_size, spec.head_dim)
+        dtype = getattr(torch, spec.dtype)
+        self.segments: Segments = cut(cases, order)
+        self.k, self.v = torch.full(shape, torch.nan), torch.full(shape, torch.nan)
+        for pages, (_, kv_len, _) in zip(order, cases, strict=True):
+            for position in range(kv_len):
+                page, at = pages[position // spec.page_size], position % spec.page_size
+                self.k[:, page, at] = torch.randn(shape[0], shape[3])
+                self.v[:, page, at] = torch.randn(shape[0], shape[3])
+        self.k, self.v = self.k.to(dtype), self.v.to(dtype)
+        rows = int(self.segments.rows[-1])
+        self.q = torch.randn(rows, spec.num_heads, spec.head_dim).to(dtype)
+
+    @torch.inference_mode()
+    def run(self, module: Any, name: str, splits: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        out, lse = torch.full_like(self.q, torch.nan), torch.full(self.q.shape[:2], torch.nan)
+        prepared = module.prepare(self.segments)
+        if splits is not None:
+            prepared = prepared._replace(splits=splits)
+        getattr(module, name)(self.q, self.k, self.v, prepared, out, lse)
+        return out, lse
+
+
+def check(case: Case, found: tuple[torch.Tensor, torch.Tensor], attend: Any) -> None:
+    out, lse = attend(case.q, case.k, case.v, case.segments)
+    torch.testing.assert_close(found[1].double(), lse, atol=3e-6, rtol=1e-6)
+    atol = 3e-6 if case.q.dtype == torch.float32 else 4e-3
+    torch.testing.assert_close(found[0].double(), out, atol=atol, rtol=1e-5)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_prefill_equals_the_reference_on_every_kind_of_segment(
+    target: str, shape: Any, kit: Any
+) -> None:
+    heads, head_dim, page_size = shape
+    a_spec = kit.spec(target, heads=heads, head_dim=head_dim, page_size=page_size)
+    case = Case(a_spec, list(CHUNKS.values()), kit.cut)
+    module = kit.load(a_spec, "attention_prefill")
+    check(case, case.run(module, "attention_prefill", None if target == "cpu" else 1), kit.attend)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_decode_equals_the_reference_on_every_kind_of_shard(
+    target: str, shape: Any, kit: Any
+) -> None:
+    heads, head_dim, page_size = shape
+    a_spec = kit.spec(target, heads=heads, head_dim=head_dim, page_size=page_size)
+    case = Case(a_spec, [(1, kv_len, past) for kv_len, past in DECODES.values()], kit.cut)
+    module = kit.load(a_spec, "attention_decode")
+    check(case, case.run(module, "attention_decode", None if target == "cpu" else 1), kit.attend)
+
+
+@pytest.mark.parametrize("name", ["attention_prefill", "attention_decode"])
+@pytest.mark.parametrize("splits", [2, 18])
+def test_splitting_the_keys_changes_nothing(name: str, splits: int, kit: Any) -> None:
+    a_spec = kit.spec("cuda:sm_90", heads=(4, 1))
+    cases = [(3, 150, 147), (2, 0, 0), (4, 10, -2), (2, 70, 68)]
+    if name == "attention_decode":
+        cases = [(1, 150, 149), (1, 0, 3), (1, 10, -1), (1, 70, 80)]
+    case = Case(a_spec, cases, kit.cut)
+    check(case, case.run(kit.load(a_spec, name), name, splits), kit.attend)
+
+
+@pytest.mark.parametrize("name", ["attention_prefill", "attention_decode"])
+def test_half_precision_errs_by_its_rounding_only(name: str, kit: Any) -> None:
+    a_spec = kit.spec("cuda:sm_90", heads=(4, 1), dtype="float16")
+    case = Case(a_spec, [(1, 80, 79), (1, 20, 19)], kit.cut)
+    check(case, case.run(kit.load(a_spec, name), name, 1), kit.attend)
+
+
+def test_cpu_decode_is_the_same_block_by_block(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_spec = kit.spec("cpu", heads=(8, 2))
+    module = kit.load(a_spec, "attention_decode")
+    monkeypatch.setattr(module, "BLOCK", 48)
+    case = Case(a_spec, [(1, 150, 149), (1, 48, 47), (1, 49, 48)], kit.cut)
+    check(case, case.run(module, "attention_decode", None), kit.attend)
+
+
+def test_a_short_chunk_over_a_long_context_fills_the_device(kit: Any) -> None:
+    a_spec = kit.spec("cuda:sm_90", heads=(32, 8), head_dim=128, page_size=64)
+    long = kit.cut([(32, 1_000_000, 999_968)], torch.zeros(1, 15625))
+    launch = kit.load(a_spec, "attention_prefill").prepare(long)
+    assert launch.tiles * 8 * launch.splits >= 2 * 132
+    launch = kit.load(a_spec, "attention_decode").prepare(
+        kit.cut([(1, 1_000_000, 999_999)], long.pages)
+    )
+    assert 8 * launch.splits >= 2 * 132
+    short = kit.cut([(32, 100, 68)], torch.zeros(1, 2))
+    assert kit.load(a_spec, "attention_prefill").prepare(short).splits == 1
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda:sm_90"])
+def test_keys_split_anywhere_over_two_groups_merge_to_the_whole(target: str, kit: Any) -> None:
+    a_spec = kit.spec(target, heads=(4, 2))
+    prefill, merge = kit.load(a_spec, "attention_prefill"), kit.load(a_spec, "merge")
+
+    @settings(max_examples=60 if target == "cpu" else 4)
+    @given(st.integers(1, 9), st.integers(0, 60), st.floats(0, 1))
+    def holds(rows: int, past: int, share: float) -> None:
+        kv_len = past + rows
+        first = round(kv_len * share / 16) * 16  # a page's boundary, also at neither end or both
+        case = Case(a_spec, [(rows, kv_len, past)], kit.cut)
+        whole = case.run(prefill, "attention_prefill", None)
+        pages = case.segments.pages
+        case.segments = kit.cut([(rows, min(first, kv_len), past)], pages)
+        out, lse = case.run(prefill, "attention_prefill", None)
+        rest = kit.cut([(rows, max(0, kv_len - first), past - first)], pages[:, first // 16 :])
+        if rest.pages.shape[1] == 0:
+            rest = kit.cut([(rows, 0, past - first)], pages)
+        case.segments = rest
+        every = torch.arange(rows)
+        other = merge.pack(*case.run(prefill, "attention_prefill", None), every)
+        with torch.inference_mode():
+            merge.merge(out, lse, other, every)
+        torch.testing.assert_close((out, lse), whole, atol=2e-6, rtol=1e-5)
+
+    holds()

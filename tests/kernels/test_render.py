@@ -1,0 +1,104 @@
+"""What is generated: its text, its form, and what rendering needs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mnemoc.codegen.kernels import DECODE_TILES, NUM_SMS, PREFILL_TILES, render_kernels
+from mnemoc.errors import BadInput
+
+ROOT = Path(__file__).parents[2]
+
+
+def specs(spec: Any) -> list[Any]:
+    return [
+        spec("cpu"),
+        spec("cpu", heads=(2, 2), head_dim=32, qk_norm=True, attention_factor=1.5),
+        spec("cuda:sm_90", heads=(32, 8), head_dim=128, page_size=64, dtype="bfloat16"),
+        spec("cuda:sm_80", heads=(7, 1), qk_norm=True),
+    ]
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_generated_text_is_as_it_was(
+    name: str, spec: Any, golden: Callable[[str, str], None]
+) -> None:
+    a_spec = {
+        "cpu": spec("cpu", head_dim=32, qk_norm=True),
+        "cuda": spec("cuda:sm_90", heads=(32, 8), head_dim=128, page_size=64, dtype="bfloat16"),
+    }[name]
+    files = render_kernels(a_spec)
+    golden(f"{name}.txt", "\n".join(f"==== {path}\n{text}" for path, text in files.items()))
+
+
+def test_generated_files_are_clean_and_formatted(spec: Any, tmp_path: Path) -> None:
+    for number, a_spec in enumerate(specs(spec)):
+        for path, text in render_kernels(a_spec).items():
+            file = tmp_path / str(number) / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+    config = ROOT / "pyproject.toml"
+    for command in (["check"], ["format", "--check"]):
+        ruff = [sys.executable, "-m", "ruff", *command, "--config", str(config), str(tmp_path)]
+        done = subprocess.run(ruff, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_both_targets_have_the_same_doors(spec: Any) -> None:
+    doors = {"attention_prefill", "attention_decode", "prepare", "pack", "merge", "rope_append"}
+    doors |= {"rms_norm", "add_rms_norm", "rotary", "swiglu"}
+    for qk_norm in (False, True):
+        cpu, cuda = (
+            _functions(render_kernels(spec(target, qk_norm=qk_norm)), doors)
+            for target in ("cpu", "cuda:sm_90")
+        )
+        assert cpu.keys() == cuda.keys()
+        assert {name for _, name in cpu} == doors
+        for door, arguments in cpu.items():
+            if not door[0].startswith("kernels/attention"):
+                assert arguments == cuda[door], door
+            assert len(arguments) == len(cuda[door])
+
+
+def _functions(files: dict[str, str], names: set[str]) -> dict[tuple[str, str], list[str]]:
+    return {
+        (path, node.name): [argument.arg for argument in node.args.args]
+        for path, text in files.items()
+        for node in ast.parse(text).body
+        if isinstance(node, ast.FunctionDef) and node.name in names
+    }
+
+
+def test_rendering_loads_neither_torch_nor_triton() -> None:
+    code = (
+        "import sys\n"
+        "from mnemoc.codegen.kernels import KernelSpec, render_kernels\n"
+        "for target, dtype in ('cpu', 'float32'), ('cuda:sm_90', 'bfloat16'):\n"
+        "    sizes = dict(hidden=64, num_heads=2, num_kv_heads=1, head_dim=32, ffn=64, page_size=16)\n"
+        "    render_kernels(KernelSpec(target, dtype, **sizes, norm_eps=1e-5, qk_norm=False,\n"
+        "                              inv_freq=(1.0,) * 16, attention_factor=1.0))\n"
+        "sys.exit(bool({'torch', 'triton'} & sys.modules.keys()))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_architecture_has_every_tile() -> None:
+    assert NUM_SMS.keys() == PREFILL_TILES.keys() == DECODE_TILES.keys()
+
+
+@pytest.mark.parametrize("head_dim", [96, 256])
+def test_a_head_dim_without_a_cuda_kernel_is_refused(head_dim: int, spec: Any) -> None:
+    with pytest.raises(BadInput, match=f"power of two up to 128.*got {head_dim}"):
+        render_kernels(spec("cuda:sm_90", head_dim=head_dim))
+    assert render_kernels(spec("cpu", head_dim=head_dim))
+
+
+def test_an_architecture_without_kernels_is_refused(spec: Any) -> None:
+    with pytest.raises(BadInput, match="cuda:sm_80, cuda:sm_90, cuda:sm_100 or cpu"):
+        render_kernels(spec("cuda:sm_75"))
