@@ -29,7 +29,9 @@ class ArtifactModules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader)
     def __init__(
         self, directory: Path, contents: Mapping[str, bytes], wanted: Sequence[str]
     ) -> None:
-        digest = hashlib.sha256(b"".join(contents[name] for name in sorted(contents)))
+        digest = hashlib.sha256(str(directory).encode())
+        for path in sorted(contents):
+            digest.update(hashlib.sha256(contents[path]).digest())
         self.package = f"mnemoc_artifact_{digest.hexdigest()[:12]}"
         self.directory = directory
         self._sources: dict[str, tuple[str, str]] = {}  # module name → file name, source

@@ -136,6 +136,7 @@ def die_with_parent(parent: int) -> None:
 def main() -> None:
     importlib.import_module(f"{__package__}.worker")  # and with it torch, once for all
     Nursery().run()
+    os._exit(0)  # nothing is left to tidy, and an interpreter with torch in it takes long to do so
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
@@ -49,7 +51,7 @@ class Pool(RuleBasedStateMachine):
     @invariant()
     def free_runs_are_sorted_and_joined(self) -> None:
         ends = [(start, start + size) for start, size in self.pool._free]
-        assert all(a[1] < b[0] for a, b in zip(ends, ends[1:], strict=False))
+        assert all(a[1] < b[0] for a, b in itertools.pairwise(ends))
 
 
 TestPool = Pool.TestCase
@@ -84,8 +86,8 @@ def test_a_request_gets_pages_on_all_its_groups_or_on_none(
 ) -> None:
     book = PageBook(growth, NUM_PAGES, page_size=4)
     inside = []
-    for request, (tokens, home) in enumerate(wanted):
-        home %= growth.kvp
+    for request, (tokens, number) in enumerate(wanted):
+        home = number % growth.kvp
         free = [book.free(group) for group in range(growth.kvp)]
         needs = book.needs(tokens)
         groups = [growth.group(home, shard) for shard in range(len(needs))]

@@ -1,0 +1,167 @@
+"""Weights: each rank its slices, from one file or many, in the plan's dtype; or one sentence."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mnemoc.errors import BadInput
+from mnemoc.runtime.weights import Checkpoint, load_weights, numpy_weights
+from safetensors.torch import save_file
+
+TENSORS = {
+    "embed": torch.arange(48.0).reshape(8, 6),
+    "layers.0.q": torch.arange(24.0).reshape(4, 6),
+    "layers.0.k": torch.arange(12.0).reshape(2, 6) + 100,
+    "layers.1.q": torch.arange(24.0).reshape(4, 6) + 200,
+    "layers.1.k": torch.arange(12.0).reshape(2, 6) + 300,
+    "layers.0.o": torch.arange(24.0).reshape(6, 4),
+    "layers.1.o": torch.arange(24.0).reshape(6, 4) + 50,
+    "norm": torch.arange(6.0),
+}
+
+
+def parameter(name: str, shape: tuple[int, ...], *sources: str, dim: int | None) -> dict[str, Any]:
+    return {
+        "name": name,
+        "per_layer": "{layer}" in sources[0],
+        "shape": shape,
+        "dtype": "float32",
+        "sources": sources,
+        "dim": dim,
+    }
+
+
+PARAMETERS = (
+    parameter("embedding", (4, 6), "embed", dim=0),
+    parameter("qk", (3, 6), "layers.{layer}.q", "layers.{layer}.k", dim=0),
+    parameter("o", (6, 2), "layers.{layer}.o", dim=1),
+    parameter("norm", (6,), "norm", dim=None),
+)
+
+
+def write_single(directory: Path, tensors: dict[str, torch.Tensor] = TENSORS) -> Path:
+    directory.mkdir(exist_ok=True)
+    save_file(tensors, directory / "model.safetensors")
+    return directory
+
+
+def write_shards(directory: Path) -> Path:
+    directory.mkdir(exist_ok=True)
+    weight_map = {}
+    for number, (name, tensor) in enumerate(TENSORS.items()):
+        file = f"model-{number}.safetensors"
+        save_file({name: tensor}, directory / file)
+        weight_map[name] = file
+    index = {"metadata": {}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return directory
+
+
+def load(directory: Path, tp_rank: int = 1, first: int = 0, num: int = 2) -> Any:
+    checkpoint = Checkpoint.open(directory)
+    return load_weights(checkpoint, PARAMETERS, first, num, 2, tp_rank, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("write", [write_single, write_shards])
+def test_a_rank_gets_its_piece_of_each_source_joined(tmp_path: Path, write: Any) -> None:
+    w = load(write(tmp_path), tp_rank=1)
+    assert torch.equal(w.embedding, TENSORS["embed"][4:])
+    for i, layer in enumerate(w.layers):
+        q, k = TENSORS[f"layers.{i}.q"], TENSORS[f"layers.{i}.k"]
+        assert torch.equal(layer.qk, torch.cat([q[2:], k[1:]]))
+        assert torch.equal(layer.o, TENSORS[f"layers.{i}.o"][:, 2:])
+    assert torch.equal(w.norm, TENSORS["norm"])
+
+
+def test_a_stage_gets_its_own_layers(tmp_path: Path) -> None:
+    w = load(write_single(tmp_path), tp_rank=0, first=1, num=1)
+    assert len(w.layers) == 1
+    assert torch.equal(w.layers[0].o, TENSORS["layers.1.o"][:, :2])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_are_converted_to_the_plans_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
+    write_single(tmp_path, {name: tensor.to(dtype) for name, tensor in TENSORS.items()})
+    w = load(tmp_path)
+    assert w.norm.dtype == torch.float32
+    assert torch.equal(w.layers[1].o, TENSORS["layers.1.o"][:, 2:].to(dtype).float())
+    whole = numpy_weights(tmp_path)
+    for name, tensor in TENSORS.items():
+        assert np.array_equal(whole[name], tensor.to(dtype).float().numpy())
+
+
+def bad_header(file: Path) -> None:
+    file.write_bytes(struct.pack("<Q", 20) + b"{not json}" + b" " * 10)
+
+
+def cut_short(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+def no_safetensors(file: Path) -> None:
+    file.rename(file.with_name("pytorch_model.bin"))
+
+
+def endless_header(file: Path) -> None:
+    file.write_bytes(struct.pack("<Q", 2**63) + b"{}")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (bad_header, "not a whole safetensors file"),
+        (cut_short, "not a whole safetensors file"),
+        (endless_header, "not a whole safetensors file"),
+        (no_safetensors, "no safetensors weights, only pytorch_model.bin"),
+        (Path.unlink, "no safetensors weights"),
+    ],
+)
+def test_a_damaged_or_missing_file_is_bad_input(tmp_path: Path, damage: Any, says: str) -> None:
+    damage(write_single(tmp_path) / "model.safetensors")
+    with pytest.raises(BadInput, match=says):
+        Checkpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("index", "says"),
+    [
+        ("{", "not an index"),
+        ("{}", "not an index"),
+        ('{"weight_map": {"embed": "../x.safetensors"}}', "outside the directory"),
+        (
+            '{"weight_map": {"embed": "model-9.safetensors"}}',
+            "shard model-9.safetensors is missing",
+        ),
+    ],
+)
+def test_a_bad_index_is_bad_input(tmp_path: Path, index: str, says: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(BadInput, match=says):
+        Checkpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "says"),
+    [
+        ("norm", None, "the tensor norm is missing"),
+        ("norm", torch.zeros(7), r"norm has shape \[7\], the plan wants \[6\]"),
+        ("embed", torch.zeros(9, 6), r"embed has shape \[9, 6\], the plan wants \[8, 6\]"),
+        ("layers.0.q", torch.zeros(4, 5), r"layers.0.q has shape \[4, 5\].*\[…, 6\]"),
+        ("layers.0.k", torch.zeros(4, 6), r"layers.0.q \+ layers.0.k has shape \[8, 6\].*\[6, 6\]"),
+        ("layers.0.o", torch.zeros(6, 2), r"layers.0.o has shape \[6, 2\].*\[6, 4\]"),
+        ("norm", torch.zeros(6, dtype=torch.int64), "the tensor norm is I64"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_named(
+    tmp_path: Path, name: str, tensor: torch.Tensor | None, says: str
+) -> None:
+    tensors = {key: value for key, value in TENSORS.items() if key != name}
+    write_single(tmp_path, tensors | ({} if tensor is None else {name: tensor}))
+    with pytest.raises(BadInput, match=says):
+        load(tmp_path)
