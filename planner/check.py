@@ -131,7 +131,8 @@ def _times(plan: Plan, workload: Workload, price: Price) -> Iterator[str]:
     ttft_s = float(done[-1])
     if ttft_s > workload.ttft_s * TOLERANCE:
         yield f"TTFT {ttft_s} breaks the promise of {workload.ttft_s}"
-    if not 0.8 * plan.predicted.ttft_s <= ttft_s <= plan.predicted.ttft_s * TOLERANCE:
+    least_s = 0.9 * (plan.predicted.ttft_s - plan.predicted.ttft_parts_s["bubble"])
+    if not least_s <= ttft_s <= plan.predicted.ttft_s * TOLERANCE:
         yield f"TTFT {ttft_s} where {plan.predicted.ttft_s} is predicted"
     body = slice(None) if workload.concurrency > 1 else np.flatnonzero(~last)
     mixed_s = len(stages) * max(float(t[body].max(initial=0.0)) for t in stages)
@@ -141,7 +142,7 @@ def _times(plan: Plan, workload: Workload, price: Price) -> Iterator[str]:
     expected = max(alone_s, mixed_s if workload.concurrency > 1 else 0.0)
     if alone_s > workload.tbt_s * TOLERANCE:
         yield f"decodes take {alone_s}, TBT is {workload.tbt_s}"
-    if not 0.8 * plan.predicted.tbt_s <= expected <= plan.predicted.tbt_s * TOLERANCE:
+    if not 0.95 * plan.predicted.tbt_s <= expected <= plan.predicted.tbt_s * TOLERANCE:
         yield f"TBT {expected} where {plan.predicted.tbt_s} is predicted"
 
 

@@ -130,12 +130,15 @@ def sample(grid: Grid, group_tokens: int) -> Samples:
 
 
 def prefill_sizes(start: Floats, size: Floats, group_tokens: int, riders: Riders) -> Sizes:
-    """A chunk of `size` tokens after `start`, with decodes riding, on the busiest group."""
+    """A chunk of `size` tokens after `start`, with decodes riding, on the busiest group.
+
+    With riders every chunk is counted as wanting logits too, as the prompt's last one does.
+    """
     end = start + size
     ride = float(riders.count)
     return Sizes(
         T=size + ride,
-        R=np.full_like(size, ride),
+        R=np.full_like(size, ride + 1 if riders.count else 0),
         QK=_pairs(end, group_tokens) - _pairs(start, group_tokens),
         KV=np.minimum(end, group_tokens),
         KD=np.full_like(size, ride * riders.tokens),

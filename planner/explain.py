@@ -161,7 +161,7 @@ def infeasible(search: Search, promise: Promise) -> Infeasible:
             f"memory: weights and KV cache need {format_bytes(least)} on the fullest device, "
             f"{format_bytes(cluster.usable_bytes)} are usable on {devices} devices",
             binding="memory",
-            do=_relaxed(_more_devices(search, promise)),
+            do=_relaxed(_more_devices(search, promise) or _more_memory(search)),
         )
     fast = search.fastest(search.outlooks, promise.tbt_s, NEVER)
     options = [_more_devices(search, promise)]
@@ -227,6 +227,13 @@ def _least_cap(candidate: Candidate, ttft_s: float) -> float:
         middle = (low + high) // 2
         low, high = (low, middle) if keeps(caps[middle]) else (middle + 1, high)
     return float(caps[low])
+
+
+def _more_memory(search: Search) -> str | None:
+    """The smallest number of devices that holds weights and KV, whatever the times."""
+    wider = Search(search.pricer, 4 * search.devices, search.pinned, above=search.devices)
+    holding = [o.gpus for o in wider.outlooks if search.fits(o)]
+    return f"{min(holding)} devices and laxer times" if holding else None
 
 
 def _more_devices(search: Search, promise: Promise) -> str | None:

@@ -32,7 +32,7 @@ def predict(finding: Finding, formulas: StageFormulas, pricer: Pricer) -> Predic
     totals = np.stack([sum(stage.values()) for stage in stages])
     slowest = totals.argmax(axis=0)
     last = parts_of(Sizes(*(np.ones(()),) * 6))["head"]
-    ttft = {part: float(last[part]) for part in PARTS}
+    ttft = {part: 0.0 if outlook.rides else float(last[part]) for part in PARTS}
     for part in PARTS:
         seconds = np.choose(slowest, [stage[part] for stage in stages])
         ttft[part] += float((weight * seconds).sum())

@@ -7,7 +7,7 @@ A stage's time for one micro-batch, from the formulas of `cost`, with λ its lay
 **TTFT.** Chunks pass the p stages one behind the other. A chunk's way through the pipeline's critical path
 counts its slowest stage once, and the p − 1 further steps down cost at most the slowest of all, so
 
-    TTFT ≤ Σ_chunks max_s τ_s + (p − 1)·max_chunks max_s τ_s + head        (the last chunk wants logits)
+    TTFT ≤ Σ_chunks max_s τ_s + (p − 1)·max_chunks max_s τ_s + head        (the last chunk's logits)
 
 **TBT.** While a long prefill keeps p micro-batches in flight, a decode that rides one of them waits for all:
 p·max_s τ_s. Decodes alone cross the stages once: Σ_s τ_s. Riders are the other requests of the promise
@@ -100,7 +100,8 @@ class Chunks:
 class Outlook:
     """A layout with its growth, before any choice of split and chunks.
 
-    decode_s: TBT of decodes alone at full length; head_s: what the last chunk's logits add;
+    decode_s: TBT of decodes alone at full length; head_s: what the last chunk's logits add
+    (with riders every chunk has them);
     floor_s: a bound on TTFT that costs nothing: the whole prompt as one chunk, without exchange;
     rides: whether decodes share the prefill's micro-batches; price: prices the chunks when asked
     """
@@ -269,7 +270,7 @@ class Pricer:
             growth=growth,
             num_layers=layers,
             decode_s=stages * each + once + (stages - 1) * alone["hop"],
-            head_s=self._decode(wiring, Riders(1, growth.tokens, growth.groups))["head"],
+            head_s=0.0 if riders.count else self._decode(wiring, Riders(1, 1, 1))["head"],
             floor_s=float(balanced(self._whole(wiring, growth.tokens), 0.0, stages, layers)),
             rides=riders.count > 0,
             footprint=wiring.footprint,

@@ -1,0 +1,119 @@
+"""The re-check passes every plan that the planner makes, and catches those that were changed."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from mnemoc.artifact import Plan, Workload
+from mnemoc.errors import Infeasible
+from mnemoc.planner import Made, make_plan
+from mnemoc.planner.check import violations
+
+from .conftest import small_cluster, small_model
+
+WORKLOAD = Workload(9000, 3.0, 0.2, 64, 2)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    context=st.integers(1, 200_000),
+    output=st.integers(1, 5000),
+    concurrency=st.integers(1, 5),
+    ttft_s=st.floats(0.01, 300),
+    tbt_s=st.floats(0.001, 2),
+    layers=st.integers(1, 9),
+    objective=st.sampled_from(["gpus", "ttft", "throughput"]),
+    tied=st.booleans(),
+    bias=st.booleans(),
+    numbers=st.fixed_dictionaries(
+        {
+            "nodes": st.integers(1, 3),
+            "devices_per_node": st.integers(1, 6),
+            "peak__float32": st.floats(1e10, 1e13),
+            "memory__bandwidth": st.floats(1e9, 1e12),
+            "memory__capacity": st.floats(1.1e8, 2e9),
+            "links__inter__latency": st.floats(1e-6, 1e-3),
+            "links__inter__bandwidth": st.floats(1e8, 1e11),
+            "overhead__iteration": st.floats(0, 1e-3),
+        }
+    ),
+)
+def test_every_plan_passes_the_independent_check(
+    context: int,
+    output: int,
+    concurrency: int,
+    ttft_s: float,
+    tbt_s: float,
+    layers: int,
+    objective: str,
+    tied: bool,
+    bias: bool,
+    numbers: dict[str, float],
+) -> None:
+    spec = small_model(num_layers=layers, tied_embeddings=tied, qkv_bias=bias)
+    machine = small_cluster(**numbers)
+    workload = Workload(context, ttft_s, tbt_s, output, concurrency, objective)
+    try:
+        made = make_plan(spec, machine, workload)
+    except Infeasible as infeasible:
+        assume(infeasible.binding in ("ttft", "tbt", "memory"))
+        return
+    assert violations(made.plan, spec, machine, workload, made.formulas) == ()
+
+
+@cache
+def made() -> Made:
+    pins = {"tp": 1, "spp": 2, "kvp": 2}
+    return make_plan(small_model(), small_cluster(), WORKLOAD, pinned=pins)
+
+
+def changed_rule(plan: Plan, **values: int) -> Plan:
+    rules = (*plan.chunks[:-1], dataclasses.replace(plan.chunks[-1], **values))
+    return dataclasses.replace(plan, chunks=rules)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda p: changed_rule(p, chunk=9000), "takes"),
+        (lambda p: changed_rule(p, end=8000), "chunk rules end at 8000 of 9000"),
+        (lambda p: changed_rule(p, start=1), "chunk rule 1"),
+        (lambda p: changed_rule(p, groups=1), "1 groups at 9000 tokens"),
+        (lambda p: dataclasses.replace(p, num_pages=p.num_pages - 1), "pages needed"),
+        (lambda p: dataclasses.replace(p, group_tokens=64), "do not hold one request"),
+        (lambda p: dataclasses.replace(p, stages=p.stages[:1]), "stages of"),
+        (lambda p: dataclasses.replace(p, max_batch=1), "too few sequences"),
+        (
+            lambda p: dataclasses.replace(
+                p, memory=dataclasses.replace(p.memory, weights_bytes=1)
+            ),
+            "bytes of weights and KV planned",
+        ),
+        (
+            lambda p: dataclasses.replace(
+                p, predicted=dataclasses.replace(p.predicted, ttft_s=p.predicted.ttft_s / 2)
+            ),
+            "is predicted",
+        ),
+    ],
+)
+def test_a_changed_plan_is_caught(change: Callable[[Plan], Plan], complaint: str) -> None:
+    plan = made().plan
+    sound = violations(plan, small_model(), small_cluster(), WORKLOAD, made().formulas)
+    assert sound == ()
+    wrong = violations(
+        change(plan), small_model(), small_cluster(), WORKLOAD, made().formulas
+    )
+    assert any(complaint in sentence for sentence in wrong), wrong
+
+
+def test_a_broken_promise_is_caught() -> None:
+    for broken, complaint in (
+        (dataclasses.replace(WORKLOAD, ttft_s=1e-3), "TTFT"),
+        (dataclasses.replace(WORKLOAD, tbt_s=1e-4), "decodes take"),
+    ):
+        wrong = violations(made().plan, small_model(), small_cluster(), broken, made().formulas)
+        assert any(complaint in sentence for sentence in wrong)

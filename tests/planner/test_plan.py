@@ -1,0 +1,228 @@
+"""What experts know, asked of the planner."""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mnemoc.artifact import Layout, Plan, Workload, from_json, to_json
+from mnemoc.errors import BadInput, Infeasible, UsageError
+from mnemoc.ir.model import ModelSpec, load_model
+from mnemoc.planner import Cluster, load_cluster, make_plan
+
+from .conftest import small_cluster, small_model
+
+TEN_MILLION = Workload(10_000_000, ttft_s=600, tbt_s=0.03)
+
+
+@cache
+def ten_million() -> Plan:
+    return make_plan(load_model("llama-3-8b"), load_cluster("dgx-h100"), TEN_MILLION, nodes=16).plan
+
+
+def test_ten_million_tokens_are_feasible_on_sixteen_nodes_of_h100() -> None:
+    plan = ten_million()
+    assert plan.gpus <= 128
+    assert plan.predicted.ttft_s <= 600
+    assert plan.predicted.tbt_s <= 0.03
+    assert plan.optimality.gap <= 1e-6
+    assert plan.layout.kvp > 1, "one group alone reads 1.34 TB per token over eight GPUs"
+
+
+def test_chunks_shrink_as_the_context_grows() -> None:
+    chunks = [rule.chunk for rule in ten_million().chunks]
+    assert chunks == sorted(chunks, reverse=True)
+    assert chunks[0] > 20 * chunks[-1]
+
+
+def test_iterations_take_about_the_same_time_from_start_to_end() -> None:
+    times = [rule.iteration_s for rule in ten_million().chunks]
+    assert min(times) > 0.6 * max(times)
+
+
+def test_groups_join_as_the_context_grows() -> None:
+    plan = ten_million()
+    groups = [rule.groups for rule in plan.chunks]
+    assert groups == sorted(groups)
+    assert (groups[0], groups[-1]) == (1, plan.layout.kvp)
+    assert plan.group_tokens * plan.layout.kvp >= 10_000_256
+
+
+def test_a_minute_for_ten_million_tokens_is_infeasible_and_says_why() -> None:
+    with pytest.raises(Infeasible) as caught:
+        make_plan(
+            load_model("llama-3-8b"),
+            load_cluster("dgx-h100"),
+            dataclasses.replace(TEN_MILLION, ttft_s=60),
+            nodes=16,
+        )
+    assert caught.value.exit_code == 3
+    assert caught.value.binding == "ttft"
+    assert "feasible with TTFT" in str(caught.value)
+    assert "tp=" in str(caught.value)
+
+
+def test_the_relaxation_that_is_offered_is_feasible_and_a_little_less_is_not() -> None:
+    spec, cluster = load_model("llama-3-8b"), load_cluster("dgx-h100")
+    best = make_plan(spec, cluster, dataclasses.replace(TEN_MILLION, objective="ttft"), nodes=16)
+    least = best.plan.predicted.ttft_s
+    assert make_plan(spec, cluster, dataclasses.replace(TEN_MILLION, ttft_s=least), nodes=16)
+    with pytest.raises(Infeasible):
+        make_plan(spec, cluster, dataclasses.replace(TEN_MILLION, ttft_s=least * 0.999), nodes=16)
+
+
+def test_decodes_that_are_too_slow_name_tbt() -> None:
+    with pytest.raises(Infeasible, match="tbt: no layout") as caught:
+        make_plan(
+            load_model("llama-3-8b"),
+            load_cluster("dgx-h100"),
+            dataclasses.replace(TEN_MILLION, tbt_s=0.003),
+            nodes=4,
+        )
+    assert caught.value.binding == "tbt"
+    assert "feasible with TBT" in str(caught.value)
+
+
+def test_weights_that_do_not_fit_name_memory() -> None:
+    with pytest.raises(Infeasible, match="memory: weights and KV cache need") as caught:
+        make_plan(
+            load_model("llama-3.1-405b"),
+            load_cluster("dgx-h100"),
+            Workload(8192, 10, 0.1),
+            nodes=1,
+        )
+    assert caught.value.binding == "memory"
+    assert "devices" in str(caught.value).split(";")[-1]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    context=st.integers(500, 30_000),
+    concurrency=st.integers(1, 3),
+    tbt_s=st.sampled_from([0.02, 0.1, 1.0]),
+    capacity=st.sampled_from([1.3e8, 1e9]),
+)
+def test_more_devices_never_make_the_best_ttft_worse(
+    context: int, concurrency: int, tbt_s: float, capacity: float
+) -> None:
+    workload = Workload(context, 1e4, tbt_s, 16, concurrency, "ttft")
+    machine = small_cluster(memory__capacity=capacity)
+    best = float("inf")
+    for devices in range(1, 9):
+        try:
+            plan = make_plan(small_model(), machine, workload, gpus=devices).plan
+        except Infeasible:
+            assert best == float("inf"), "what fits on fewer devices fits on more"
+            continue
+        assert plan.predicted.ttft_s <= best * (1 + 1e-5)
+        best = plan.predicted.ttft_s
+
+
+@settings(max_examples=15, deadline=None)
+@given(context=st.integers(500, 30_000), step=st.floats(1.05, 3))
+def test_laxer_promises_never_need_more_devices(context: int, step: float) -> None:
+    needed = 9
+    ttft_s, tbt_s = 0.3, 0.01
+    for _ in range(5):
+        ttft_s, tbt_s = ttft_s * step, tbt_s * step
+        try:
+            plan = make_plan(small_model(), small_cluster(), Workload(context, ttft_s, tbt_s)).plan
+        except Infeasible:
+            assert needed == 9
+            continue
+        assert plan.gpus <= needed
+        needed = plan.gpus
+
+
+def test_pipeline_stages_shorten_a_long_prefill_and_groups_shorten_decodes(
+    model: Callable[..., ModelSpec], cluster: Callable[..., Cluster]
+) -> None:
+    workload = Workload(30_000, 1e4, 1.0)
+
+    def pinned(**degrees: int) -> Plan:
+        layout = {"tp": 1, "spp": 1, "kvp": 1} | degrees
+        return make_plan(model(), cluster(), workload, pinned=layout).plan
+
+    one, stages, groups = pinned(), pinned(spp=2), pinned(kvp=2)
+    assert stages.layout == Layout(1, 2, 1)
+    assert stages.predicted.ttft_s < 0.6 * one.predicted.ttft_s
+    assert groups.predicted.tbt_s < 0.7 * one.predicted.tbt_s
+
+
+def test_an_embedding_or_head_weighs_in_where_layers_are_split(
+    model: Callable[..., ModelSpec], cluster: Callable[..., Cluster]
+) -> None:
+    heavy = model(vocab=200_000, num_layers=7)
+    workload = Workload(400, 100.0, 10.0, 16, 8)
+    plan = make_plan(heavy, cluster(), workload, pinned={"tp": 1, "spp": 3, "kvp": 1}).plan
+    layers = [stage.num_layers for stage in plan.stages]
+    assert sum(layers) == 7
+    assert layers[-1] == 1, "the head over 200,000 words costs more than a layer"
+
+
+def test_parts_add_up_and_the_plan_survives_its_manifest() -> None:
+    plan = ten_million()
+    said = plan.predicted
+    assert sum(said.ttft_parts_s.values()) == pytest.approx(said.ttft_s)
+    assert sum(said.tbt_parts_s.values()) == pytest.approx(said.tbt_s)
+    assert set(said.ttft_parts_s) == {
+        "linear", "attention", "communication", "launch", "other", "bubble",
+    }  # fmt: skip
+    assert from_json(Plan, to_json(plan), "plan") == plan
+
+
+def test_it_says_what_binds_and_what_else_there_was() -> None:
+    plan = ten_million()
+    assert plan.binding == "ttft"
+    assert len(plan.alternatives) >= 3
+    assert all(other.layout != plan.layout and other.reason for other in plan.alternatives)
+    assert any("binds" in note for note in plan.notes)
+    assert any("node" in note for note in plan.notes)
+    assert any("RoPE" in note for note in plan.notes)
+
+
+def test_the_same_question_gets_the_same_plan() -> None:
+    spec, cluster = load_model("llama-3-8b"), load_cluster("dgx-h100")
+    assert make_plan(spec, cluster, TEN_MILLION, nodes=16).plan == ten_million()
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({"context": 0}, "context must be at least 1"),
+        ({"output_tokens": 0}, "output_tokens must be at least 1"),
+        ({"ttft_s": -1.0}, "ttft_s must be a positive duration"),
+        ({"tbt_s": float("nan")}, "tbt_s must be a positive duration"),
+        ({"objective": "fame"}, "unknown objective"),
+    ],
+)
+def test_a_promise_that_makes_no_sense_is_refused(
+    changed: dict[str, object], complaint: str
+) -> None:
+    workload = dataclasses.replace(TEN_MILLION, **changed)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match=complaint):
+        make_plan(load_model("llama-3-8b"), load_cluster("dgx-h100"), workload)
+
+
+def test_a_target_that_the_devices_do_not_run_is_refused() -> None:
+    spec, cluster = load_model("llama-3-8b"), load_cluster("dgx-h100")
+    for target in ("cpu", "cuda:sm_80", "tpu"):
+        with pytest.raises(UsageError):
+            make_plan(spec, cluster, TEN_MILLION, target=target)
+    local = make_plan(load_model("tiny-llama"), load_cluster("local"), Workload(1000, 60, 1))
+    assert (local.plan.target, local.plan.dtype) == ("cpu", "float32")
+
+
+def test_planning_loads_no_torch_scipy_or_networkx() -> None:
+    code = (
+        "import sys; from mnemoc.planner import make_plan, load_cluster;"
+        "from mnemoc.ir.model import load_model; from mnemoc.artifact import Workload;"
+        "make_plan(load_model('tiny-llama'), load_cluster('local'), Workload(1000, 60, 1));"
+        "print(sorted({'torch', 'scipy', 'networkx', 'jinja2'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
