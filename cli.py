@@ -251,7 +251,7 @@ def serve(directory: Path, weights: Path, host: str, port: int) -> None:
     """
     from .runtime.server import serve as serve_forever
 
-    serve_forever(directory, weights, host, port)
+    serve_forever(directory, weights, host, port, progress=console.remark)
 
 
 @cli.command()

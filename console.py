@@ -81,6 +81,11 @@ def streaming(visible: bool) -> Iterator[tuple[Callable[[str], None], Progress]]
                 sys.stdout.write("\n")
 
 
+def remark(text: str) -> None:
+    """A line on stderr, for what runs until it is stopped."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def _unseen(what: str, fraction: float | None = None, eta_s: float | None = None) -> None:
     """Progress that nobody watches."""
 

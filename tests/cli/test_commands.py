@@ -2,9 +2,12 @@
 
 import json
 import re
+import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +212,25 @@ def test_the_manifest_of_a_plan_that_the_shell_made_is_whole(made: Path) -> None
     manifest, contents = artifact.load(made / "plan")
     assert manifest.plan.layout == artifact.Layout(1, 2, 1)
     assert "cost.py" in contents
+
+
+def test_a_plan_is_served_until_ctrl_c(made: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    words = ("serve", str(made / "plan"), "--weights", str(made / "model"), "--port", port)
+    process = subprocess.Popen([*MNEMOC, *words], stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        said = iter(process.stderr.readline, "")
+        assert any(f"serving on http://127.0.0.1:{port}" in line for line in said)
+        body = urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=30).read()
+        assert json.loads(body)["data"][0]["max_model_len"] == 2000
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert not rest.strip()
 
 
 # ------------------------------------------------------------------------------------- init-model
