@@ -29,7 +29,7 @@ from .cost import PlanCost
 from .flights import Flights
 from .loader import ArtifactModules
 from .protocol import Done
-from .request import Event, Handle, Request, now_s
+from .request import Event, Handle, Request, Sampling, now_s
 from .scheduler import Scheduler
 from .stats import Stats
 from .weights import Checkpoint
@@ -37,6 +37,9 @@ from .workers import Down, NurseryProcess, Up, Workers
 
 MAX_RESTARTS = 3
 """Restarts in a row, without a step in between, after which the engine gives up."""
+
+
+WARM_UP_TOKENS = 64
 
 
 class Engine:
@@ -66,7 +69,7 @@ class Engine:
         progress: Callable[[str], None] | None = None,
         nursery: NurseryProcess | None = None,
     ) -> Engine:
-        """Verify the artifact, start the workers, load the weights; returns when all are ready.
+        """Verify the artifact, start the workers, load the weights, warm up; returns when all is ready.
 
         nursery: a process that forks workers, to be shared by several engines; else one is made.
         Raises BadInput for a plan or weights that do not fit, RuntimeFault if workers cannot start.
@@ -92,6 +95,12 @@ class Engine:
             raise
         engine = cls(manifest, scheduler, workers)
         engine._thread.start()
+        try:
+            say("warming up")
+            engine._warm_up()
+        except BaseException:
+            engine.close()
+            raise
         return engine
 
     def submit(self, request: Request, sink: Callable[[Event], None] | None = None) -> Handle:
@@ -154,6 +163,16 @@ class Engine:
                 self.stats.restarts += 1
             else:
                 self._recover(event.error)
+
+    def _warm_up(self) -> None:
+        """Run something small on every KVP group: first steps compile and allocate, and are slow."""
+        prompt = (0,) * min(WARM_UP_TOKENS, self.manifest.workload.context)
+        request = Request(prompt, 2, Sampling(ignore_eos=True))
+        if self._scheduler.book.fits_ever(request.kv_tokens):
+            groups = range(self.manifest.plan.layout.kvp)
+            for handle in [self.submit(request) for _ in groups]:
+                handle.result()
+        self.stats.clear()
 
     def _run(self) -> None:
         error: MnemocError = RuntimeFault("the engine was closed")

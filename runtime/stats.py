@@ -30,3 +30,7 @@ class Stats:
     failed: int = 0
     restarts: int = 0
     iterations: deque[Iteration] = field(default_factory=lambda: deque(maxlen=KEPT))
+
+    def clear(self) -> None:
+        """Begin again."""
+        self.__init__()  # type: ignore[misc]

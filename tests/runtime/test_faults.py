@@ -119,13 +119,14 @@ def test_a_fault_in_generated_code_is_told_with_the_line_that_failed(
     directory = plans(model)
     manifest, files = artifact.load(directory)
     source = files["schedule/stage_0.py"].decode()
-    broken = source.replace('comm):\n    """One', 'comm):\n    1 / 0  # !\n    """One')
+    bomb = "    1 / (batch.pos.shape[0] - 3)  # !"
+    broken = source.replace('comm):\n    """One', f'comm):\n{bomb}\n    """One')
     assert broken != source
     artifact.write(directory, manifest, {**files, "schedule/stage_0.py": broken.encode()})
     with Engine.start(directory, model, nursery=nursery) as engine:
         with pytest.raises(RuntimeFault, match="ZeroDivisionError") as caught:
             engine.submit(FOREVER).result()
-        assert "1 / 0  # !" in "".join(caught.value.__notes__)
+        assert bomb in "".join(caught.value.__notes__)
         errors: list[MnemocError] = []
         while not errors:
             try:
