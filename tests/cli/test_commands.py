@@ -1,6 +1,9 @@
 """The main job through the command line: model, plan, look, verify, run."""
 
+import contextlib
 import json
+import os
+import pty
 import re
 import signal
 import socket
@@ -145,17 +148,20 @@ def test_show_prints_plan_ir_schedule_kernels_and_any_file(made: Path, mnemoc: A
 
 
 def test_a_terminal_gets_colours(made: Path) -> None:
-    command = f"{sys.executable} -m mnemoc show {made}/plan schedule/stage_0.py"
-    ran = subprocess.run(
-        ["script", "-qec", command, "/dev/null"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"TERM": "xterm-256color", "PATH": "/usr/bin:/bin", "COLUMNS": "200"},
-    )
-    assert "\x1b[" in ran.stdout
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", ran.stdout)
-    assert "def step(" in plain
+    ours, theirs = pty.openpty()
+    command = [*MNEMOC, "show", str(made / "plan"), "schedule/stage_0.py"]
+    env = os.environ | {"TERM": "xterm-256color", "COLUMNS": "200"}
+    process = subprocess.Popen(command, stdout=theirs, env=env)
+    os.close(theirs)
+    pieces = []
+    with contextlib.suppress(OSError):  # how a terminal says that its other end is closed
+        while piece := os.read(ours, 65536):
+            pieces.append(piece)
+    os.close(ours)
+    assert process.wait(timeout=30) == 0
+    shown = b"".join(pieces).decode()
+    assert "\x1b[" in shown
+    assert "def step(" in re.sub(r"\x1b\[[0-9;]*m", "", shown)
 
 
 # ------------------------------------------------------------------------------- run and verify
