@@ -84,37 +84,61 @@ class PlanCost:
         return float(self.module.crossing_s(load.T, load.R, load.QK, load.KV, load.KD, load.X))
 
 
+@dataclass(frozen=True)
+class _Span:
+    """`count` equal chunks from `start` on; their times rise evenly from first_s to last_s."""
+
+    start: int
+    chunk: int
+    count: int
+    before_s: float
+    first_s: float
+    last_s: float
+
+    def until_s(self, count: float) -> float:
+        """The end of its first `count` chunks."""
+        rise_s = (self.last_s - self.first_s) / max(1, self.count - 1)
+        return self.before_s + count * self.first_s + rise_s * count * (count - 1) / 2
+
+
 class PrefillTime:
     """Predicted time to prefill the first n tokens of a prompt that has the engine to itself.
 
-    C[n] is the sum of the slowest stage's time over the plan's chunks, sampled at `points` contexts
-    and interpolated between them: a long context has too many chunks to sum at start-up.
+    C[n] is the sum of the slowest stage's time over the plan's chunks. A long context has too many
+    chunks to price at start-up: in about `points` spans, the first and the last are priced, and
+    those between lie on a line (attention's cost is linear in the context). A chunk that the
+    prompt's end cuts short is priced by itself: small chunks cost more per token.
     """
 
     def __init__(
         self, plan: Plan, cost: Cost, growth: Growth, context: int, points: int = 128
     ) -> None:
-        step = max(1, context // points)
-        self._at = [0]
-        self._sum_s = [0.0]
-        while self._at[-1] < context:
-            n = self._at[-1]
+        self._cost = cost
+        self._growth = growth
+        self._spans: list[_Span] = []
+        n, sum_s = 0, 0.0
+        while n <= context:
             chunk = plan.chunk_at(n)
-            busiest = 0.0
-            for shard in range(growth.shards(n + chunk)):
-                load = Load()
-                load.add_chunk(growth, shard, n, chunk, ends=False)
-                busiest = max(busiest, cost.slowest_s(load))
-            width = max(chunk, step)
-            self._at.append(n + width)
-            self._sum_s.append(self._sum_s[-1] + busiest * width / chunk)
+            rule_end = next((rule.end for rule in plan.chunks if n < rule.end), context + chunk)
+            count = max(1, min(context // points // chunk, (rule_end - n) // chunk))
+            first_s = self._chunk_s(n, chunk)
+            last_s = self._chunk_s(n + (count - 1) * chunk, chunk) if count > 1 else first_s
+            self._spans.append(_Span(n, chunk, count, sum_s, first_s, last_s))
+            sum_s = self._spans[-1].until_s(count)
+            n += count * chunk
+        self._starts = [span.start for span in self._spans]
 
     def until_s(self, tokens: int) -> float:
         """C[tokens]."""
-        index = min(bisect.bisect_right(self._at, tokens), len(self._at) - 1)
-        low, high = self._at[index - 1], self._at[index]
-        part = (tokens - low) / (high - low)
-        return self._sum_s[index - 1] + part * (self._sum_s[index] - self._sum_s[index - 1])
+        span = self._spans[bisect.bisect_right(self._starts, tokens) - 1]
+        whole, rest = divmod(tokens - span.start, span.chunk)
+        return span.until_s(whole) + (self._chunk_s(tokens - rest, rest) if rest else 0.0)
 
-    def remaining_s(self, done: int, total: int) -> float:
-        return max(0.0, self.until_s(total) - self.until_s(done))
+    def _chunk_s(self, cached: int, rows: int) -> float:
+        """The slowest stage on the busiest of the groups that the chunk goes to."""
+        busiest_s = 0.0
+        for shard in range(self._growth.shards(cached + rows)):
+            load = Load()
+            load.add_chunk(self._growth, shard, cached, rows, ends=False)
+            busiest_s = max(busiest_s, self._cost.slowest_s(load))
+        return busiest_s

@@ -142,7 +142,7 @@ class Scheduler:
 
     def eta_s(self, job: Job) -> float:
         """Predicted seconds until the prompt is through."""
-        return self.prefill_time.remaining_s(job.processed, job.prompt)
+        return self._left_s(job, job.processed)
 
     def _admit(self, now_s: float) -> None:
         """Reserve pages for waiting requests, in their order, on the emptiest home that fits."""
@@ -202,8 +202,12 @@ class Scheduler:
         jobs = list(self._prefilling.values())
         if len(jobs) < 2:
             return jobs
-        left = {job.id: self.prefill_time.remaining_s(job.issued, job.prompt) for job in jobs}
-        return sorted(jobs, key=lambda job: (job.relative_slack(now_s, left[job.id]), job.id))
+        slack = {job.id: job.relative_slack(now_s, self._left_s(job, job.issued)) for job in jobs}
+        return sorted(jobs, key=lambda job: (slack[job.id], job.id))
+
+    def _left_s(self, job: Job, done: int) -> float:
+        """Predicted time for the prompt's tokens after the first `done`."""
+        return max(0.0, job.work_s - self.prefill_time.until_s(done))
 
     def _loads(self, job: Job, rows: int, ends: bool) -> dict[int, Load]:
         loads = {}

@@ -226,5 +226,12 @@ def test_predicted_prefill_time_is_the_sum_over_the_plans_chunks() -> None:
         sums[n] = by_hand
     for tokens, seconds in sums.items():
         assert time.until_s(tokens) == pytest.approx(seconds)
-    assert time.remaining_s(100, 200) == pytest.approx(sums[200] - sums[100])
-    assert 0 < time.until_s(25) < time.until_s(50)
+    assert time.until_s(25) == pytest.approx(25e-3 + 25 * 26 / 2 * 1e-6), "a chunk cut short"
+
+
+def test_predicted_prefill_time_of_a_long_context_is_sampled_closely_enough() -> None:
+    growth = Growth(1, 10**9)
+    sampled = PrefillTime(PLAN, Rate(), growth, context=200_000)
+    exact = PrefillTime(PLAN, Rate(), growth, context=200_000, points=200_000)
+    for tokens in (1_000, 50_000, 123_456, 200_000):
+        assert sampled.until_s(tokens) == pytest.approx(exact.until_s(tokens), rel=1e-3)
