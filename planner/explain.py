@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,8 +18,6 @@ from ..units import format_bytes, format_duration
 from .candidate import Candidate, best_chunks
 from .price import NEVER, Outlook
 from .search import Finding, Promise, Search, balanced_bytes
-
-FEASIBLE_MARGIN = 1.001  # a relaxed promise is quoted a little above the exact edge
 
 
 def binding(search: Search, found: Finding, promise: Promise, objective: str) -> str:
@@ -112,11 +111,14 @@ def remarks(search: Search, found: Finding, promise: Promise, objective: str) ->
     yield _why(search, found, promise, binding(search, found, promise, objective))
     if search.pinned or objective == "throughput":
         return
-    node = search.pricer.cluster.devices_per_node
-    gpus = found.outlook.gpus
-    wider = Search(search.pricer, gpus + node, search.pinned, above=gpus)
+    cluster, gpus = search.pricer.cluster, found.outlook.gpus
+    many = cluster.nodes > 1
+    devices = gpus + cluster.devices_per_node if many else cluster.devices
+    if devices <= gpus:
+        return
+    wider = Search(search.pricer, devices, search.pinned, above=gpus)
     faster = wider.fastest(wider.outlooks, promise.tbt_s, found.ttft_s)
-    name = "One more node" if search.pricer.cluster.nodes > 1 else f"{node} more devices"
+    name = "One more node" if many else f"All {devices} devices"
     if faster is None:
         yield f"{name} would not shorten TTFT."
     else:
@@ -146,7 +148,9 @@ def _why(search: Search, found: Finding, promise: Promise, name: str) -> str:
         return "Memory binds: on fewer devices weights and KV cache do not fit."
     if name == "devices":
         return f"The number of devices binds: all {search.devices} that may be used help."
-    return "Nothing binds: no constraint keeps the objective from being better."
+    if gpus == 1:
+        return "Nothing binds: one device is enough."
+    return "Nothing binds: what is pinned leaves nothing better."
 
 
 # ---------------------------------------------------------------------------------- infeasible
@@ -166,8 +170,7 @@ def infeasible(search: Search, promise: Promise) -> Infeasible:
     fast = search.fastest(search.outlooks, promise.tbt_s, NEVER)
     options = [_more_devices(search, promise)]
     if fast is None:
-        tbt_s = _least_tbt(search, NEVER)
-        options.insert(0, f"TBT {_quoted(tbt_s)}" if tbt_s < NEVER else None)
+        options.insert(0, _laxer_tbt(search, promise))
         return Infeasible(
             f"tbt: no layout on {devices} devices keeps TBT {format_duration(promise.tbt_s)} "
             f"at this context",
@@ -186,7 +189,10 @@ def infeasible(search: Search, promise: Promise) -> Infeasible:
 
 
 def _quoted(seconds: float) -> str:
-    return format_duration(seconds * FEASIBLE_MARGIN)
+    """A duration rounded up to the digits that are printed: what is read must be feasible."""
+    step = 10.0 ** (math.floor(math.log10(seconds)) - 2)
+    step = 60.0 if seconds >= 3600 else 1.0 if seconds >= 600 else step
+    return format_duration(math.ceil(seconds / step * (1 - 1e-12)) * step)
 
 
 def _relaxed(*options: str | None) -> str:
@@ -194,6 +200,16 @@ def _relaxed(*options: str | None) -> str:
     if not possible:
         return "no relaxation of one figure alone makes it feasible: shorten the context"
     return f"feasible with {' or '.join(possible)}"
+
+
+def _laxer_tbt(search: Search, promise: Promise) -> str | None:
+    """The least TBT that some plan keeps, with the TTFT that goes with it where that is laxer too."""
+    tbt_s = _least_tbt(search, promise.ttft_s)
+    if tbt_s < NEVER:
+        return f"TBT {_quoted(tbt_s)}"
+    tbt_s = _least_tbt(search, NEVER) * (1 + 1e-9)
+    fast = search.fastest(search.outlooks, tbt_s, NEVER) if tbt_s < NEVER else None
+    return f"TBT {_quoted(tbt_s)} and TTFT {_quoted(fast.ttft_s)}" if fast is not None else None
 
 
 def _least_tbt(search: Search, ttft_s: float) -> float:
@@ -206,14 +222,14 @@ def _least_tbt(search: Search, ttft_s: float) -> float:
             continue
         for split in outlook.splits():
             candidate = search.candidate(outlook, split, NEVER)
-            least = min(least, max(outlook.decode_s, _least_cap(candidate, ttft_s)))
+            least = max(outlook.decode_s, _least_cap(candidate, ttft_s, least))
     return least
 
 
-def _least_cap(candidate: Candidate, ttft_s: float) -> float:
-    """The smallest cap on p·τ with which the candidate's best chunks keep the TTFT promise."""
+def _least_cap(candidate: Candidate, ttft_s: float, below: float) -> float:
+    """The smallest cap on p·τ, if below `below`, with which the best chunks keep the TTFT promise."""
     crossing = candidate.stages * candidate.tau_s
-    caps = np.unique(crossing[candidate.allowed])
+    caps = np.unique(crossing[candidate.allowed & (crossing < below)])
 
     def keeps(cap: float) -> bool:
         allowed = candidate.allowed & (crossing <= cap)
@@ -221,7 +237,7 @@ def _least_cap(candidate: Candidate, ttft_s: float) -> float:
         return best is not None and best[0] <= ttft_s
 
     if not len(caps) or not keeps(caps[-1]):
-        return NEVER
+        return below
     low, high = 0, len(caps) - 1
     while low < high:
         middle = (low + high) // 2
@@ -240,6 +256,10 @@ def _more_devices(search: Search, promise: Promise) -> str | None:
     """The smallest number of devices beyond those allowed that keeps the promise, up to 4 times."""
     if len(search.pinned) == 3:
         return None
-    wider = Search(search.pricer, 4 * search.devices, search.pinned, above=search.devices)
-    found = wider.incumbent(promise, "gpus")
-    return f"{found.outlook.gpus} devices ({found.outlook.layout})" if found else None
+    for times in (2, 4):
+        above = times // 2 * search.devices
+        wider = Search(search.pricer, times * search.devices, search.pinned, above=above)
+        found = wider.incumbent(promise, "gpus")
+        if found is not None:
+            return f"{found.outlook.gpus} devices ({found.outlook.layout})"
+    return None

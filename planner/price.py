@@ -198,12 +198,17 @@ class Outlook:
         return splits(self.num_layers, self.layout.spp, self.excess)
 
 
-def balanced(blocks: Blocks, head: Floats | float, stages: int, layers: int) -> Floats:
+def balanced(
+    blocks: Mapping[str, Floats] | Mapping[str, float],
+    head: Floats | float,
+    stages: int,
+    layers: int,
+) -> Floats:
     """The slowest of some stages takes no less than their mean, or than the tallest one's layers."""
     layer, flat = blocks["layer"], blocks["step"] + blocks["rotation"]
     ends = blocks["embed"] + (stages - 1) * blocks["hop"] + head
     mean = flat + (ends + layers * layer) / stages
-    return np.maximum(mean, flat + math.ceil(layers / stages) * layer)
+    return np.asarray(np.maximum(mean, flat + math.ceil(layers / stages) * layer))
 
 
 class Pricer:
@@ -245,10 +250,11 @@ class Pricer:
             return {name: float(seconds) for name, seconds in blocks.items()}
 
         @cache
-        def whole(wiring: Wiring, group_tokens: int) -> Blocks:
+        def whole(wiring: Wiring, group_tokens: int) -> Mapping[str, float]:
             start, size = np.zeros(()), np.array(float(workload.context))
             sizes = prefill_sizes(start, size, group_tokens, Riders(0, 0, 1))
-            return wiring.totals(dataclasses.replace(sizes, X=np.zeros(())))
+            blocks = wiring.totals(dataclasses.replace(sizes, X=np.zeros(())))
+            return {name: float(seconds) for name, seconds in blocks.items()}
 
         self._wiring, self._chunks, self._decode, self._whole = wiring, chunks, decode, whole
 

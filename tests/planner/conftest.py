@@ -40,11 +40,11 @@ def small_model(**changed: int) -> ModelSpec:
     return dataclasses.replace(load_model("tiny-llama"), **changed)
 
 
-@pytest.fixture()
+@pytest.fixture
 def cluster() -> Callable[..., Cluster]:
     return small_cluster
 
 
-@pytest.fixture()
+@pytest.fixture
 def model() -> Callable[..., ModelSpec]:
     return small_model

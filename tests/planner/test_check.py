@@ -87,9 +87,7 @@ def changed_rule(plan: Plan, **values: int) -> Plan:
         (lambda p: dataclasses.replace(p, stages=p.stages[:1]), "stages of"),
         (lambda p: dataclasses.replace(p, max_batch=1), "too few sequences"),
         (
-            lambda p: dataclasses.replace(
-                p, memory=dataclasses.replace(p.memory, weights_bytes=1)
-            ),
+            lambda p: dataclasses.replace(p, memory=dataclasses.replace(p.memory, weights_bytes=1)),
             "bytes of weights and KV planned",
         ),
         (
@@ -104,9 +102,7 @@ def test_a_changed_plan_is_caught(change: Callable[[Plan], Plan], complaint: str
     plan = made().plan
     sound = violations(plan, small_model(), small_cluster(), WORKLOAD, made().formulas)
     assert sound == ()
-    wrong = violations(
-        change(plan), small_model(), small_cluster(), WORKLOAD, made().formulas
-    )
+    wrong = violations(change(plan), small_model(), small_cluster(), WORKLOAD, made().formulas)
     assert any(complaint in sentence for sentence in wrong), wrong
 
 

@@ -39,7 +39,9 @@ def test_later_buckets_are_larger_but_never_large() -> None:
     group=st.integers(1, 120),
     peers=st.integers(0, 6),
 )
-def test_quantities_equal_counting_key_by_key(start: int, size: int, group: int, peers: int) -> None:
+def test_quantities_equal_counting_key_by_key(
+    start: int, size: int, group: int, peers: int
+) -> None:
     queries = range(start, start + size)
     owner = (start + size - 1) // group
     per_group = [
@@ -47,14 +49,15 @@ def test_quantities_equal_counting_key_by_key(start: int, size: int, group: int,
         for g in range(owner + 1)
     ]
     sizes = prefill_sizes(np.array(float(start)), np.array(float(size)), group, ALONE)
-    assert sizes.QK == per_group[0] == max(per_group)
-    assert sizes.KV == min(start + size, group)
-    assert sizes.X == size * owner
+    assert per_group[0] == max(per_group)
+    counted = (per_group[0], min(start + size, group), size * owner)
+    assert counted == (sizes.QK, sizes.KV, sizes.X)
     assert active_groups(np.array(float(start + size)), group) == owner + 1
-    ridden = prefill_sizes(np.array(float(start)), np.array(float(size)), group, Riders(peers, 7, 3))
-    assert ridden.T == size + peers
-    assert ridden.KD == 7 * peers
-    assert ridden.X == size * owner + 2 * peers
+    ridden = prefill_sizes(
+        np.array(float(start)), np.array(float(size)), group, Riders(peers, 7, 3)
+    )
+    expected = (size + peers, 7 * peers, size * owner + 2 * peers)
+    assert expected == (ridden.T, ridden.KD, ridden.X)
 
 
 def test_decodes_alone_bring_no_prefill() -> None:

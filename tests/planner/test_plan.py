@@ -1,6 +1,7 @@
 """What experts know, asked of the planner."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from mnemoc.artifact import Layout, Plan, Workload, from_json, to_json
 from mnemoc.errors import BadInput, Infeasible, UsageError
 from mnemoc.ir.model import ModelSpec, load_model
 from mnemoc.planner import Cluster, load_cluster, make_plan
+from mnemoc.units import parse_duration_s
 
 from .conftest import small_cluster, small_model
 
@@ -73,6 +75,36 @@ def test_the_relaxation_that_is_offered_is_feasible_and_a_little_less_is_not() -
     assert make_plan(spec, cluster, dataclasses.replace(TEN_MILLION, ttft_s=least), nodes=16)
     with pytest.raises(Infeasible):
         make_plan(spec, cluster, dataclasses.replace(TEN_MILLION, ttft_s=least * 0.999), nodes=16)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    context=st.integers(500, 60_000),
+    ttft_s=st.floats(0.01, 1),
+    tbt_s=st.floats(0.002, 0.1),
+    concurrency=st.integers(1, 2),
+)
+def test_every_relaxation_that_is_offered_is_feasible(
+    context: int, ttft_s: float, tbt_s: float, concurrency: int
+) -> None:
+    workload = Workload(context, ttft_s, tbt_s, 16, concurrency)
+    sentence = why_not(workload, small_cluster())
+    for offer in sentence.split("feasible with")[-1].split(" or ") if sentence else ():
+        seconds = {
+            name.lower() + "_s": parse_duration_s(text, name)
+            for name, text in re.findall(r"(TTFT|TBT) ([0-9.]+ [mµ]?s)", offer)
+        }
+        devices = re.search(r"(\d+) devices \(", offer)
+        wider = small_cluster(nodes=-(-int(devices[1]) // 4)) if devices else small_cluster()
+        assert why_not(dataclasses.replace(workload, **seconds), wider) == "", (sentence, offer)
+
+
+def why_not(workload: Workload, cluster: Cluster) -> str:
+    try:
+        make_plan(small_model(), cluster, workload)
+    except Infeasible as infeasible:
+        return str(infeasible)
+    return ""
 
 
 def test_decodes_that_are_too_slow_name_tbt() -> None:

@@ -23,7 +23,18 @@ def screen(out: Path | None, width: int = 110) -> str:
 
 def test_the_screen_says_what_was_decided_why_and_what_next() -> None:
     text = screen(Path("my-plan"))
-    for words in ("TP", "SPP", "KVP", "TTFT", "TBT", "memory", "chunk", "instead", "why not", "binds"):
+    for words in (
+        "TP",
+        "SPP",
+        "KVP",
+        "TTFT",
+        "TBT",
+        "memory",
+        "chunk",
+        "instead",
+        "why not",
+        "binds",
+    ):
         assert words in text, words
     assert "mnemoc serve my-plan --weights DIR" in text
     assert "Proven optimal in gpus" in text

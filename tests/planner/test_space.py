@@ -77,9 +77,7 @@ def test_a_group_that_would_hold_nothing_is_no_growth() -> None:
 
 def compositions(layers: int, stages: int) -> list[tuple[int, ...]]:
     cuts = itertools.combinations(range(1, layers), stages - 1)
-    return [
-        tuple(b - a for a, b in zip((0, *cut), (*cut, layers), strict=True)) for cut in cuts
-    ]
+    return [tuple(b - a for a, b in zip((0, *cut), (*cut, layers), strict=True)) for cut in cuts]
 
 
 @settings(max_examples=200, deadline=None)
