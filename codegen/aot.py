@@ -20,6 +20,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 from ..errors import MnemocError
 from .kernels import KernelSpec
@@ -97,11 +98,13 @@ def _compile(
     """Compile the jobs in as many processes as there are processors; they alternate, big and small."""
     workers = min(os.cpu_count() or 1, 8, len(jobs))
     answers: list[dict[str, object]] = []
+    one_at_a_time = Lock()
 
     def work(share: Sequence[Job], folder: str) -> None:
         for answer in _answers({**request, "jobs": share}, folder):
-            answers.append(answer)
-            progress(f"compiled {len(answers)} of {len(jobs)} kernels for {request['arch']}")
+            with one_at_a_time:
+                answers.append(answer)
+                progress(f"compiled {len(answers)} of {len(jobs)} kernels for {request['arch']}")
 
     with tempfile.TemporaryDirectory(prefix="mnemoc-aot-") as folder:
         with ThreadPoolExecutor(workers) as pool:
@@ -116,28 +119,26 @@ def _compile(
 
 def _answers(request: Mapping[str, object], folder: str) -> Iterator[dict[str, object]]:
     """What one worker says of each of its jobs, as it says it. Any failure is a MnemocError."""
-    command = [sys.executable, "-P", str(WORKER), folder]
-    with (
-        tempfile.TemporaryFile("w+") as complaints,
-        subprocess.Popen(
+    with tempfile.TemporaryFile("w+") as asked, tempfile.TemporaryFile("w+") as complaints:
+        json.dump(request, asked)
+        asked.seek(0)
+        command = [sys.executable, "-P", str(WORKER), folder]
+        with subprocess.Popen(
             command,
-            stdin=subprocess.PIPE,
+            stdin=asked,
             stdout=subprocess.PIPE,
             stderr=complaints,
             text=True,
             env=_environment(folder),
-        ) as process,
-    ):
-        assert process.stdin is not None and process.stdout is not None
-        with process.stdin:
-            json.dump(request, process.stdin)
-        for line in process.stdout:
-            answer = json.loads(line)
-            if "error" in answer:
-                process.kill()
-                raise _failed(answer["file"], answer["error"])
-            yield answer
-        if process.wait() != 0:
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                answer = json.loads(line)
+                if "error" in answer:
+                    process.kill()
+                    raise _failed(answer["file"], answer["error"])
+                yield answer
+        if process.returncode != 0:
             complaints.seek(0)
             raise _failed("the compiler's process", complaints.read())
 
