@@ -108,7 +108,7 @@ def _finite(seconds: float) -> float:
 
 def remarks(search: Search, found: Finding, promise: Promise, objective: str) -> Iterator[str]:
     """Sentences for people: what binds, and what one more node buys."""
-    yield _why(search, found, promise, binding(search, found, promise, objective))
+    yield _why(search, found, promise, objective)
     if search.pinned or objective == "throughput":
         return
     cluster, gpus = search.pricer.cluster, found.outlook.gpus
@@ -129,8 +129,8 @@ def remarks(search: Search, found: Finding, promise: Promise, objective: str) ->
         )
 
 
-def _why(search: Search, found: Finding, promise: Promise, name: str) -> str:
-    gpus = found.outlook.gpus
+def _why(search: Search, found: Finding, promise: Promise, objective: str) -> str:
+    name, gpus = binding(search, found, promise, objective), found.outlook.gpus
     if name == "ttft":
         smaller = [o for o in search.outlooks if o.gpus < gpus]
         best = search.fastest(smaller, promise.tbt_s, NEVER)
@@ -141,9 +141,10 @@ def _why(search: Search, found: Finding, promise: Promise, name: str) -> str:
             )
         return f"TTFT binds: fewer than {gpus} devices do not reach it."
     if name == "tbt":
-        return (
-            f"TBT binds: without {format_duration(promise.tbt_s)} fewer devices or time would do."
-        )
+        limit = format_duration(promise.tbt_s)
+        if objective == "gpus":
+            return f"TBT binds: with fewer than {gpus} devices nothing keeps {limit}."
+        return f"TBT binds: larger chunks would shorten TTFT and break {limit}."
     if name == "memory":
         return "Memory binds: on fewer devices weights and KV cache do not fit."
     if name == "devices":

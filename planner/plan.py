@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ..artifact import Optimality, Plan, Stage, Workload
@@ -77,7 +77,7 @@ def make_plan(
         notes=(
             *remarks(search, found, promise, workload.objective),
             *workload_notes(spec, workload),
-            *_sources(cluster),
+            *_sources(cluster, outlook.gpus),
         ),
     )
     wrong = violations(plan, spec, cluster, workload, formulas)
@@ -106,13 +106,17 @@ def _stages(split: tuple[int, ...]) -> tuple[Stage, ...]:
     )
 
 
-def _sources(cluster: Cluster) -> tuple[str, ...]:
-    """Where the figures that weigh most come from."""
+def _sources(cluster: Cluster, gpus: int) -> Iterator[str]:
+    """What it costs, if that is known, and where the figures that weigh most come from."""
+    price = cluster.numbers.get("price.device_hour")
+    if price is not None:
+        yield f"{gpus * price.value:,.2f} USD per hour ({price.source})."
     if cluster.target == "cpu":
         measured = cluster.origin == str(measured_path())
-        return (_MEASURED if measured else f"{cluster.name}: {_SHIPPED}",)
+        yield _MEASURED if measured else f"{cluster.name}: {_SHIPPED}"
+        return
     quantity = cluster.numbers["efficiency.attention_prefill"]
-    return (f"Prefill attention at {quantity.value:.0%} of peak; {quantity.source}.",)
+    yield f"Prefill attention at {quantity.value:.0%} of peak; {quantity.source}."
 
 
 _MEASURED = "Figures measured on this machine by `mnemoc calibrate`."
