@@ -147,9 +147,12 @@ def test_show_prints_plan_ir_schedule_kernels_and_any_file(made: Path, mnemoc: A
     assert show("cost.py") == (made / "plan" / "cost.py").read_text()
 
 
-def test_a_terminal_gets_colours(made: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "word"), [("schedule/stage_0.py", "def step("), ("ir/planned.mir", "func @layer")]
+)
+def test_a_terminal_gets_colours(file: str, word: str, made: Path) -> None:
     ours, theirs = pty.openpty()
-    command = [*MNEMOC, "show", str(made / "plan"), "schedule/stage_0.py"]
+    command = [*MNEMOC, "show", str(made / "plan"), file]
     env = os.environ | {"TERM": "xterm-256color", "COLUMNS": "200"}
     process = subprocess.Popen(command, stdout=theirs, env=env)
     os.close(theirs)
@@ -161,7 +164,7 @@ def test_a_terminal_gets_colours(made: Path) -> None:
     assert process.wait(timeout=30) == 0
     shown = b"".join(pieces).decode()
     assert "\x1b[" in shown
-    assert "def step(" in re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    assert word in re.sub(r"\x1b\[[0-9;]*m", "", shown)
 
 
 # ------------------------------------------------------------------------------- run and verify
