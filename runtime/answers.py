@@ -7,6 +7,7 @@ engine's thread; `Answers` brings them into the event loop as one stream of piec
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
@@ -139,7 +140,7 @@ class Answers:
 
     def put(self, index: int, event: Event) -> None:
         """From the engine's thread."""
-        if not self._loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the server is gone: nobody reads it any more
             self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
 
 

@@ -122,21 +122,22 @@ class Handle:
     finish_reason: FinishReason | None = None
     error: MnemocError | None = None
     _events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
+    _read_to_end: bool = False
 
     def __iter__(self) -> Iterator[Token]:
         return (event for event in self.events() if isinstance(event, Token))
 
     def events(self) -> Iterator[Progress | Token]:
         """Prefill progress and tokens as they come, until the request ends."""
-        while True:
+        while not self._read_to_end:
             event = self._events.get()
-            if isinstance(event, Ended):
-                if event.error is not None:
-                    raise event.error
-                return
-            yield event
-            if isinstance(event, Token) and event.finish is not None:
-                return
+            self._read_to_end = isinstance(event, Ended) or (
+                isinstance(event, Token) and event.finish is not None
+            )
+            if not isinstance(event, Ended):
+                yield event
+        if self.error is not None:
+            raise self.error
 
     def cancel(self) -> None:
         """Stop it and free its pages at once. Harmless when it is over."""

@@ -55,6 +55,7 @@ class NurseryProcess:
     def start(self) -> None:
         env = dict(os.environ)
         env["OMP_NUM_THREADS"] = str(self.threads)
+        env["OPENBLAS_NUM_THREADS"] = "1"  # a fork must find one thread
         env.setdefault("GLOO_SOCKET_IFNAME", "lo")
         self._line = b""
         self.process = subprocess.Popen(
