@@ -180,7 +180,7 @@ def run(
     Example:
       mnemoc run plan/ --weights models/tiny --prompt-file book.txt --max-tokens 100
     """
-    from .artifact import to_json
+    from .codec import to_json
     from .running import run_prompt, summary
     from .runtime import Sampling
 
@@ -220,7 +220,7 @@ def verify(
       mnemoc verify plan/ --weights models/tiny
     """
     from . import pipeline
-    from .artifact import to_json
+    from .codec import to_json
 
     with console.progress_bar() as progress:
         ids = None

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import artifact
-from .artifact import Manifest, Plan, Workload, to_json
+from .artifact import Manifest, Plan, Workload
+from .codec import from_json, to_json
 
 if TYPE_CHECKING:
     import sympy
@@ -198,7 +199,7 @@ def verify(
     from .runtime.weights import numpy_weights
 
     manifest, _ = artifact.load(directory)
-    spec = artifact.from_json(ModelSpec, manifest.model, str(directory / artifact.MANIFEST))
+    spec = from_json(ModelSpec, manifest.model, str(directory / artifact.MANIFEST))
     if prompt_ids is None:
         length = max(1, min(VERIFY_TOKENS, manifest.workload.context))
         prompt_ids = np.random.default_rng(0).integers(0, spec.vocab, length).tolist()

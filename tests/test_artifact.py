@@ -20,6 +20,7 @@ from mnemoc.artifact import (
     Stage,
     Workload,
 )
+from mnemoc.codec import from_json
 from mnemoc.errors import BadInput
 
 PLAN = Plan(
@@ -126,12 +127,12 @@ def test_nothing_is_left_behind_when_writing_fails(tmp_path):
 )
 def test_json_of_the_wrong_shape_is_refused(change, message):
     with pytest.raises(BadInput, match=message):
-        artifact.from_json(Layout, {"tp": 2, "spp": 1, "kvp": 1} | change, "layout")
+        from_json(Layout, {"tp": 2, "spp": 1, "kvp": 1} | change, "layout")
 
 
 def test_a_missing_key_is_named():
     with pytest.raises(BadInput, match="key 'kvp' is missing"):
-        artifact.from_json(Layout, {"tp": 2, "spp": 1}, "layout")
+        from_json(Layout, {"tp": 2, "spp": 1}, "layout")
 
 
 def test_ranks_and_coordinates_are_inverse():

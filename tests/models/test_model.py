@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from mnemoc.artifact import from_json, to_json
+from mnemoc.codec import from_json, to_json
 from mnemoc.errors import BadInput
 from mnemoc.ir.model import ARCHITECTURES, ModelSpec, load_model, presets, read_config
 from transformers import AutoConfig, AutoModelForCausalLM

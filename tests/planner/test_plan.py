@@ -10,7 +10,8 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mnemoc.artifact import Layout, Plan, Workload, from_json, to_json
+from mnemoc.artifact import Layout, Plan, Workload
+from mnemoc.codec import from_json, to_json
 from mnemoc.errors import BadInput, Infeasible, UsageError
 from mnemoc.ir.model import ModelSpec, load_model
 from mnemoc.planner import Cluster, load_cluster, make_plan

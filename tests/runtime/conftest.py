@@ -25,6 +25,7 @@ from mnemoc.artifact import (
     Stage,
     Workload,
 )
+from mnemoc.codec import to_json
 from mnemoc.codegen import Emission, emit
 from mnemoc.ir import sizes
 from mnemoc.ir.build import build
@@ -126,7 +127,7 @@ def compile_plan(model: Path, plan: Plan, workload: Workload, directory: Path) -
     names = ("step", "embed", "rotation", "layer", "head", "hop")
     formulas = {name: {"linear": seconds} for name in names}
     files = emit(Emission(spec, plan, source, planned, formulas))
-    manifest = Manifest(artifact.to_json(spec), {}, workload, plan)
+    manifest = Manifest(to_json(spec), {}, workload, plan)
     artifact.write(directory, manifest, files)
     return directory
 
