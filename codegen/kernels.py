@@ -37,7 +37,7 @@ class Tile:
 PREFILL_TILES: Mapping[str, Mapping[int, Tile]] = {
     # By the head dim up to which the tile serves. What limits it are the accumulators of scores and
     # outputs, which a warp holds in registers: larger tiles spill (the tests compile every entry).
-    "sm_80": {64: Tile(128, 64, 8, 2), 128: Tile(128, 32, 8, 3)},
+    "sm_80": {32: Tile(128, 32, 8, 2), 64: Tile(128, 64, 8, 2), 128: Tile(128, 32, 8, 3)},
     "sm_90": {64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 3)},
     "sm_100": {64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 3)},
 }
@@ -49,6 +49,9 @@ DECODE_TILES: Mapping[str, Mapping[int, Tile]] = {
     "sm_100": {64: Tile(16, 128, 4, 4), 128: Tile(16, 64, 4, 4)},
 }
 """Decode is bound by memory: enough blocks in flight, and as few queries as a tensor core takes."""
+
+SINGLE_TILES = {"prefill": Tile(32, 32, 8, 2), "decode": Tile(16, 32, 4, 2)}
+"""For float32, on every architecture: its products are three of TF32, which need the registers."""
 
 _COMMON = ("__init__", "attention_decode", "attention_prefill", "merge", "rms_norm", "rope_append")
 _FILES = {
@@ -118,9 +121,8 @@ def _triton(spec: KernelSpec) -> dict[str, object]:
     if arch not in PREFILL_TILES:
         known = ", ".join(f"cuda:{name}" for name in PREFILL_TILES)
         raise BadInput("no kernels for this target", got=spec.target, do=f"use {known} or cpu")
-    prefill = _tile(PREFILL_TILES[arch], spec)
-    decode = _tile(DECODE_TILES[arch], spec)
-    decode = replace(decode, block_m=max(decode.block_m, _power_of_two(spec.group)))
+    tiles = {"prefill": PREFILL_TILES[arch], "decode": DECODE_TILES[arch]}
+    prefill, decode = (_tile(name, by_head_dim, spec) for name, by_head_dim in tiles.items())
     row = _power_of_two(spec.hidden)
     return {
         "arch": arch,
@@ -133,20 +135,24 @@ def _triton(spec: KernelSpec) -> dict[str, object]:
         "decode": vars(decode),
         "scale_log2": spec.head_dim**-0.5 * math.log2(math.e),
         "ln2": math.log(2),
-        "precision": ', input_precision="ieee"' if spec.dtype == "float32" else "",
+        "precision": ', input_precision="tf32x3"' if spec.dtype == "float32" else "",
     }
 
 
-def _tile(tiles: Mapping[int, Tile], spec: KernelSpec) -> Tile:
-    """The entry for the head dim."""
-    if spec.head_dim != _power_of_two(spec.head_dim) or spec.head_dim > max(tiles):
+def _tile(name: str, by_head_dim: Mapping[int, Tile], spec: KernelSpec) -> Tile:
+    """The entry for the type and head dim, with room for all heads of a group."""
+    largest = max(by_head_dim)
+    if spec.head_dim != _power_of_two(spec.head_dim) or spec.head_dim > largest:
         raise BadInput(
-            f"no CUDA kernel for a head dim that is not a power of two up to {max(tiles)}",
+            f"no CUDA kernel for a head dim that is not a power of two up to {largest}",
             where=spec.target,
             got=spec.head_dim,
             do="plan for the target cpu",
         )
-    return next(tile for head_dim, tile in tiles.items() if spec.head_dim <= head_dim)
+    tile = next(tile for head_dim, tile in by_head_dim.items() if spec.head_dim <= head_dim)
+    if spec.dtype == "float32":
+        tile = SINGLE_TILES[name]
+    return replace(tile, block_m=max(tile.block_m, _power_of_two(spec.group)))
 
 
 def _power_of_two(count: int) -> int:

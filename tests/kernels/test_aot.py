@@ -15,10 +15,12 @@ from mnemoc.errors import MnemocError
 
 TENSOR_CORE = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}
 HEADED = ("attention_prefill", "attention_decode", "splits", "rope_append")  # depend on the heads
-MODELS = {  # one rank's share: heads, head dim, page size
-    "llama-3-70b, tp=8": ((8, 1), 128, 64),
-    "qwen2.5-7b": ((28, 4), 128, 16),
-    "head dim 64": ((32, 8), 64, 16),
+MODELS = {  # one rank's share: heads, head dim, page size, dtype
+    "llama-3-70b, tp=8": ((8, 1), 128, 64, "bfloat16"),
+    "qwen2.5-7b": ((28, 4), 128, 16, "bfloat16"),
+    "head dim 64": ((32, 8), 64, 16, "float16"),
+    "head dim 32": ((8, 4), 32, 16, "bfloat16"),
+    "float32": ((8, 2), 128, 64, "float32"),
 }
 
 
@@ -79,13 +81,11 @@ def test_every_kernel_of_qwen3_8b_and_llama_3_8b_compiles_without_spills(
 def test_attention_of_other_models_compiles_without_spills(
     arch: str, model: str, spec: Any
 ) -> None:
-    heads, head_dim, page_size = MODELS[model]
-    a_spec = spec(
-        f"cuda:{arch}", heads=heads, head_dim=head_dim, page_size=page_size, dtype="bfloat16"
-    )
+    heads, head_dim, page_size, dtype = MODELS[model]
+    a_spec = spec(f"cuda:{arch}", heads=heads, head_dim=head_dim, page_size=page_size, dtype=dtype)
     kernels = report(compile_kernels(a_spec, sources_of(a_spec, *HEADED)))
     assert len(kernels) == 6
-    check(kernels, arch)
+    check(kernels, arch if dtype != "float32" else "sm_80")
 
 
 def test_the_same_sources_give_the_same_bytes_and_load_no_compiler_here(

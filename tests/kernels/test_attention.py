@@ -119,9 +119,10 @@ def test_splitting_the_keys_changes_nothing(name: str, splits: int, kit: Any) ->
 
 
 @pytest.mark.parametrize("name", ["attention_prefill", "attention_decode"])
-def test_half_precision_errs_by_its_rounding_only(name: str, kit: Any) -> None:
-    a_spec = kit.spec("cuda:sm_90", heads=(4, 1), dtype="float16")
-    case = Case(a_spec, [(1, 80, 79), (1, 20, 19)], kit.cut)
+@pytest.mark.parametrize("page_size", [16, 64])
+def test_half_precision_errs_by_its_rounding_only(name: str, page_size: int, kit: Any) -> None:
+    a_spec = kit.spec("cuda:sm_90", heads=(4, 1), page_size=page_size, dtype="float16")
+    case = Case(a_spec, [(1, 150, 149), (1, 20, 19)], kit.cut)
     check(case, case.run(kit.load(a_spec, name), name, 1), kit.attend)
 
 
