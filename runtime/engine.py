@@ -155,6 +155,7 @@ class Engine:
         """Schedule, dispatch, settle: fill the pipeline, then wait for what comes back."""
         while self._workers.up and self._flights.room and self._flights.dispatch(now_s()):
             pass
+        self._flights.deliver()
         for event in self._workers.poll(wait_s):
             if isinstance(event, Done):
                 self._restarts = 0
@@ -190,6 +191,7 @@ class Engine:
                 self._failed = error
             self._read_inbox()
             self._flights.fail_all(error)
+            self._flights.deliver()
             self._workers.close()
 
     def _read_inbox(self) -> None:

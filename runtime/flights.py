@@ -14,7 +14,7 @@ from typing import Protocol
 from ..artifact import Manifest
 from ..errors import MnemocError
 from .protocol import Admission, Done, Step
-from .request import Ended, FinishReason, Handle, Progress, Token
+from .request import Ended, Event, FinishReason, Handle, Progress, Token
 from .scheduler import Change, Job, MicroBatch, Scheduler
 from .stats import Iteration, Stats
 
@@ -50,6 +50,7 @@ class Flights:
         self._handles: dict[int, Handle] = {}
         self._flights: dict[int, Flight] = {}
         self._numbers = itertools.count()
+        self._outbox: list[tuple[Handle, Event]] = []
 
     @property
     def room(self) -> bool:
@@ -97,6 +98,12 @@ class Flights:
         if not flight.groups:
             self._landed(done.number, flight, now_s)
 
+    def deliver(self) -> None:
+        """Hand events to the clients; done when the workers are at work again, not before."""
+        events, self._outbox = self._outbox, []
+        for handle, event in events:
+            handle.hand_over(event)
+
     def fail_running(self, error: MnemocError) -> None:
         """The workers are gone: end what they worked on, forget what is in flight."""
         for id in list(self._scheduler.running):
@@ -126,7 +133,7 @@ class Flights:
         )
 
     def _token(self, handle: Handle, token: int, now_s: float) -> bool:
-        """Hand a token to its client; whether the request wants another."""
+        """Note a token; whether its request wants another."""
         index = len(handle.tokens)
         finish = self._finish(handle, token, index + 1)
         self._stats.generated_tokens += 1
@@ -134,7 +141,7 @@ class Flights:
             self._stats.finished += 1
             self._scheduler.drop(handle.id)
             del self._handles[handle.id]
-        handle.deliver(Token(token, index, now_s, finish))
+        self._post(handle, Token(token, index, now_s, finish))
         return finish is None
 
     def _finish(self, handle: Handle, token: int, count: int) -> FinishReason | None:
@@ -157,7 +164,7 @@ class Flights:
         for chunk in micro_batch.chunks:
             job = self._scheduler.running.get(chunk.id)
             if job is not None and not chunk.ends:
-                self._handles[chunk.id].deliver(self._progress(job, now_s))
+                self._post(self._handles[chunk.id], self._progress(job, now_s))
 
     def _progress(self, job: Job, now_s: float) -> Progress:
         """How far the prompt is; the plan's estimate of the rest, corrected by the pace so far."""
@@ -170,4 +177,8 @@ class Flights:
 
     def _end(self, id: int, error: MnemocError | None) -> None:
         self._scheduler.drop(id)
-        self._handles.pop(id).deliver(Ended(error))
+        self._post(self._handles.pop(id), Ended(error))
+
+    def _post(self, handle: Handle, event: Event) -> None:
+        handle.record(event)
+        self._outbox.append((handle, event))

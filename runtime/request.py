@@ -167,8 +167,8 @@ class Handle:
         """Measured times between tokens."""
         return [after - before for before, after in itertools.pairwise(self.token_times_s)]
 
-    def deliver(self, event: Event) -> None:
-        """Engine's side: record the event and hand it to whoever waits."""
+    def record(self, event: Event) -> None:
+        """Engine's side: what the event changes here."""
         if isinstance(event, Progress):
             self.progress = event
         elif isinstance(event, Token):
@@ -178,6 +178,9 @@ class Handle:
         else:
             self.error = event.error
             self.finish_reason = self.finish_reason or "cancelled"
+
+    def hand_over(self, event: Event) -> None:
+        """Engine's side: give the event to whoever waits for it."""
         (self.sink or self._events.put)(event)
 
 
