@@ -52,12 +52,23 @@ def make_candidate(
     return Candidate(outlook, split, cost_s, tau_s, allowed, fixed)
 
 
-def best_chunks(candidate: Candidate) -> tuple[float, NDArray[np.int64]] | None:
-    """The exact optimum of one candidate: TTFT and a menu entry per bucket, or None if there is none.
+@dataclass(frozen=True)
+class Thresholds:
+    """What each possible slowest chunk θ allows: the exact trade between buckets and pipeline fill.
 
-    For each possible slowest chunk θ the best entry per bucket among those with τ ≤ θ is a minimum
-    apart; the best θ is found by trying them all, in ascending order of τ.
+    theta:   every allowed τ, ascending
+    least_s: [B, Θ], the cheapest chunks per bucket among those with τ ≤ θ
+    ttft_s:  [Θ], no plan whose slowest chunk takes θ has a TTFT below this, and the least of them is
+             reached
     """
+
+    theta: Floats
+    least_s: Floats
+    ttft_s: Floats
+
+
+def thresholds(candidate: Candidate) -> Thresholds | None:
+    """The candidate's thresholds, or None if some bucket has no chunk size at all."""
     tau, cost, allowed = candidate.tau_s, candidate.cost_s, candidate.allowed
     if not allowed.any(axis=1).all():
         return None
@@ -68,18 +79,44 @@ def best_chunks(candidate: Candidate) -> tuple[float, NDArray[np.int64]] | None:
     least = np.full((tau.shape[0], len(order)), NEVER)
     least[bucket, np.arange(len(order))] = cost[bucket, entry]
     np.minimum.accumulate(least, axis=1, out=least)
-    total = least.sum(axis=0) + (candidate.stages - 1) * theta
-    limit = theta[int(np.argmin(total))]
-    within = np.where(allowed & (tau <= limit), cost, NEVER)
-    choice = within.argmin(axis=1)
+    fill = (candidate.stages - 1) * theta
+    return Thresholds(theta, least, least.sum(axis=0) + fill + candidate.outlook.head_s)
+
+
+def best_chunks(candidate: Candidate) -> tuple[float, NDArray[np.int64]] | None:
+    """The exact optimum of one candidate: TTFT and a menu entry per bucket, or None if there is none."""
+    found = thresholds(candidate)
+    if found is None:
+        return None
+    limit = found.theta[int(np.argmin(found.ttft_s))]
+    within = candidate.allowed & (candidate.tau_s <= limit)
+    choice = np.where(within, candidate.cost_s, NEVER).argmin(axis=1)
     return candidate.ttft_s(choice), choice
 
 
-def lower_bound_s(candidate: Candidate) -> float:
-    """No choice of chunks gives this candidate a TTFT below this."""
-    allowed = candidate.allowed
-    if not allowed.any(axis=1).all():
-        return NEVER
-    cost = np.where(allowed, candidate.cost_s, NEVER).min(axis=1).sum()
-    fill = np.where(allowed, candidate.tau_s, NEVER).min(axis=1).max()
-    return float(cost + (candidate.stages - 1) * fill + candidate.outlook.head_s)
+@dataclass(frozen=True)
+class Useful:
+    """What a TTFT within a limit leaves possible: menu entries per bucket, and the least slowest chunk."""
+
+    entries: tuple[NDArray[np.int64], ...]
+    least_slowest_s: float
+
+
+def useful(candidate: Candidate, limit_s: float) -> Useful | None:
+    """Entries with which the limit can still be kept, or None if it cannot.
+
+    The slowest chunk must be a θ with TTFT(θ) within the limit; an entry of bucket b then costs its σ, at
+    least the cheapest chunks of the other buckets, and a fill of its own τ or of the least such θ.
+    """
+    found = thresholds(candidate)
+    limit_s *= 1 + 1e-9
+    if found is None or not (found.ttft_s <= limit_s).any():
+        return None
+    within = np.flatnonzero(found.ttft_s <= limit_s)
+    low, high = found.theta[within[0]], found.theta[within[-1]]
+    least = found.least_s[:, within[-1]]
+    fill = (candidate.stages - 1) * np.maximum(candidate.tau_s, low)
+    rest = least.sum() - least[:, None] + candidate.outlook.head_s
+    keeps = candidate.allowed & (candidate.tau_s <= high)
+    keeps &= rest + candidate.cost_s + fill <= limit_s
+    return Useful(tuple(np.flatnonzero(row) for row in keeps), float(low))

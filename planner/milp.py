@@ -22,14 +22,15 @@ subject to
   one_plan           Σ_q z_q = 1
   one_chunk[q,b]     Σ_c x_qbc = z_q
   slowest[q,b]       Σ_c τ_qbc·x_qbc ≤ w_q
+  least_slowest[q]   w_q ≥ ω_q·z_q                 a valid bound, to tighten the relaxation
   ttft               TTFT ≤ promise
   tbt[q,b]           Σ_c p_q·τ_qbc·x_qbc ≤ promise·z_q
   memory[q,b]        Σ_c a_qbc·x_qbc ≤ m_q·z_q
   devices            Σ_q gpus_q·z_q ≤ devices
 
 The second objective is solved with the first held at its optimum (`first_objective`). Entries (q,b,c)
-that no plan within `limits` can use are left out: with σ at its least in every other bucket they
-already break the limit. Seconds are scaled so that the limit is 1000.
+that no plan within `limits` can use are left out, and ω_q is the least slowest chunk of any such plan
+(`candidate.useful` has the argument). Seconds are scaled so that the largest limit is 1000.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ import highspy
 import numpy as np
 from numpy.typing import NDArray
 
-from .candidate import Candidate
+from .candidate import Candidate, useful
 
 _GAP = 1e-6
 _TIME_LIMIT_S = 30.0
@@ -127,7 +128,11 @@ class _Model:
         if p > 1:
             self.ttft[w] = p - 1.0
         buckets = []
-        for b, entries in enumerate(useful_entries(candidate, limit)):
+        kept = useful(candidate, limit)
+        assert kept is not None, "a candidate that breaks its limit was not left out"
+        least = kept.least_slowest_s * self.scale
+        self.row(f"least_slowest[{q}]", 0, highspy.kHighsInf, {w: 1.0, z: -least})
+        for b, entries in enumerate(kept.entries):
             first = [self._column(f"x[{q},{b},{c}]", integer=True) for c in entries]
             sigma = candidate.cost_s[b, entries] * self.scale
             tau = candidate.tau_s[b, entries] * self.scale
@@ -193,14 +198,3 @@ class _Model:
             self.highs.changeColIntegrality(column, highspy.HighsVarType.kInteger)
         self.highs.passColName(column, name)
         return column
-
-
-def useful_entries(candidate: Candidate, limit_s: float) -> list[NDArray[np.int64]]:
-    """Per bucket, the menu entries with which a TTFT within the limit is still possible."""
-    cost = np.where(candidate.allowed, candidate.cost_s, np.inf)
-    least = cost.min(axis=1)
-    fill = (candidate.stages - 1) * candidate.tau_s
-    least_fill = np.where(candidate.allowed, fill, np.inf).min(axis=1).max()
-    rest = least.sum() - least[:, None] + candidate.outlook.head_s
-    total = rest + cost + np.maximum(fill, least_fill)
-    return [np.flatnonzero(row <= limit_s * (1 + 1e-9)) for row in total]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .candidate import Candidate, best_chunks, lower_bound_s, make_candidate
+from .candidate import Candidate, best_chunks, make_candidate, useful
 from .milp import Problem, Solution, solve
 from .price import NEVER, Outlook, Pricer
 from .space import growths, layouts
@@ -156,7 +156,7 @@ class Search:
                 continue
             for split in outlook.splits():
                 candidate = self.candidate(outlook, split, promise.tbt_s)
-                if lower_bound_s(candidate) <= limit * (1 + 1e-9):
+                if useful(candidate, limit) is not None:
                     pool.append((candidate, limit))
         candidates, limits = zip(*pool, strict=True)
         problem = Problem(
