@@ -12,7 +12,7 @@ import statistics
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import artifact, pipeline
 from .artifact import Workload
@@ -20,7 +20,13 @@ from .artifact import Workload
 if TYPE_CHECKING:
     from .planner import Cluster
 
-SHAPE = {"hidden": 512, "num_heads": 8, "num_kv_heads": 4, "head_dim": 64, "ffn": 1408}
+SHAPE: Mapping[str, Any] = {
+    "hidden": 512,
+    "num_heads": 8,
+    "num_kv_heads": 4,
+    "head_dim": 64,
+    "ffn": 1408,
+}
 """Of the model that is measured: small, but too large for the first caches."""
 
 WORKLOAD = Workload(context=8192, ttft_s=1e6, tbt_s=1e6)
@@ -92,8 +98,8 @@ def iteration_s(directory: Path, weights: Path, prompt: int = 512, tokens: int =
 
     _, contents = artifact.load(directory)
     cost = ArtifactModules(directory, contents, ("cost",)).load("cost")
-    explained = cost.crossing_s(T=1, R=1, QK=0, KV=0, KD=prompt + tokens // 2, X=0)
+    explained: float = cost.crossing_s(T=1, R=1, QK=0, KV=0, KD=prompt + tokens // 2, X=0)
     with Engine.start(directory, weights) as engine:
         request = Request(tuple(i % 256 for i in range(prompt)), tokens, Sampling(ignore_eos=True))
-        measured = statistics.median(engine.submit(request).result().tbt_s)
+        measured: float = statistics.median(engine.submit(request).result().tbt_s)
     return max(0.0, measured - explained)

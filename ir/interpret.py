@@ -58,7 +58,7 @@ class Interpreter:
         dtype: Any = np.float64,
     ) -> None:
         self.module, self.weights, self.owner = module, weights, owner
-        self.dtype = np.dtype(dtype)
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
         self.ranks: list[Coordinate] = [
             (group, tp) for group in range(module.mesh["kvp"]) for tp in range(module.mesh["tp"])
         ]

@@ -14,6 +14,7 @@ one KVP group sees of it:
 from __future__ import annotations
 
 from functools import cache
+from typing import TypeAlias
 
 import sympy
 
@@ -26,7 +27,7 @@ def symbol(name: str) -> sympy.Symbol:
 
 T, R, QK, KV, KD, X = SYMBOLS = tuple(symbol(name) for name in ("T", "R", "QK", "KV", "KD", "X"))
 
-Size = int | sympy.Expr
+Size: TypeAlias = int | sympy.Expr
 
 
 def normal(size: Size) -> Size:

@@ -23,15 +23,15 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+import torch.distributed as dist
 
 from .. import artifact
 from ..artifact import Batch, Segments
 from ..errors import RuntimeFault
 from .loader import ArtifactModules
-
-if TYPE_CHECKING:
-    import torch
 
 CHUNK, CONTEXT, DECODE_CONTEXT = 256, 8192, 32768
 COLD_BYTES = 96 << 20  # of weights swept in turn, so that no cache keeps them
@@ -65,15 +65,12 @@ def measure(directory: Path, workers: int) -> dict[str, float]:
 
 def main(argv: Sequence[str]) -> None:
     """One of the processes: prints its figures as one line of JSON."""
-    import torch
-    import torch.distributed as dist
-
     torch.set_num_threads(1)
     manifest, contents = artifact.load(Path(argv[0]))
     modules = ArtifactModules(Path(argv[0]), contents, ("kernels/", "schedule/"))
     dist.init_process_group("gloo")
     with torch.inference_mode():
-        bench = _Bench(modules.load(f"schedule.{manifest.plan.stages[0].role}"), manifest)
+        bench = _Bench(modules.load(f"schedule.{manifest.plan.stages[0].role}"))
         figures = {**bench.figures(), **_link_figures()}
     dist.destroy_process_group()
     print(json.dumps(figures))
@@ -82,10 +79,8 @@ def main(argv: Sequence[str]) -> None:
 class _Bench:
     """The emitted stage with random weights and a KV cache, and timings of its parts."""
 
-    def __init__(self, program: Any, manifest: artifact.Manifest) -> None:
-        import torch
-
-        self.torch, self.program, self.plan = torch, program, manifest.plan
+    def __init__(self, program: Any) -> None:
+        self.program = program
         shapes = {p["name"]: p["shape"] for p in program.PARAMETERS if p["per_layer"]}
 
         def layer() -> SimpleNamespace:
@@ -94,17 +89,17 @@ class _Bench:
             )
 
         self.w = layer()
-        self.weight_bytes = sum(weight.nbytes for weight in vars(self.w).values())
+        self.weight_bytes: int = sum(weight.nbytes for weight in vars(self.w).values())
         self.layers = [layer() for _ in range(-(-COLD_BYTES // self.weight_bytes))]
-        heads, _, page_size, self.dim = program.KV_SHAPE
+        self.kv_heads: int
+        self.dim: int
+        self.kv_heads, _, page_size, self.dim = program.KV_SHAPE
         pages = -(-DECODE_CONTEXT // page_size) + 1
-        self.kv_heads = heads
-        self.k, self.v = (torch.randn(heads, pages, page_size, self.dim) for _ in range(2))
-        self.hidden = self.w.attention_norm.shape[0]
-        self.heads = self.w.w_o.shape[1] // self.dim
+        self.k, self.v = (torch.randn(self.kv_heads, pages, page_size, self.dim) for _ in range(2))
+        self.hidden: int = self.w.attention_norm.shape[0]
+        self.heads: int = self.w.w_o.shape[1] // self.dim
 
     def figures(self) -> dict[str, float]:
-        torch = self.torch
         square, big = torch.randn(1024, 1024), torch.randn(1 << 26)
         speeds = {"matmul": self.matmul_flops(), "attention_prefill": self.prefill_flops()}
         streams = {"attention_decode": self.decode_bytes(), "memory": self.memory_bytes()}
@@ -120,10 +115,10 @@ class _Bench:
 
     def matmul_flops(self) -> float:
         """FLOP/s of a chunk through the four weights of a layer."""
-        linear = self.torch.nn.functional.linear
+        linear = torch.nn.functional.linear
         weights = [self.w.w_qkv, self.w.w_o, self.w.w_gate_up, self.w.w_down]
-        rows = [self.torch.randn(CHUNK, weight.shape[1]) for weight in weights]
-        flops = sum(2 * CHUNK * weight.numel() for weight in weights)
+        rows = [torch.randn(CHUNK, weight.shape[1]) for weight in weights]
+        flops: int = sum(2 * CHUNK * weight.numel() for weight in weights)
         pairs = list(zip(rows, weights, strict=True))
         return flops / self.median_s(lambda: [linear(x, weight) for x, weight in pairs])
 
@@ -144,16 +139,17 @@ class _Bench:
 
     def memory_bytes(self) -> float:
         """B/s of weights that are read for one row."""
-        linear = self.torch.nn.functional.linear
+        linear = torch.nn.functional.linear
         weights = [w for layer in self.layers for w in vars(layer).values() if w.dim() == 2]
-        rows = [self.torch.randn(1, weight.shape[1]) for weight in weights]
+        rows = [torch.randn(1, weight.shape[1]) for weight in weights]
         pairs = list(zip(rows, weights, strict=True))
         seconds = self.median_s(lambda: [linear(x, weight) for x, weight in pairs])
-        return sum(weight.nbytes for weight in weights) / seconds
+        read: int = sum(weight.nbytes for weight in weights)
+        return read / seconds
 
     def launch_s(self, bandwidth: float) -> float:
         """Host time per op: one row through whole layers, less their weights' way from memory."""
-        torch, p = self.torch, self.program
+        p = self.program
         pos = torch.zeros(1, dtype=torch.int64)
         segments = self.segments(1, 16)
         values = {
@@ -176,12 +172,11 @@ class _Bench:
         return max(each - self.weight_bytes / bandwidth, 0.1 * each) / OPS
 
     def rows(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        torch = self.torch
         q = torch.randn(count, self.heads, self.dim)
         return q, torch.empty_like(q), torch.empty(q.shape[:2])
 
     def segments(self, rows: int, kv_len: int) -> Segments:
-        torch, page_size = self.torch, self.program.KV_SHAPE[2]
+        page_size = self.program.KV_SHAPE[2]
 
         def table(*values: int) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.int32)
@@ -195,9 +190,6 @@ class _Bench:
 
 def _link_figures() -> dict[str, float]:
     """Rank pairs (0, 1), (2, 3), … send to and fro; alone, the figures of a memory copy stand in."""
-    import torch
-    import torch.distributed as dist
-
     rank, world = dist.get_rank(), dist.get_world_size()
     peer = rank ^ 1
     if world == 1 or peer >= world:
@@ -209,7 +201,7 @@ def _link_figures() -> dict[str, float]:
         for sender in (rank & ~1, rank | 1):
             dist.send(message, peer) if sender == rank else dist.recv(message, peer)
 
-    times = []
+    times: list[float] = []
     for count, repeats in ((2, 200), (_MESSAGE_BYTES // 4, 40)):
         message = torch.zeros(count)
         samples = []
@@ -224,11 +216,9 @@ def _link_figures() -> dict[str, float]:
 
 def _median_s(run: Callable[[], object], least_s: float) -> float:
     """Median time of a call, repeated for at least `least_s`; all processes start together."""
-    import torch.distributed as dist
-
     run()
     dist.barrier()
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + least_s
     while len(times) < 5 or (time.perf_counter() < end and len(times) < 2000):
         started = time.perf_counter()

@@ -34,7 +34,7 @@ def collective_work(site: Site) -> tuple[Work, ...]:
 
 
 def sum_ranks(op: Op, args: Sequence[Sequence[Array]]) -> list[tuple[Array, ...]]:
-    return [(sum(x for (x,) in args),)] * len(args)
+    return [(np.sum([x for (x,) in args], axis=0),)] * len(args)
 
 
 def gather_ranks(op: Op, args: Sequence[Sequence[Array]]) -> list[tuple[Array, ...]]:

@@ -32,11 +32,12 @@ Mesh = Mapping[str, int]
 
 
 def silu(x: Array) -> Array:
-    return x / (1 + np.exp(-x))
+    return np.asarray(x / (1 + np.exp(-x)))
 
 
 def norm(x: Array, weight: Array, eps: float) -> Array:
-    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
+    scale = np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps)
+    return np.asarray(x / scale * weight)
 
 
 # ------------------------------------------------------------------------------------- type rules
