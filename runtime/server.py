@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -75,7 +76,7 @@ def bind(host: str, port: int) -> socket.socket:
     except socket.gaierror as error:
         raise BadInput("no such host", where=where, do="give an address of this machine") from error
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os.strerror(error.errno or 0).lower()
         raise BadInput(
             f"cannot listen: {reason}", where=where, do="choose another --port"
         ) from error

@@ -18,6 +18,10 @@ class Tokenizer:
 
     def __init__(self, directory: Path) -> None:
         """Raises BadInput if there is no tokenizer.json, or it cannot be read."""
+        if not directory.is_dir():
+            raise BadInput(
+                "no such directory of weights", where=directory, do="give a Hugging Face directory"
+            )
         path = directory / FILE
         if not path.is_file():
             raise BadInput(

@@ -51,6 +51,8 @@ def test_bytes_that_are_no_text_add_up_too(tokenizer: Tokenizer, ids: list[int])
 
 
 def test_a_directory_without_a_tokenizer_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no such directory"):
+        Tokenizer(tmp_path / "nowhere")
     with pytest.raises(BadInput, match=r"no tokenizer.json; give token ids"):
         Tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
