@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ceiling import ceilings
 from harness import (
     Contender,
     Figure,
@@ -161,6 +162,7 @@ def main() -> None:
         ),
         *honesty(pipeline),
         *honesty(sequence),
+        *ceilings(),
     ]
     runs = {"pipeline": plain(pipeline), "sequence": plain(sequence)}
     write_report("bench", "Side by side", figures, runs)

@@ -127,6 +127,7 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "load": round(os.getloadavg()[1], 1),  # who else was at work
         "date": datetime.date.today().isoformat(),
     }
 
