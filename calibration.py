@@ -84,9 +84,9 @@ def calibrate(
 
 def write(path: Path, figures: Mapping[str, float]) -> Cluster:
     """A cluster file for this machine; what was not measured stays as shipped."""
-    from .planner import write_cluster
+    from .planner import CALIBRATED, write_cluster
 
-    source = "measured by mnemoc calibrate on this machine"
+    source = f"{CALIBRATED} on this machine"
     numbers = {key: (figures[name], unit, source) for key, name, unit in KEYS}
     return write_cluster(path, name="local", device="CPU core", target="cpu", numbers=numbers)
 

@@ -1,9 +1,10 @@
 """Model, cluster and promise → plan: cost model, chunk schedule, program for HiGHS, explanation."""
 
-from .cluster import Cluster, clusters, load_cluster, measured_path, write_cluster
+from .cluster import CALIBRATED, Cluster, clusters, load_cluster, measured_path, write_cluster
 from .plan import Made, make_plan
 
 __all__ = [
+    "CALIBRATED",
     "Cluster",
     "Made",
     "clusters",

@@ -23,6 +23,9 @@ from typing import Any
 
 from ..errors import BadInput
 
+CALIBRATED = "measured by mnemoc calibrate"
+"""How the source of a figure begins that was measured on the machine itself."""
+
 _SHIPPED = Path(__file__).parent / "clusters"
 
 UNITS: Mapping[str, Mapping[str, float]] = {

@@ -9,7 +9,7 @@ from ..artifact import Optimality, Plan, Stage, Workload
 from ..errors import UsageError
 from ..ir.model import ModelSpec
 from .check import violations
-from .cluster import TARGETS, Cluster, measured_path
+from .cluster import CALIBRATED, TARGETS, Cluster
 from .cost import StageFormulas
 from .explain import alternatives, binding, infeasible, remarks
 from .predict import chunk_rules, memory, predict
@@ -112,7 +112,7 @@ def _sources(cluster: Cluster, gpus: int) -> Iterator[str]:
     if price is not None:
         yield f"{gpus * price.value:,.2f} USD per hour ({price.source})."
     if cluster.target == "cpu":
-        measured = cluster.origin == str(measured_path())
+        measured = cluster.numbers["efficiency.attention_prefill"].source.startswith(CALIBRATED)
         yield _MEASURED if measured else f"{cluster.name}: {_SHIPPED}"
         return
     quantity = cluster.numbers["efficiency.attention_prefill"]
