@@ -1,6 +1,7 @@
 """What all tests share: which mnemoc is under test, offline, and hypothesis without a stopwatch."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,10 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
 import hypothesis
 import mnemoc
 import pytest
+
+# A shell that starts the tests in the background has them ignore SIGINT, and their children with them:
+# handled here, it is back at its default in what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("mnemoc", deadline=None)
 hypothesis.settings.load_profile("mnemoc")
