@@ -15,7 +15,6 @@ for one rank. Figures are medians over repeats, then means over the processes.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from .. import artifact
 from ..artifact import Batch, Segments
 from ..errors import RuntimeFault
 from .loader import ArtifactModules
+from .workers import worker_environment
 
 CHUNK, CONTEXT, DECODE_CONTEXT = 256, 8192, 32768
 COLD_BYTES = 96 << 20  # of weights swept in turn, so that no cache keeps them
@@ -45,7 +45,7 @@ def measure(directory: Path, workers: int) -> dict[str, float]:
     port = _free_port()
     processes = []
     for rank in range(workers):
-        env = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(workers)}
+        env = worker_environment() | {"RANK": str(rank), "WORLD_SIZE": str(workers)}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         processes.append(
             subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
