@@ -47,7 +47,9 @@ def worker_environment(threads: int = 1) -> dict[str, str]:
     env["OMP_NUM_THREADS"] = str(threads)
     env["OPENBLAS_NUM_THREADS"] = "1"  # a fork must find one thread
     env.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    env.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: KV on huge pages streams up to twice as fast
+    env.setdefault(
+        "THP_MEM_ALLOC_ENABLE", "1"
+    )  # torch: KV on huge pages streams up to twice as fast
     return env
 
 
