@@ -54,7 +54,10 @@ class Flights:
 
     @property
     def room(self) -> bool:
-        return len(self._flights) < self._depth
+        """One micro-batch per stage; one more, while nobody decodes, keeps the first stage from waiting
+        for the engine between chunks."""
+        ahead = 0 if self._scheduler.decoding else 1
+        return len(self._flights) < self._depth + ahead
 
     def accept(self, handle: Handle) -> None:
         """A new request."""

@@ -118,6 +118,11 @@ class Scheduler:
         self.book.release(id, job.home, job.kv_tokens)
         self._changes.append(Change(id, None))
 
+    @property
+    def decoding(self) -> bool:
+        """Whether any request is past its prompt."""
+        return len(self.running) > len(self._prefilling)
+
     def forget_changes(self) -> None:
         """The workers start afresh and know of nothing."""
         self._changes.clear()
