@@ -3,7 +3,9 @@
 For each block of a rank's program and each part that a prediction is broken into, one sympy
 expression in the six sizes of `ir.sizes`:
 
-    matmul, attention     Max(flops / (peak·e), bytes / (bandwidth·e_b))
+    matmul, attention     Max(flops / (peak·e), bytes / (bandwidth·e_b)) on a GPU; on a CPU their sum, for
+                          a core's loads and arithmetic take turns (decode attention: bytes alone, for
+                          its e_b is measured with the arithmetic in it)
     memory                bytes / (bandwidth·e)
     all_reduce            2·⌈log2 n⌉·α + 2·(n − 1)/n·bytes/β        up and down a tree; ring traffic
     all_gather            ⌈log2 n⌉·α + (n − 1)/n·bytes/β
@@ -76,7 +78,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Term:
-    """Max(flops·flop_s, bytes·byte_s) + fixed_s; fixed_s only where there are peers, if `gated`."""
+    """Max(flops·flop_s, bytes·byte_s) + fixed_s; fixed_s only where there are peers, if `gated`.
+
+    serial: the two are not overlapped, and add up
+    """
 
     part: str
     flops: Count
@@ -85,12 +90,13 @@ class Term:
     byte_s: float
     fixed_s: float = 0.0
     gated: bool = False
+    serial: bool = False
 
     def seconds(self) -> sympy.Expr:
         moved = self.bytes.size * sympy.Float(self.byte_s)
         if self.flop_s:
             busy = self.flops.size * sympy.Float(self.flop_s)
-            moved = sympy.Max(busy, moved, evaluate=False)
+            moved = busy + moved if self.serial else sympy.Max(busy, moved, evaluate=False)
         gate = sympy.Min(1, X, evaluate=False) if self.gated else 1
         return moved + gate * sympy.Float(self.fixed_s)
 
@@ -174,22 +180,23 @@ def tabulate(terms: Terms) -> Callable[[Sizes], Mapping[str, Floats]]:
         for term in terms[block]:
             moved = np.array([*term.bytes.row, 0.0]) * term.byte_s
             moved[-1 if term.gated else 0] += term.fixed_s
-            if term.flop_s:
-                upper.append(np.array([*term.flops.row, 0.0]) * term.flop_s)
+            busy = np.array([*term.flops.row, 0.0]) * term.flop_s
+            if term.flop_s and not term.serial:
+                upper.append(busy)
                 lower.append(moved)
             else:
-                plain += moved
+                plain += busy + moved
         upper.append(plain)
         lower.append(plain)
         ranges[block] = (first, len(upper))
-    busy, moved_ = np.stack(upper), np.stack(lower)
+    uppers, lowers = np.stack(upper), np.stack(lower)
 
     def evaluate(sizes: Sizes) -> Mapping[str, Floats]:
         shape = sizes.T.shape
         columns = [np.ones(shape), *(getattr(sizes, str(symbol)) for symbol in SYMBOLS)]
         columns.append(np.minimum(sizes.X, 1))
         table = np.stack(columns).reshape(len(columns), -1)
-        seconds = np.maximum(busy @ table, moved_ @ table)
+        seconds = np.maximum(uppers @ table, lowers @ table)
         return {b: seconds[i:j].sum(axis=0).reshape(shape) for b, (i, j) in ranges.items()}
 
     return evaluate
@@ -257,10 +264,11 @@ class _Pricer:
         }[task.resource]
         rate = self.cluster["memory.bandwidth"] * self.cluster[f"efficiency.{stream}"]
         flop_s = 0.0
-        if compute is not None:
+        serial = self.cluster.target == "cpu"
+        if compute is not None and not (serial and task.resource == "attention_decode"):
             peak = self.cluster[f"peak.{self.dtype}"]
             flop_s = 1 / (peak * self.cluster[f"efficiency.{compute}"])
-        return Term(task.part, task.flops, flop_s, task.bytes, 1 / rate)
+        return Term(task.part, task.flops, flop_s, task.bytes, 1 / rate, serial=serial)
 
     def _remote(self, task: Task, axis: str) -> Term:
         link = self.links[axis]

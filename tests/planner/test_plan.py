@@ -239,7 +239,7 @@ def test_a_price_that_is_known_is_said(
     [
         ("gpus", Workload(9000, 100.0, 10.0), 8, "none"),
         ("gpus", Workload(9000, 1.2, 10.0), 8, "ttft"),
-        ("gpus", Workload(60_000, 100.0, 0.012), 8, "tbt"),
+        ("gpus", Workload(60_000, 100.0, 0.016), 8, "tbt"),
         ("ttft", Workload(60_000, 100.0, 0.02), 8, "tbt"),
         ("throughput", Workload(9000, 100.0, 10.0, concurrency=4), 2, "devices"),
     ],
