@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from .planner import Cluster
 
 Progress = Callable[[str], None]
-EMITTABLE = ("ir", "plan", "kernels", "schedule")
 VERIFY_TOKENS = 2048
 
 
@@ -108,7 +107,7 @@ def emit(planned: Planned, out: Path, progress: Progress = _silent) -> Manifest:
 
 
 def dump(planned: Planned, what: Sequence[str], progress: Progress = _silent) -> dict[str, str]:
-    """Intermediates as text, by artifact path: any of EMITTABLE."""
+    """Intermediates as text, by artifact path. `what`: of ir, plan, kernels, schedule."""
     files = _files(planned, progress) if set(what) - {"plan"} else {}
     texts = {"plan.json": json.dumps(to_json(planned.plan), indent=1)} if "plan" in what else {}
     folders = tuple(f"{folder}/" for folder in what if folder != "plan")
