@@ -85,6 +85,8 @@ class Worker:
         self.answers = stage == layout.spp - 1 and tp_rank == 0
         self.last_stage = stage == layout.spp - 1
         self.device = _device(plan.target, settings)
+        if self.device.type == "cpu":
+            _settle_on_cores(settings)
         role = plan.stages[stage].role
         wanted = ("kernels/", f"schedule/{role}.py", "schedule/__init__", "schedule/collectives")
         program = ArtifactModules(settings.artifact, contents, wanted).load(f"schedule.{role}")
@@ -192,6 +194,21 @@ def _device(target: str, settings: Settings) -> torch.device:
         )
     torch.cuda.set_device(settings.local_rank % torch.cuda.device_count())
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def _settle_on_cores(settings: Settings) -> None:
+    """Where the workers fill this machine, each keeps to cores of its own.
+
+    Linux draws two processes that talk over loopback to one core, where they take turns instead of
+    working side by side; a message then waits for a time slice, milliseconds instead of a tenth.
+    """
+    if settings.world == 1 or not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    if settings.world * settings.threads < len(cores):
+        return
+    first = settings.local_rank * settings.threads
+    os.sched_setaffinity(0, {cores[i % len(cores)] for i in range(first, first + settings.threads)})
 
 
 def _caches(program: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
