@@ -126,7 +126,7 @@ def test_without_a_compiler_torch_does_it_and_one_line_says_so(
     module = fresh()
     assert module.COMPILED is None
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith("mnemoc: attention_decode runs slower, for want of a C compiler: ")
+    assert line.startswith("mnemoc: attention_decode runs slower, without a C compiler: ")
     case = kit.case(kit.spec("cpu"), [(1, 70, 69), (1, 0, 3), (1, 20, 5)])
     kit.check(case, case.run(module, "attention_decode"))
 
