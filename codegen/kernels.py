@@ -1,7 +1,8 @@
 """Renders the kernels of an artifact, specialised for one plan, from templates.
 
 `render_kernels(spec)` is all there is: one `KernelSpec` decides every constant in every file. Both
-targets have modules of the same names and signatures: torch kernels for `cpu`, Triton for `cuda:*`.
+targets have modules of the same names and signatures: torch kernels for `cpu`, and C for its decode,
+which is compiled on the machine that runs it; Triton for `cuda:*`.
 Choices of block shapes are the tables here, never in the templates.
 """
 
@@ -14,8 +15,11 @@ from dataclasses import dataclass, replace
 from ..errors import BadInput
 from .templating import render
 
-STREAM_BYTES = 2 * 1024**2
-"""Bytes of keys and values that the CPU decode draws into the caches before it attends to them."""
+BLOCK_BYTES = 16 * 1024
+"""Bytes of keys that the CPU decode works on at a time: half of a first-level cache."""
+
+LANES: Mapping[int, tuple[str, int]] = {16: ("__AVX512F__", 16), 8: ("__AVX__", 8), 4: ("", 8)}
+"""Floats of a CPU's vectors: the macro that says so, and registers for a tile of outputs. 4: any CPU."""
 
 NUM_SMS = {"sm_80": 108, "sm_90": 132, "sm_100": 148}
 """Multiprocessors of the data-centre GPU of each architecture: A100, H100 and H200, B200."""
@@ -53,14 +57,35 @@ DECODE_TILES: Mapping[str, Mapping[int, Tile]] = {
 SINGLE_TILES = {"prefill": Tile(32, 32, 8, 2), "decode": Tile(16, 32, 4, 2)}
 """For float32, on every architecture: its products are three of TF32, which need the registers."""
 
-_COMMON = ("__init__", "attention_decode", "attention_prefill", "merge", "rms_norm", "rope_append")
+_COMMON = (
+    *("__init__.py", "attention_decode.py", "attention_prefill.py", "merge.py"),
+    *("rms_norm.py", "rope_append.py"),
+)
 _FILES = {
-    "cpu": {name: f"torch/{name}" for name in (*_COMMON, "paging", "rotary", "swiglu")},
+    "cpu": {name: f"torch/{name}" for name in (*_COMMON, "paging.py", "rotary.py", "swiglu.py")},
     "cuda": {
-        **{name: f"triton/{name}" for name in (*_COMMON, "splits", "swiglu")},
-        "rotary": "torch/rotary",  # once a step, for all layers: not worth a kernel of its own
+        **{name: f"triton/{name}" for name in (*_COMMON, "splits.py", "swiglu.py")},
+        "rotary.py": "torch/rotary.py",  # once a step, for all layers: not worth a kernel of its own
     },
 }
+_COMPILED = {name: f"torch/{name}" for name in ("attention_decode.c", "native.py")}
+
+
+@dataclass(frozen=True)
+class Width:
+    """The CPU decode on vectors of `lanes` floats, of processors for which `macro` is defined.
+
+    lanes = heads × keys that are scored together; vectors: in a row of the cache
+    tall × wide: heads × vectors of the output that are held in registers
+    """
+
+    macro: str
+    lanes: int
+    heads: int
+    keys: int
+    vectors: int
+    tall: int
+    wide: int
 
 
 @dataclass(frozen=True)
@@ -96,24 +121,37 @@ class KernelSpec:
 
 
 def render_kernels(spec: KernelSpec) -> dict[str, str]:
-    """The kernel modules by path in the artifact ("kernels/rms_norm.py", …)."""
+    """The kernels' sources by path in the artifact ("kernels/rms_norm.py", …)."""
     values = {
         **vars(spec),
         "title": f"{spec.num_heads} × {spec.head_dim} query heads, hidden size {spec.hidden}",
         "group": spec.group,
-        **(_torch(spec) if spec.target == "cpu" else _triton(spec)),
+        **(_cpu(spec) if spec.target == "cpu" else _triton(spec)),
     }
     files = _FILES[spec.target.partition(":")[0]]
-    return {f"kernels/{name}.py": render(f"{file}.py.j2", **values) for name, file in files.items()}
+    if values.get("compiled"):
+        files = {**files, **_COMPILED}
+    return {f"kernels/{name}": render(f"{file}.j2", **values) for name, file in files.items()}
 
 
-def _torch(spec: KernelSpec) -> dict[str, object]:
-    token_bytes = 2 * spec.num_kv_heads * spec.head_dim * 4
+def _cpu(spec: KernelSpec) -> dict[str, object]:
+    held = max(1, BLOCK_BYTES // (4 * spec.head_dim))
     return {
-        # Measured: with few queries on short keys the fused kernel reads memory as well by itself.
-        "stream": spec.group >= 4 or spec.head_dim >= 128,
-        "block": STREAM_BYTES // token_bytes,
+        "compiled": spec.head_dim % min(LANES) == 0,
+        "block": max(n for n in range(1, held + 1) if spec.page_size % n == 0),
+        "scale": spec.head_dim**-0.5,
+        "widths": [_width(spec, lanes) for lanes in LANES if spec.head_dim % lanes == 0],
     }
+
+
+def _width(spec: KernelSpec, lanes: int) -> Width:
+    """How the CPU decode divides its work on a processor whose vectors are of so many lanes."""
+    macro, registers = LANES[lanes]
+    heads = min(_power_of_two(spec.group), lanes)
+    vectors = spec.head_dim // lanes
+    wide = max(n for n in range(1, registers + 1) if vectors % n == 0)
+    tall = max(n for n in (1, 2, 4, 8, 16) if n <= min(heads, registers // wide))
+    return Width(macro, lanes, heads, lanes // heads, vectors, tall, wide)
 
 
 def _triton(spec: KernelSpec) -> dict[str, object]:

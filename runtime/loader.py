@@ -2,11 +2,13 @@
 
 They become a synthetic package whose relative imports work (`from ..kernels import rms_norm`). Each
 source is registered in linecache, so that tracebacks and Triton's compiler find the checked text.
-Only the modules that were asked for can be imported: a rank's own role, the kernels, the cost.
+Only the modules that were asked for can be imported: a rank's own role, the kernels, the cost. What lies
+beside them, a kernel's C source, they read by `pkgutil.get_data`.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import importlib.abc
@@ -35,6 +37,7 @@ class ArtifactModules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader)
         self.package = f"mnemoc_artifact_{digest.hexdigest()[:12]}"
         self.directory = directory
         self._sources: dict[str, tuple[str, str]] = {}  # module name → file name, source
+        self._contents = {str(directory / path): data for path, data in contents.items()}
         for path, data in contents.items():
             if path.endswith(".py") and path.startswith(tuple(wanted)):
                 name = path.removesuffix(".py").removesuffix("__init__").strip("/")
@@ -67,6 +70,12 @@ class ArtifactModules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader)
         )
         spec.has_location = fullname in self._sources
         return spec
+
+    def get_data(self, path: str) -> bytes:
+        """The verified contents of a file that lies beside a module."""
+        if path not in self._contents:
+            raise FileNotFoundError(errno.ENOENT, "the plan has no such file", path)
+        return self._contents[path]
 
     def get_source(self, fullname: str) -> str:
         return self._sources.get(fullname, ("", ""))[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -66,8 +67,49 @@ def load() -> Load:
 
 @pytest.fixture(scope="session")
 def kit(spec: Make, load: Load) -> SimpleNamespace:
-    """What a test of attention needs: spec, load, `cut` into segments, and `attend`, the reference."""
-    return SimpleNamespace(spec=spec, load=load, cut=segments, attend=reference_attention)
+    """What a test of attention needs: spec, load, `cut` into segments, a `case`, and its `check`."""
+    return SimpleNamespace(spec=spec, load=load, cut=segments, case=Case, check=check)
+
+
+class Case:
+    """Random queries and caches; every other segment's pages are scattered. Unused slots are NaN."""
+
+    def __init__(self, spec: KernelSpec, cases: list[tuple[int, int, int]]) -> None:
+        torch.manual_seed(0)
+        longest = max(kv_len for _, kv_len, _ in cases)
+        per_segment = max(1, -(-longest // spec.page_size))
+        order = torch.arange(per_segment * len(cases)).view(len(cases), per_segment)
+        order[1::2] = order[1::2].flip(1)
+        shape = (spec.num_kv_heads, order.numel(), spec.page_size, spec.head_dim)
+        dtype = getattr(torch, spec.dtype)
+        self.segments = segments(cases, order)
+        self.k, self.v = torch.full(shape, torch.nan), torch.full(shape, torch.nan)
+        for pages, (_, kv_len, _) in zip(order, cases, strict=True):
+            for position in range(kv_len):
+                page, at = pages[position // spec.page_size], position % spec.page_size
+                self.k[:, page, at] = torch.randn(shape[0], shape[3])
+                self.v[:, page, at] = torch.randn(shape[0], shape[3])
+        self.k, self.v = self.k.to(dtype), self.v.to(dtype)
+        rows = int(self.segments.rows[-1])
+        self.q = torch.randn(rows, spec.num_heads, spec.head_dim).to(dtype)
+
+    @torch.inference_mode()
+    def run(
+        self, module: Any, name: str, splits: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        out, lse = torch.full_like(self.q, torch.nan), torch.full(self.q.shape[:2], torch.nan)
+        prepared = module.prepare(self.segments)
+        if splits is not None:
+            prepared = prepared._replace(splits=splits)
+        getattr(module, name)(self.q, self.k, self.v, prepared, out, lse)
+        return out, lse
+
+
+def check(case: Case, found: tuple[torch.Tensor, torch.Tensor]) -> None:
+    out, lse = reference_attention(case.q, case.k, case.v, case.segments)
+    torch.testing.assert_close(found[1].double(), lse, atol=3e-6, rtol=1e-6)
+    atol = 3e-6 if case.q.dtype == torch.float32 else 4e-3
+    torch.testing.assert_close(found[0].double(), out, atol=atol, rtol=1e-5)
 
 
 def segments(cases: Sequence[tuple[int, int, int]], pages: torch.Tensor) -> Segments:

@@ -8,8 +8,6 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from mnemoc.artifact import Segments
-from mnemoc.codegen.kernels import KernelSpec
 
 TARGETS = ["cpu", "cuda:sm_90"]
 SHAPES = [  # (query heads, KV heads), head dim, page size
@@ -44,45 +42,6 @@ DECODES = {  # kv_len, past
 }
 
 
-class Case:
-    """Random queries and caches; every other segment's pages are scattered. Unused slots are NaN."""
-
-    def __init__(self, spec: KernelSpec, cases: list[tuple[int, int, int]], cut: Any) -> None:
-        torch.manual_seed(0)
-        longest = max(kv_len for _, kv_len, _ in cases)
-        per_segment = max(1, -(-longest // spec.page_size))
-        order = torch.arange(per_segment * len(cases)).view(len(cases), per_segment)
-        order[1::2] = order[1::2].flip(1)
-        shape = (spec.num_kv_heads, order.numel(), spec.page_size, spec.head_dim)
-        dtype = getattr(torch, spec.dtype)
-        self.segments: Segments = cut(cases, order)
-        self.k, self.v = torch.full(shape, torch.nan), torch.full(shape, torch.nan)
-        for pages, (_, kv_len, _) in zip(order, cases, strict=True):
-            for position in range(kv_len):
-                page, at = pages[position // spec.page_size], position % spec.page_size
-                self.k[:, page, at] = torch.randn(shape[0], shape[3])
-                self.v[:, page, at] = torch.randn(shape[0], shape[3])
-        self.k, self.v = self.k.to(dtype), self.v.to(dtype)
-        rows = int(self.segments.rows[-1])
-        self.q = torch.randn(rows, spec.num_heads, spec.head_dim).to(dtype)
-
-    @torch.inference_mode()
-    def run(self, module: Any, name: str, splits: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-        out, lse = torch.full_like(self.q, torch.nan), torch.full(self.q.shape[:2], torch.nan)
-        prepared = module.prepare(self.segments)
-        if splits is not None:
-            prepared = prepared._replace(splits=splits)
-        getattr(module, name)(self.q, self.k, self.v, prepared, out, lse)
-        return out, lse
-
-
-def check(case: Case, found: tuple[torch.Tensor, torch.Tensor], attend: Any) -> None:
-    out, lse = attend(case.q, case.k, case.v, case.segments)
-    torch.testing.assert_close(found[1].double(), lse, atol=3e-6, rtol=1e-6)
-    atol = 3e-6 if case.q.dtype == torch.float32 else 4e-3
-    torch.testing.assert_close(found[0].double(), out, atol=atol, rtol=1e-5)
-
-
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_prefill_equals_the_reference_on_every_kind_of_segment(
@@ -90,9 +49,9 @@ def test_prefill_equals_the_reference_on_every_kind_of_segment(
 ) -> None:
     heads, head_dim, page_size = shape
     a_spec = kit.spec(target, heads=heads, head_dim=head_dim, page_size=page_size)
-    case = Case(a_spec, list(CHUNKS.values()), kit.cut)
+    case = kit.case(a_spec, list(CHUNKS.values()))
     module = kit.load(a_spec, "attention_prefill")
-    check(case, case.run(module, "attention_prefill", None if target == "cpu" else 1), kit.attend)
+    kit.check(case, case.run(module, "attention_prefill", None if target == "cpu" else 1))
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -102,9 +61,9 @@ def test_decode_equals_the_reference_on_every_kind_of_shard(
 ) -> None:
     heads, head_dim, page_size = shape
     a_spec = kit.spec(target, heads=heads, head_dim=head_dim, page_size=page_size)
-    case = Case(a_spec, [(1, kv_len, past) for kv_len, past in DECODES.values()], kit.cut)
+    case = kit.case(a_spec, [(1, kv_len, past) for kv_len, past in DECODES.values()])
     module = kit.load(a_spec, "attention_decode")
-    check(case, case.run(module, "attention_decode", None if target == "cpu" else 1), kit.attend)
+    kit.check(case, case.run(module, "attention_decode", None if target == "cpu" else 1))
 
 
 @pytest.mark.parametrize("name", ["attention_prefill", "attention_decode"])
@@ -114,24 +73,16 @@ def test_splitting_the_keys_changes_nothing(name: str, splits: int, kit: Any) ->
     cases = [(3, 150, 147), (2, 0, 0), (4, 10, -2), (2, 70, 68)]
     if name == "attention_decode":
         cases = [(1, 150, 149), (1, 0, 3), (1, 10, -1), (1, 70, 80)]
-    case = Case(a_spec, cases, kit.cut)
-    check(case, case.run(kit.load(a_spec, name), name, splits), kit.attend)
+    case = kit.case(a_spec, cases)
+    kit.check(case, case.run(kit.load(a_spec, name), name, splits))
 
 
 @pytest.mark.parametrize("name", ["attention_prefill", "attention_decode"])
 @pytest.mark.parametrize("page_size", [16, 64])
 def test_half_precision_errs_by_its_rounding_only(name: str, page_size: int, kit: Any) -> None:
     a_spec = kit.spec("cuda:sm_90", heads=(4, 1), page_size=page_size, dtype="float16")
-    case = Case(a_spec, [(1, 150, 149), (1, 20, 19)], kit.cut)
-    check(case, case.run(kit.load(a_spec, name), name, 1), kit.attend)
-
-
-def test_cpu_decode_is_the_same_block_by_block(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    a_spec = kit.spec("cpu", heads=(8, 2))
-    module = kit.load(a_spec, "attention_decode")
-    monkeypatch.setattr(module, "BLOCK", 48)
-    case = Case(a_spec, [(1, 150, 149), (1, 48, 47), (1, 49, 48)], kit.cut)
-    check(case, case.run(module, "attention_decode", None), kit.attend)
+    case = kit.case(a_spec, [(1, 150, 149), (1, 20, 19)])
+    kit.check(case, case.run(kit.load(a_spec, name), name, 1))
 
 
 def test_a_short_chunk_over_a_long_context_fills_the_device(kit: Any) -> None:
@@ -157,7 +108,7 @@ def test_keys_split_anywhere_over_two_groups_merge_to_the_whole(target: str, kit
     def holds(rows: int, past: int, share: float) -> None:
         kv_len = past + rows
         first = round(kv_len * share / 16) * 16  # a page's boundary, also at neither end or both
-        case = Case(a_spec, [(rows, kv_len, past)], kit.cut)
+        case = kit.case(a_spec, [(rows, kv_len, past)])
         whole = case.run(prefill, "attention_prefill", None)
         pages = case.segments.pages
         case.segments = kit.cut([(rows, min(first, kv_len), past)], pages)

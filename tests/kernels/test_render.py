@@ -70,6 +70,7 @@ def _functions(files: dict[str, str], names: set[str]) -> dict[tuple[str, str], 
     return {
         (path, node.name): [argument.arg for argument in node.args.args]
         for path, text in files.items()
+        if path.endswith(".py")
         for node in ast.parse(text).body
         if isinstance(node, ast.FunctionDef) and node.name in names
     }
