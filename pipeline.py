@@ -91,7 +91,7 @@ def apply(planned: Planned) -> tuple[Module, Module]:
     sharded = verify(shard(source, tp=layout.tp, kvp=layout.kvp))
     fused = verify(fuse(sharded))
     counts, roles = [s.num_layers for s in stages], [s.role for s in stages]
-    return source, verify(lower(verify(split_stages(fused, counts, roles))))
+    return source, verify(lower(verify(split_stages(fused, counts, roles)), planned.plan.target))
 
 
 def emit(planned: Planned, out: Path, progress: Progress = _silent) -> Manifest:

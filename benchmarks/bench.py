@@ -43,10 +43,10 @@ PIPELINE_MODEL = {
     "head_dim": 64,
     "intermediate_size": 1408,
 }
-SEQUENCE_MODEL = {  # much KV per token and little else: decode is bound by reading it
+SEQUENCE_MODEL = {  # 8 query heads on a KV head, as Llama-3 70B: decode is attention and little else
     "hidden_size": 256,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
+    "num_attention_heads": 32,
     "num_key_value_heads": 4,
     "head_dim": 64,
 }

@@ -18,6 +18,9 @@ from .templating import render
 BLOCK_BYTES = 16 * 1024
 """Bytes of keys that the CPU decode works on at a time: half of a first-level cache."""
 
+FEW_ROWS = 8
+"""Rows of a matrix product that the CPU's own kernel serves; torch is faster above. Measured."""
+
 LANES: Mapping[int, tuple[str, int]] = {16: ("__AVX512F__", 16), 8: ("__AVX__", 8), 4: ("", 8)}
 """Floats of a CPU's vectors: the macro that says so, and registers for a tile of outputs. 4: any CPU."""
 
@@ -62,13 +65,19 @@ _COMMON = (
     *("rms_norm.py", "rope_append.py"),
 )
 _FILES = {
-    "cpu": {name: f"torch/{name}" for name in (*_COMMON, "paging.py", "rotary.py", "swiglu.py")},
+    "cpu": {
+        name: f"torch/{name}"
+        for name in (
+            *(*_COMMON, "linear.c", "linear.py", "native.py"),
+            *("paging.py", "rotary.py", "swiglu.py"),
+        )
+    },
     "cuda": {
         **{name: f"triton/{name}" for name in (*_COMMON, "splits.py", "swiglu.py")},
         "rotary.py": "torch/rotary.py",  # once a step, for all layers: not worth a kernel of its own
     },
 }
-_COMPILED = {name: f"torch/{name}" for name in ("attention_decode.c", "native.py")}
+_COMPILED = {"attention_decode.c": "torch/attention_decode.c"}
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,8 @@ def _cpu(spec: KernelSpec) -> dict[str, object]:
         "block": max(n for n in range(1, held + 1) if spec.page_size % n == 0),
         "scale": spec.head_dim**-0.5,
         "widths": [_width(spec, lanes) for lanes in LANES if spec.head_dim % lanes == 0],
+        "lanes": {lanes: macro for lanes, (macro, _) in LANES.items()},
+        "few": FEW_ROWS,
     }
 
 

@@ -152,6 +152,12 @@ def _embed(op: Op, f: _Function) -> list[str]:
     ]
 
 
+def _linear(op: Op, f: _Function) -> list[str]:
+    library = "F." if op.attrs["kernel"] == "torch" else ""
+    operands = ", ".join(f.ref(name) for name in op.operands)
+    return [f"{op.results[0].name} = {library}linear({operands})"]
+
+
 def _add(op: Op, f: _Function) -> list[str]:
     a, b = op.operands
     in_place = "_" if f.may_overwrite(a, op) else ""
@@ -196,7 +202,7 @@ _EMIT: Mapping[str, Callable[[Op, _Function], list[str]]] = {
     "rotary": _call("rotary({0})"),
     "rms_norm": _call("rms_norm({all})"),
     "add_rms_norm": _call("add_rms_norm({all})"),
-    "linear": _call("F.linear({all})"),
+    "linear": _linear,
     "add": _add,
     "swiglu": _call("swiglu({0})"),
     "merge_heads": _call("{0}.flatten(1)"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..graph import Function, Module, Op
+from ..graph import Module, Op
 
 KERNELS = {
     "param": "none",
@@ -33,16 +33,20 @@ KERNELS = {
 }
 
 
-def lower(module: Module) -> Module:
+CPU_KERNELS = {**KERNELS, "linear": "kernels.linear"}
+"""On a CPU the vendor's products of few rows are slow, so that products have a kernel too."""
+
+
+def lower(module: Module, target: str) -> Module:
     """The module with a kernel for each op. Ops that only `fuse` can serve are our fault here."""
-    functions = {name: _lower(function) for name, function in module.functions.items()}
+    kernels = CPU_KERNELS if target == "cpu" else KERNELS
+
+    def assign(op: Op) -> Op:
+        assert op.name in kernels, f"no kernel serves {op.name}: was the module fused?"
+        return dataclasses.replace(op, attrs={**op.attrs, "kernel": kernels[op.name]})
+
+    functions = {
+        name: dataclasses.replace(function, ops=tuple(map(assign, function.ops)))
+        for name, function in module.functions.items()
+    }
     return dataclasses.replace(module, functions=functions)
-
-
-def _lower(function: Function) -> Function:
-    return dataclasses.replace(function, ops=tuple(map(_assign, function.ops)))
-
-
-def _assign(op: Op) -> Op:
-    assert op.name in KERNELS, f"no kernel serves {op.name}: was the module fused?"
-    return dataclasses.replace(op, attrs={**op.attrs, "kernel": KERNELS[op.name]})

@@ -54,7 +54,9 @@ def schedule(spec, layout, layers, **plan):
     plan = make_plan(layout, layers, **plan)
     sharded = shard(build(spec, plan.dtype), tp=layout.tp, kvp=layout.kvp)
     names = [stage.role for stage in plan.stages]
-    return plan, render_schedule(lower(split_stages(fuse(sharded), layers, names)), plan)
+    return plan, render_schedule(
+        lower(split_stages(fuse(sharded), layers, names), plan.target), plan
+    )
 
 
 def test_golden_text_of_both_stages_of_a_3d_layout(golden):

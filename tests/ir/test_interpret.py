@@ -47,7 +47,7 @@ def apply(module, layers, tp, kvp, split):
     sharded = verify(shard(module, tp=tp, kvp=kvp))
     names = [f"stage_{i}" for i in range(len(split))]
     assert sum(split) == layers
-    return verify(lower(verify(split_stages(verify(fuse(sharded)), split, names))))
+    return verify(lower(verify(split_stages(verify(fuse(sharded)), split, names)), "cpu"))
 
 
 @st.composite

@@ -122,7 +122,7 @@ def compile_plan(model: Path, plan: Plan, workload: Workload, directory: Path) -
     source = build(spec, plan.dtype)
     sharded = fuse(shard(source, tp=plan.layout.tp, kvp=plan.layout.kvp))
     counts, roles = [s.num_layers for s in plan.stages], [s.role for s in plan.stages]
-    planned = lower(split_stages(sharded, counts, roles))
+    planned = lower(split_stages(sharded, counts, roles), "cpu")
     seconds = sympy.Float(1e-6) * (sizes.T + sizes.QK / 1000 + sizes.KD / 1000)
     names = ("step", "embed", "rotation", "layer", "head", "hop")
     formulas = {name: {"linear": seconds} for name in names}

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ..kernels import attention_decode, attention_prefill
+from ..kernels.linear import linear
 from ..kernels.rms_norm import add_rms_norm, rms_norm
 from ..kernels.rope_append import rope_append
 from ..kernels.rotary import rotary
@@ -135,7 +136,7 @@ def layer(w, k_cache, v_cache, batch, decode, prefill, x, rot):
     # %normed = rms_norm %x, %attention_norm {eps=1e-05} : f32[T, 256]
     normed = rms_norm(x, w.attention_norm)
     # %qkv = linear %normed, %w_qkv : f32[T, 512]
-    qkv = F.linear(normed, w.w_qkv)
+    qkv = linear(normed, w.w_qkv)
     # %q_rotated, %kv_new = rope_append %qkv, %rot, %kv {eps=0.0, heads=8}
     #   : f32[T, 8, 32]; f32[KV, 2, 4, 32]
     q_rotated = rope_append(qkv, rot, k_cache, v_cache, batch.slots)
@@ -149,16 +150,16 @@ def layer(w, k_cache, v_cache, batch, decode, prefill, x, rot):
     # %attention = merge_heads %out : f32[T, 256]
     attention = out.flatten(1)
     # %o = linear %attention, %w_o : f32[T, 256]
-    o = F.linear(attention, w.w_o)
+    o = linear(attention, w.w_o)
     # %ffn_input, %x_attention = add_rms_norm %o, %x, %ffn_norm {eps=1e-05}
     #   : f32[T, 256]; f32[T, 256]
     ffn_input, x_attention = add_rms_norm(o, x, w.ffn_norm)
     # %gate_up = linear %ffn_input, %w_gate_up : f32[T, 1376]
-    gate_up = F.linear(ffn_input, w.w_gate_up)
+    gate_up = linear(ffn_input, w.w_gate_up)
     # %active = swiglu %gate_up : f32[T, 688]
     active = swiglu(gate_up)
     # %down = linear %active, %w_down : f32[T, 256]
-    down = F.linear(active, w.w_down)
+    down = linear(active, w.w_down)
     # %y = add %x_attention, %down : f32[T, 256]
     y = x_attention.add_(down)
     return y
@@ -170,7 +171,7 @@ def head(w, x, last):
     # %normed = rms_norm %rows, %final_norm {eps=1e-05} : f32[R, 256]
     normed = rms_norm(rows, w.final_norm)
     # %logits = linear %normed, %w_head : f32[R, 512]
-    logits = F.linear(normed, w.w_head)
+    logits = linear(normed, w.w_head)
     return logits
 
 
