@@ -2,7 +2,9 @@
 
 from .cluster import CALIBRATED, Cluster, clusters, load_cluster, measured_path, write_cluster
 from .cost import StageFormulas
+from .curves import through
 from .plan import Made, make_plan
+from .price import one_layer
 
 __all__ = [
     "CALIBRATED",
@@ -13,5 +15,7 @@ __all__ = [
     "load_cluster",
     "make_plan",
     "measured_path",
+    "one_layer",
+    "through",
     "write_cluster",
 ]

@@ -144,8 +144,8 @@ def _points(listed: Any, key: str, where: str, how: str) -> Points:
         if high < low:
             do = "measure again, or give the smaller share for both sizes"
             raise BadInput(f"{key} falls as its size grows", where=where, got=between, do=do)
-        if high / low > large / small * (1 + 1e-9):
-            do = "measure again: with such a jump more work would take less time"
+        if high / low > 2 * large / small:
+            do = "measure again: more work would take half the time"
             raise BadInput(f"{key} jumps", where=where, got=between, do=do)
         if large / small > WIDEST_GAP:
             do = f"give a point between: neighbours may lie a factor of {WIDEST_GAP:,} apart"
