@@ -1,7 +1,8 @@
 """`mnemoc calibrate`: this machine → a cluster file whose figures were measured on it.
 
-First the kernels that plans emit, on all cores at once; then the engine, running a small plan on one
-core: its time between tokens beyond what the kernels explain is the overhead of an iteration.
+First the kernels that plans emit, on all cores at once, by size; what a whole layer takes beyond them is
+the cost of its launches. Then the engine, running a small plan on one core: its time between tokens beyond
+what all this explains is the overhead of an iteration.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import dataclasses
 import os
 import statistics
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,12 @@ from . import artifact, pipeline
 from .artifact import Workload
 
 if TYPE_CHECKING:
+    from .console import Progress
+    from .ir.model import ModelSpec
     from .planner import Cluster
+    from .runtime.calibrate import Figures
+
+    Figure = tuple[float | Sequence[tuple[float, float]], str, str]
 
 SHAPE: Mapping[str, Any] = {
     "hidden": 512,
@@ -32,63 +39,118 @@ SHAPE: Mapping[str, Any] = {
 WORKLOAD = Workload(context=8192, ttft_s=1e6, tbt_s=1e6)
 ONE_RANK = {"tp": 1, "spp": 1, "kvp": 1}
 
-# Key of the cluster file, figure, unit.
-KEYS = (
-    ("peak.float32", "peak", "FLOP/s"),
-    ("memory.bandwidth", "bandwidth", "B/s"),
-    ("efficiency.matmul", "matmul", "1"),
-    ("efficiency.attention_prefill", "attention_prefill", "1"),
-    ("efficiency.attention_decode", "attention_decode", "1"),
-    ("efficiency.memory", "memory", "1"),
-    ("overhead.launch", "launch_s", "s"),
-    ("overhead.iteration", "iteration_s", "s"),
-    ("links.intra.latency", "latency_s", "s"),
-    ("links.intra.bandwidth", "link", "B/s"),
-    ("links.inter.latency", "latency_s", "s"),
-    ("links.inter.bandwidth", "link", "B/s"),
-)
+LINKS = ("links.intra", "links.inter")
+SOURCE = "measured by mnemoc calibrate on this machine"
 
 
 def calibrate(
-    out: Path | None, progress: pipeline.Progress = lambda message: None
-) -> tuple[Path, dict[str, float]]:
-    """Measure and write `out`, or the file that `--cluster local` reads. Returns path and figures."""
+    out: Path | None, progress: Progress | None = None, *, quick: bool = False
+) -> tuple[Path, Cluster]:
+    """Measure and write `out`, or the file that `--cluster local` reads.
+
+    quick: fewer sizes, in a third of the time.
+    """
     from .ir.model import load_model
     from .planner import load_cluster, measured_path
     from .runtime.calibrate import measure
     from .runtime.init_model import Blueprint, init_model
 
     spec = dataclasses.replace(load_model("tiny-llama"), **SHAPE)
-
-    def compile_for(cluster: Cluster, folder: Path) -> Path:
-        planned = pipeline.plan_for(spec, cluster, WORKLOAD, pinned=ONE_RANK)
-        pipeline.emit(planned, folder)
-        return folder
-
+    say = _Steps(progress)
     with tempfile.TemporaryDirectory(prefix="mnemoc-calibrate-") as scratch:
         work = Path(scratch)
         cores = len(os.sched_getaffinity(0))
-        progress(f"measuring the kernels on {cores} cores at once")
-        kernels = compile_for(load_cluster("local"), work / "kernels")
-        figures = {**measure(kernels, cores), "iteration_s": 0.0}
-        progress("measuring the engine")
-        provisional = write(work / "local.toml", figures)
+        say.at("measuring the kernels", 0.0)
+        _compile(spec, load_cluster("local"), work / "kernels")
+        measured = measure(
+            work / "kernels", cores, quick, lambda f: say.at("measuring the kernels", f * _KERNELS)
+        )
+        say.at("measuring the engine", _KERNELS)
+        figures = _figures(measured)
+        free = _write(work / "free.toml", figures)
+        figures["overhead.launch"] = (_launch_s(spec, free, measured.layer_s), "s", SOURCE)
+        provisional = _write(work / "local.toml", figures)
         weights = Blueprint({}, spec.tensors(), spec.dtype, spec.vocab, None, ())
         init_model(weights, work / "model", seed=0, max_shard_bytes=1 << 30)
-        engine_plan = compile_for(provisional, work / "engine")
-        figures["iteration_s"] = iteration_s(engine_plan, work / "model")
+        _compile(spec, provisional, work / "engine")
+        overhead_s = iteration_s(work / "engine", work / "model")
+        figures["overhead.iteration"] = (overhead_s, "s", SOURCE)
     path = out or measured_path()
-    write(path, figures)
-    return path, figures
+    return path, _write(path, figures)
 
 
-def write(path: Path, figures: Mapping[str, float]) -> Cluster:
+_KERNELS = 0.75  # of the whole time
+
+
+class _Steps:
+    """Progress with the time that is left, as far as what is done lets us tell."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress, self.started = progress, time.monotonic()
+
+    def at(self, what: str, fraction: float) -> None:
+        if self.progress is not None:
+            spent_s = time.monotonic() - self.started
+            eta_s = spent_s * (1 - fraction) / fraction if fraction > 0.05 else None
+            self.progress(what, fraction, eta_s)
+
+
+def _compile(spec: ModelSpec, cluster: Cluster, folder: Path) -> None:
+    pipeline.emit(pipeline.plan_for(spec, cluster, WORKLOAD, pinned=ONE_RANK), folder)
+
+
+def _write(path: Path, figures: Mapping[str, Figure]) -> Cluster:
     """A cluster file for this machine; what was not measured stays as shipped."""
-    from .planner import CALIBRATED, write_cluster
+    from .planner import write_cluster
 
-    source = f"{CALIBRATED} on this machine"
-    numbers = {key: (figures[name], unit, source) for key, name, unit in KEYS}
-    return write_cluster(path, name="local", device="CPU core", target="cpu", numbers=numbers)
+    return write_cluster(path, name="local", device="CPU core", target="cpu", figures=figures)
+
+
+def _figures(measured: Figures) -> dict[str, Figure]:
+    """Keys of the cluster file from what was measured; what overheads explain is still zero."""
+    from .planner import through
+
+    peak, stream = measured.peak_flops, measured.bandwidth
+    best = max(rate for _, rate in measured.link)
+    link = through(rising(measured.link, best), "B", SOURCE)
+    figures: dict[str, Figure] = {
+        "peak.float32": (peak, "FLOP/s", SOURCE),
+        "memory.bandwidth": (stream, "B/s", SOURCE),
+        "efficiency.matmul": (rising(measured.matmul, peak), "rows", SOURCE),
+        "efficiency.attention_prefill": (rising(measured.attention_prefill, peak), "rows", SOURCE),
+        "efficiency.attention_decode": (rising(measured.attention_decode, stream), "B", SOURCE),
+        "efficiency.memory": (rising(measured.memory, stream), "B", SOURCE),
+        "overhead.launch": (0.0, "s", SOURCE),
+        "overhead.iteration": (0.0, "s", SOURCE),
+    }
+    for where in LINKS:
+        figures[f"{where}.bandwidth"] = (best * link.full, "B/s", SOURCE)
+        figures[f"{where}.latency"] = (link.half / (best * link.full), "s", SOURCE)
+    return figures
+
+
+def rising(points: Sequence[tuple[float, float]], best: float) -> list[tuple[float, float]]:
+    """Rates as shares of the best, where neighbours that fall are averaged until none does.
+
+    What falls as size grows is noise, or caches that a longer sweep leaves: the mean is the honest figure.
+    """
+    runs: list[list[float]] = []
+    for _, rate in points:
+        runs.append([rate / best])
+        while len(runs) > 1 and statistics.fmean(runs[-2]) > statistics.fmean(runs[-1]):
+            fallen = runs.pop()
+            runs[-1] += fallen
+    shares = [min(1.0, statistics.fmean(run)) for run in runs for _ in run]
+    return [(size, share) for (size, _), share in zip(points, shares, strict=True)]
+
+
+def _launch_s(spec: ModelSpec, cluster: Cluster, layer_s: float) -> float:
+    """Per op, what a layer of one row takes beyond what the curves explain."""
+    from .planner import one_layer
+    from .runtime.calibrate import LAYER_TOKENS
+
+    explained_s, launches = one_layer(spec, cluster, cached=LAYER_TOKENS)
+    return max(0.0, layer_s - explained_s) / launches
 
 
 def iteration_s(directory: Path, weights: Path, prompt: int = 512, tokens: int = 64) -> float:

@@ -18,11 +18,9 @@ from .artifact import Manifest, Plan, Workload
 from .codec import from_json, to_json
 
 if TYPE_CHECKING:
-    import sympy
-
     from .ir.graph import Module
     from .ir.model import ModelSpec
-    from .planner import Cluster
+    from .planner import Cluster, StageFormulas
 
 Progress = Callable[[str], None]
 VERIFY_TOKENS = 2048
@@ -40,7 +38,7 @@ class Planned:
     cluster: Cluster
     workload: Workload
     plan: Plan
-    formulas: Mapping[str, Mapping[str, sympy.Expr]]
+    formulas: StageFormulas
 
 
 def plan(
@@ -135,9 +133,10 @@ def _files(planned: Planned, progress: Progress) -> dict[str, bytes]:
     from .codegen import emit as emit_files
 
     source, module = apply(planned)
-    return emit_files(
-        Emission(planned.spec, planned.plan, source, module, planned.formulas), progress
-    )
+    parts = {block: formula.parts for block, formula in planned.formulas.items()}
+    host_s = {block: formula.host_s for block, formula in planned.formulas.items()}
+    job = Emission(planned.spec, planned.plan, source, module, parts, host_s)
+    return emit_files(job, progress)
 
 
 # ----------------------------------------------------------------------------------------- verify

@@ -56,13 +56,19 @@ def make_model(directory: Path, **config: Any) -> Path:
 
 
 def make_plan(
-    out: Path, model: Path, cluster: Path, layout: str, context: int, output_tokens: int
+    out: Path,
+    model: Path,
+    cluster: Path,
+    layout: str,
+    context: int,
+    output_tokens: int,
+    tbt: str = "60s",
 ) -> dict[str, Any]:
-    """A plan with the layout pinned, whatever the promise; its JSON."""
+    """A plan with the layout pinned, within a TBT promise that bounds its chunks; its JSON."""
     ranks = 1
     for part in layout.split(","):
         ranks *= int(part.partition("=")[2])
-    promise = ("--ttft", "10h", "--tbt", "60s", "--objective", "ttft")
+    promise = ("--ttft", "10h", "--tbt", tbt, "--objective", "ttft")
     size = ("--context", context, "--output-tokens", output_tokens, "--gpus", ranks)
     pinned = ("--cluster", cluster, "--layout", layout, "-o", out, "--json")
     plan: dict[str, Any] = json.loads(mnemoc("plan", model, *pinned, *size, *promise))

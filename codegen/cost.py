@@ -19,16 +19,20 @@ _DOCS = {
 }
 
 
-def render_cost(formulas: Mapping[str, Mapping[str, sympy.Expr]], plan: Plan) -> str:
+def render_cost(
+    formulas: Mapping[str, Mapping[str, sympy.Expr]], host_s: Mapping[str, float], plan: Plan
+) -> str:
     """The source of cost.py.
 
     formulas: block → part → seconds in the six symbols of `ir.sizes`; every block has every part
+    host_s: by block, what its launches take the host; 0 where the host never waits for itself
     """
     parts = list(formulas["layer"])
     blocks = [
         {
             "name": name,
             "doc": _DOCS[name],
+            "host_s": host_s[name],
             "parts": [(part, sympy.pycode(formulas[name][part])) for part in parts],
         }
         for name in formulas
@@ -44,6 +48,8 @@ def render_cost(formulas: Mapping[str, Mapping[str, sympy.Expr]], plan: Plan) ->
         parts=parts,
         stages=stages,
         blocks=blocks,
+        launch=parts.index("launch"),
+        paced=any(host_s.values()),
         always=[f"{name}_parts_s" for name in ("step", "rotation") if name in formulas],
         uses_math=any("math." in text for block in blocks for _, text in block["parts"]),
     )

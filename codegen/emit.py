@@ -19,13 +19,17 @@ from .schedule import render_schedule
 
 @dataclass(frozen=True)
 class Emission:
-    """What codegen is given. `source` is the module before planning, `planned` the lowered one."""
+    """What codegen is given. `source` is the module before planning, `planned` the lowered one.
+
+    formulas, host_s: what prices each block (see `cost.render_cost`)
+    """
 
     spec: ModelSpec
     plan: Plan
     source: Module
     planned: Module
     formulas: Mapping[str, Mapping[str, sympy.Expr]]
+    host_s: Mapping[str, float]
 
 
 def emit(job: Emission, progress: Callable[[str], None] = lambda message: None) -> dict[str, bytes]:
@@ -37,7 +41,7 @@ def emit(job: Emission, progress: Callable[[str], None] = lambda message: None) 
         "ir/planned.mir": print_module(job.planned),
         **kernels,
         **render_schedule(job.planned, job.plan),
-        "cost.py": render_cost(job.formulas, job.plan),
+        "cost.py": render_cost(job.formulas, job.host_s, job.plan),
     }
     files = {path: text.encode() for path, text in texts.items()}
     if job.plan.target.startswith("cuda"):

@@ -30,6 +30,12 @@ T, R, QK, KV, KD, X = SYMBOLS = tuple(symbol(name) for name in ("T", "R", "QK", 
 Size: TypeAlias = int | sympy.Expr
 
 
+@cache
+def any_of(symbol: sympy.Symbol) -> sympy.Expr:
+    """1 where there is any of it, else 0. Symbols are positive to sympy, and really may be 0."""
+    return sympy.Min(1, symbol, evaluate=False)
+
+
 def normal(size: Size) -> Size:
     """The one normal form: a Python int where it is a number, expanded otherwise."""
     if isinstance(size, int):

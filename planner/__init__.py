@@ -1,15 +1,21 @@
 """Model, cluster and promise → plan: cost model, chunk schedule, program for HiGHS, explanation."""
 
 from .cluster import CALIBRATED, Cluster, clusters, load_cluster, measured_path, write_cluster
+from .cost import StageFormulas
+from .curves import through
 from .plan import Made, make_plan
+from .price import one_layer
 
 __all__ = [
     "CALIBRATED",
     "Cluster",
     "Made",
+    "StageFormulas",
     "clusters",
     "load_cluster",
     "make_plan",
     "measured_path",
+    "one_layer",
+    "through",
     "write_cluster",
 ]

@@ -2,6 +2,11 @@
 
     bandwidth = { value = 3.35, unit = "TB/s", source = "datasheet: H100 SXM" }
 
+and an efficiency that grows with size is given by points, [size, share], as measured or published
+(see `curves`); a share that is the same at every size is written like any other number:
+
+    attention_decode = { points = [[67e6, 0.43], [537e6, 0.82]], unit = "B", source = "published: ..." }
+
 Values are turned into base units (FLOP/s, B/s, B, s) when read. Unknown keys, missing keys, wrong
 units and impossible numbers are BadInput: what is unknown is an error, never an invented number.
 
@@ -16,12 +21,13 @@ import json
 import math
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import BadInput
+from .curves import Curve, read_curve
 
 CALIBRATED = "measured by mnemoc calibrate"
 """How the source of a figure begins that was measured on the machine itself."""
@@ -49,12 +55,9 @@ FIELDS: Mapping[str, str] = {
     "memory.bandwidth": "bandwidth",
     "memory.capacity": "size",
     "memory.reserve": "size",
-    "efficiency.matmul": "share",
-    "efficiency.attention_prefill": "share",
-    "efficiency.attention_decode": "share",
-    "efficiency.memory": "share",
     "efficiency.link": "share",
     "overhead.launch": "time",
+    "overhead.launch_captured": "time",
     "overhead.iteration": "time",
     "links.intra.latency": "time",
     "links.intra.bandwidth": "bandwidth",
@@ -62,10 +65,30 @@ FIELDS: Mapping[str, str] = {
     "links.inter.bandwidth": "bandwidth",
     "price.device_hour": "price",
 }
-OPTIONAL = {"peak.bfloat16", "peak.float16", "peak.float32", "price.device_hour"}
+OPTIONAL = {
+    "peak.bfloat16",
+    "peak.float16",
+    "peak.float32",
+    "overhead.launch_captured",
+    "price.device_hour",
+}
+
+# Every curve, by dotted key → the unit of its sizes.
+CURVES: Mapping[str, Mapping[str, float]] = {
+    "efficiency.matmul": {"rows": 1.0},
+    "efficiency.attention_prefill": {"rows": 1.0},
+    "efficiency.attention_decode": UNITS["size"],
+    "efficiency.memory": UNITS["size"],
+}
 TEXTS = ("name", "device", "target")
 TARGETS = ("cuda:sm_80", "cuda:sm_90", "cuda:sm_100", "cpu")
-_MAY_BE_ZERO = {"memory.reserve", "overhead.launch", "overhead.iteration", "price.device_hour"}
+_MAY_BE_ZERO = {
+    "memory.reserve",
+    "overhead.launch",
+    "overhead.launch_captured",
+    "overhead.iteration",
+    "price.device_hour",
+}
 _AUTO = {"devices_per_node", "memory.capacity"}
 
 
@@ -80,9 +103,10 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster of equal nodes of equal devices. `numbers` holds every figure by its dotted key.
+    """A cluster of equal nodes of equal devices.
 
-    origin: the file it was read from, for errors and notes.
+    origin: the file it was read from, for errors and notes
+    numbers: every single figure by its dotted key; curves: every efficiency that grows, by its name
     """
 
     name: str
@@ -90,6 +114,7 @@ class Cluster:
     target: str
     origin: str
     numbers: Mapping[str, Quantity]
+    curves: Mapping[str, Curve]
 
     def __getitem__(self, key: str) -> float:
         """A figure in base units; BadInput if the file does not know it."""
@@ -116,7 +141,9 @@ class Cluster:
     def describe(self) -> dict[str, Any]:
         """As plain data, for manifests. Where the file lay on this machine is left out."""
         numbers = {key: dataclasses.asdict(q) for key, q in self.numbers.items()}
-        return {key: getattr(self, key) for key in TEXTS} | {"numbers": numbers}
+        curves = {name: dataclasses.asdict(curve) for name, curve in self.curves.items()}
+        texts = {key: getattr(self, key) for key in TEXTS}
+        return texts | {"numbers": numbers, "curves": curves}
 
     @property
     def usable_bytes(self) -> int:
@@ -156,17 +183,19 @@ def write_cluster(
     name: str,
     device: str,
     target: str,
-    numbers: Mapping[str, tuple[float, str, str]],
+    figures: Mapping[str, tuple[float | Sequence[tuple[float, float]], str, str]],
 ) -> Cluster:
-    """Write a cluster file from dotted key → (value, unit, source), and read it back.
+    """Write a cluster file from dotted key → (value or points, unit, source), and read it back.
 
-    Keys that `numbers` lacks are taken from the shipped file of that name, if there is one.
+    Keys that `figures` lacks are taken from the shipped file of that name, if there is one.
     """
     shipped = _SHIPPED / f"{name}.toml"
     tree = _tables(shipped.read_text(), str(shipped)) if shipped.exists() else {}
-    entries = {key: entry for key in FIELDS if (entry := _find(tree, key)) is not None}
-    for key, (value, unit, source) in numbers.items():
-        entries[key] = {"value": value, "unit": unit, "source": source}
+    keys = (*FIELDS, *CURVES)
+    entries = {key: entry for key in keys if (entry := _find(tree, key)) is not None}
+    for key, (value, unit, source) in figures.items():
+        what = "value" if isinstance(value, int | float) else "points"
+        entries[key] = {what: value, "unit": unit, "source": source}
     lines = [f"{key} = {json.dumps(text)}" for key, text in _texts(name, device, target)]
     for key, entry in entries.items():
         body = ", ".join(f"{k} = {_literal(v)}" for k, v in entry.items())
@@ -217,11 +246,16 @@ def _parse(text: str, where: str) -> Cluster:
             numbers[key] = _quantity(entry, key, kind, where, texts["target"])
         elif key not in OPTIONAL:
             raise BadInput(f"key {key!r} is missing", where=where)
+    curves = {}
+    for key, units in CURVES.items():
+        if (entry := _find(tree, key)) is None:
+            raise BadInput(f"key {key!r} is missing", where=where)
+        curves[key.rpartition(".")[2]] = read_curve(entry, key, units, where)
     if not any(key.startswith("peak.") for key in numbers):
         raise BadInput("no peak speed is given", where=where, do="add [peak] with a dtype")
     if numbers["memory.reserve"].value >= numbers["memory.capacity"].value:
         raise BadInput("memory.reserve leaves nothing of memory.capacity", where=where)
-    return Cluster(**texts, origin=where, numbers=numbers)
+    return Cluster(**texts, origin=where, numbers=numbers, curves=curves)
 
 
 def _tables(text: str, where: str) -> dict[str, Any]:
@@ -241,8 +275,8 @@ def _find(tree: Mapping[str, Any], key: str) -> Any:
 
 
 def _refuse_unknown_keys(tree: Mapping[str, Any], where: str) -> None:
-    known = {*TEXTS, *FIELDS}
-    tables = {".".join(k.split(".")[:i]) for k in FIELDS for i in range(1, k.count(".") + 1)}
+    known = {*TEXTS, *FIELDS, *CURVES}
+    tables = {".".join(k.split(".")[:i]) for k in known for i in range(1, k.count(".") + 1)}
 
     def walk(node: Mapping[str, Any], prefix: str) -> None:
         for name, value in node.items():

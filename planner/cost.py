@@ -1,23 +1,31 @@
 """Seconds of one micro-batch, from the IR's own counts and the cluster's figures.
 
 For each block of a rank's program and each part that a prediction is broken into, one sympy
-expression in the six sizes of `ir.sizes`:
+expression in the six sizes of `ir.sizes`. With e and h a curve's full share and half size, and g an op's
+grain (see `curves` and `ir.ops.Work`):
 
-    matmul, attention     Max(flops / (peak·e), bytes / (bandwidth·e_b)) on a GPU; on a CPU their sum, for
-                          a core's loads and arithmetic take turns (decode attention: bytes alone, for
-                          its e_b is measured with the arithmetic in it)
-    memory                bytes / (bandwidth·e)
+    matmul, prefill       Max((flops + h·g)/(peak·e), bytes/(bandwidth·e_b))    arithmetic, or streaming under it
+    decode                Max(flops/(peak·e), (bytes + h·g)/(bandwidth·e_b))
+    memory                (bytes + h·g)/(bandwidth·e)
     all_reduce            2·⌈log2 n⌉·α + 2·(n − 1)/n·bytes/β        up and down a tree; ring traffic
     all_gather            ⌈log2 n⌉·α + (n − 1)/n·bytes/β
     exchange              α (where there are peers) + bytes/β        pairwise, all at once
-    launch                one kernel launch per op that computes
+    launch                per op that computes: what lies between two ops on the device; and what the host
+                          needs to launch them all, where that is more than the device's time
+
+α and β are those of the link that the axis crosses; α + bytes/β is the same curve as e(x), written the way
+people write it for messages. e_b is that of one-row products for matmul, of decode for attention.
+
+A host that runs ahead of the device hides its launches behind the kernels: a block takes
+Max(device time, ops·overhead.launch) with ops·overhead.launch_captured inside the device's time, which is
+all that remains where launches are captured in a graph. Emitted programs are not captured today. Where the
+host is the device (a CPU) there is one figure, and it is all inside.
 
 Blocks `embed`, `rotation`, `layer` and `head` are the functions of the module; `step` is what every
 micro-batch costs a stage beside its ops (host time), `hop` sends [T, hidden] to the next stage: α + bytes/β.
 
-α and β are those of the link that the axis crosses; e, e_b shares that are reached. Each line above is a
-`Term`. From terms come both the sympy expressions that the artifact's cost.py prints and, for the search, a
-table of coefficients (every count is affine in the sizes); each plan's re-check compares the two.
+From terms, each a row of coefficients or the larger of two, come both the sympy expressions that the
+artifact's cost.py prints and, for the search, tables; each plan's re-check compares the two.
 """
 
 from __future__ import annotations
@@ -36,7 +44,7 @@ from sympy.printing.pycode import PythonCodePrinter
 from ..artifact import Layout
 from ..ir.graph import Module
 from ..ir.ops import Work, works
-from ..ir.sizes import SYMBOLS, Size, X
+from ..ir.sizes import KD, SYMBOLS, Size, X, any_of
 from .chunks import Floats, Sizes
 from .cluster import Cluster
 
@@ -44,8 +52,24 @@ BLOCKS = ("step", "embed", "rotation", "layer", "head", "hop")
 FUNCTIONS = ("embed", "rotation", "layer", "head")
 PARTS = ("linear", "attention", "communication", "launch", "other")
 
-StageFormulas = Mapping[str, Mapping[str, sympy.Expr]]
-"""block → part → seconds, in the symbols of `ir.sizes`."""
+Row = tuple[float, ...]
+"""Coefficients of an affine size or time: of 1, of each symbol, and of `any_of` those that gate."""
+
+BASIS: tuple[sympy.Expr, ...] = (sympy.S.One, *SYMBOLS, any_of(KD), any_of(X))
+
+
+@dataclass(frozen=True)
+class Formula:
+    """One block: part → seconds on the device, in the symbols of `ir.sizes`, and what its launches take
+    the host. The block takes the longer of the two; what the host takes more counts as launch.
+    """
+
+    parts: Mapping[str, sympy.Expr]
+    host_s: float
+
+
+StageFormulas = Mapping[str, Formula]
+"""block → formula."""
 
 
 @dataclass(frozen=True)
@@ -57,52 +81,40 @@ class Links:
 
 
 @dataclass(frozen=True)
-class Count:
-    """A size with its affine coefficients: of 1 and of each symbol."""
-
-    size: Size
-    row: tuple[float, ...]
-
-
-@dataclass(frozen=True)
 class Task:
     """One work of one op, counted; `launches`: kernel launches that it stands for."""
 
     part: str
     resource: str
     axis: str | None
-    flops: Count
-    bytes: Count
+    flops: Row
+    bytes: Row
+    grain: Row
     launches: int
 
 
 @dataclass(frozen=True)
 class Term:
-    """Max(flops·flop_s, bytes·byte_s) + fixed_s; fixed_s only where there are peers, if `gated`.
-
-    serial: the two are not overlapped, and add up
-    """
+    """Seconds of one work: the larger of two affine functions, or one alone."""
 
     part: str
-    flops: Count
-    flop_s: float
-    bytes: Count
-    byte_s: float
-    fixed_s: float = 0.0
-    gated: bool = False
-    serial: bool = False
+    rows: tuple[Row, ...]
 
     def seconds(self) -> sympy.Expr:
-        moved = self.bytes.size * sympy.Float(self.byte_s)
-        if self.flop_s:
-            busy = self.flops.size * sympy.Float(self.flop_s)
-            moved = busy + moved if self.serial else sympy.Max(busy, moved, evaluate=False)
-        gate = sympy.Min(1, X, evaluate=False) if self.gated else 1
-        return moved + gate * sympy.Float(self.fixed_s)
+        sides = [_expression(row) for row in self.rows]
+        return sides[0] if len(sides) == 1 else sympy.Max(*sides, evaluate=False)
 
 
-Terms = Mapping[str, tuple[Term, ...]]
-"""block → terms."""
+@dataclass(frozen=True)
+class Block:
+    """What a block does on the device, and what its launches take the host."""
+
+    terms: tuple[Term, ...]
+    host_s: float = 0.0
+
+
+Terms = Mapping[str, Block]
+"""block name → block."""
 
 
 def links_of(layout: Layout, cluster: Cluster) -> Links:
@@ -130,19 +142,29 @@ def _tasks(op_works: tuple[Work, ...]) -> Iterator[Task]:
     """The works of one op; the first that is no collective stands for the op's launch."""
     launches = 1
     for work in op_works:
-        flops, moved = _count(work.flops), _count(work.bytes)
         launched = launches if work.axis is None else 0
         launches -= launched
-        yield Task(work.part, work.resource, work.axis, flops, moved, launched)
+        rows = (_row(size) for size in (work.flops, work.bytes, work.grain))
+        yield Task(work.part, work.resource, work.axis, *rows, launched)
 
 
-def _count(size: Size) -> Count:
+def _row(size: Size) -> Row:
     if isinstance(size, int):
-        return Count(size, (float(size),) + (0.0,) * len(SYMBOLS))
+        return (float(size),) + (0.0,) * (len(BASIS) - 1)
     terms = sympy.expand(size).as_coefficients_dict()
-    row = tuple(float(terms.get(key, 0)) for key in (sympy.S.One, *SYMBOLS))
+    row = tuple(float(terms.get(key, 0)) for key in BASIS)
     assert sum(value != 0 for value in row) == len(terms), f"{size} is not affine"
-    return Count(size, row)
+    return row
+
+
+def _expression(row: Row) -> sympy.Expr:
+    pairs = zip(row, BASIS, strict=True)
+    return sympy.Add(*(sympy.Float(value) * base for value, base in pairs if value))
+
+
+def _sum(*weighed: tuple[float, Row]) -> Row:
+    """Σ weight·row."""
+    return tuple(sum(w * row[i] for w, row in weighed) for i in range(len(BASIS)))
 
 
 def price_terms(
@@ -154,50 +176,54 @@ def price_terms(
 ) -> Terms:
     """Seconds for what was counted."""
     pricer = _Pricer(cluster, dtype, mesh, {"tp": "intra", "kvp": links.kvp, "spp": links.spp})
-    blocks = {name: tuple(pricer.terms(tasks[name])) for name in tasks}
-    return {"step": (pricer.fixed(cluster["overhead.iteration"]),), **blocks}
+    blocks = {name: pricer.block(tasks[name]) for name in tasks}
+    return {"step": Block((_launch(cluster["overhead.iteration"]),)), **blocks}
+
+
+def _launch(seconds: float) -> Term:
+    return Term("launch", (_sum((seconds, _row(1))),))
 
 
 def stage_formulas(terms: Terms) -> StageFormulas:
     """Terms as expressions, by block and part."""
     return {
-        block: {
-            part: sympy.Add(*(t.seconds() for t in terms[block] if t.part == part))
-            for part in PARTS
-        }
-        for block in BLOCKS
+        name: Formula(
+            {
+                part: sympy.Add(*(t.seconds() for t in block.terms if t.part == part))
+                for part in PARTS
+            },
+            block.host_s,
+        )
+        for name, block in ((name, terms[name]) for name in BLOCKS)
     }
 
 
 def tabulate(terms: Terms) -> Callable[[Sizes], Mapping[str, Floats]]:
     """sizes → seconds by block, as two products with tables of coefficients."""
-    upper: list[NDArray[np.float64]] = []
-    lower: list[NDArray[np.float64]] = []
+    upper: list[Row] = []
+    lower: list[Row] = []
     ranges: dict[str, tuple[int, int]] = {}
-    for block in BLOCKS:
+    for name in BLOCKS:
         first = len(upper)
-        plain = np.zeros(len(SYMBOLS) + 2)
-        for term in terms[block]:
-            moved = np.array([*term.bytes.row, 0.0]) * term.byte_s
-            moved[-1 if term.gated else 0] += term.fixed_s
-            busy = np.array([*term.flops.row, 0.0]) * term.flop_s
-            if term.flop_s and not term.serial:
-                upper.append(busy)
-                lower.append(moved)
-            else:
-                plain += busy + moved
+        for term in terms[name].terms:
+            if len(term.rows) == 2:
+                upper.append(term.rows[0])
+                lower.append(term.rows[1])
+        plain = _sum(*((1.0, t.rows[0]) for t in terms[name].terms if len(t.rows) == 1))
         upper.append(plain)
         lower.append(plain)
-        ranges[block] = (first, len(upper))
-    uppers, lowers = np.stack(upper), np.stack(lower)
+        ranges[name] = (first, len(upper))
+    uppers, lowers = np.array(upper), np.array(lower)
+    host_s = {name: terms[name].host_s for name in BLOCKS}
 
     def evaluate(sizes: Sizes) -> Mapping[str, Floats]:
         shape = sizes.T.shape
         columns = [np.ones(shape), *(getattr(sizes, str(symbol)) for symbol in SYMBOLS)]
-        columns.append(np.minimum(sizes.X, 1))
+        columns += [np.minimum(sizes.KD, 1), np.minimum(sizes.X, 1)]
         table = np.stack(columns).reshape(len(columns), -1)
         seconds = np.maximum(uppers @ table, lowers @ table)
-        return {b: seconds[i:j].sum(axis=0).reshape(shape) for b, (i, j) in ranges.items()}
+        totals = {name: seconds[i:j].sum(axis=0) for name, (i, j) in ranges.items()}
+        return {n: np.maximum(total, host_s[n]).reshape(shape) for n, total in totals.items()}
 
     return evaluate
 
@@ -205,20 +231,28 @@ def tabulate(terms: Terms) -> Callable[[Sizes], Mapping[str, Floats]]:
 def compile_totals(formulas: StageFormulas) -> Callable[[Sizes], Mapping[str, Floats]]:
     """sizes → seconds by block, vectorised."""
     names = list(formulas)
-    totals = [sympy.Add(*formulas[name].values()) for name in names]
+    totals = [sympy.Add(*formulas[name].parts.values()) for name in names]
     evaluate = _compile(totals)
-    return lambda sizes: dict(zip(names, evaluate(sizes), strict=True))
+
+    def blocks(sizes: Sizes) -> Mapping[str, Floats]:
+        pairs = zip(names, evaluate(sizes), strict=True)
+        return {name: np.maximum(total, formulas[name].host_s) for name, total in pairs}
+
+    return blocks
 
 
 def compile_parts(formulas: StageFormulas) -> Callable[[Sizes], Mapping[str, Mapping[str, Floats]]]:
     """sizes → seconds by block and part, vectorised."""
-    keys = [(block, part) for block in formulas for part in formulas[block]]
-    evaluate = _compile([formulas[block][part] for block, part in keys])
+    keys = [(block, part) for block in formulas for part in PARTS]
+    evaluate = _compile([formulas[block].parts[part] for block, part in keys])
 
     def parts(sizes: Sizes) -> Mapping[str, Mapping[str, Floats]]:
         result: dict[str, dict[str, Floats]] = defaultdict(dict)
         for (block, part), seconds in zip(keys, evaluate(sizes), strict=True):
             result[block][part] = seconds
+        for block, by_part in result.items():
+            waits = formulas[block].host_s - sum(by_part.values())
+            by_part["launch"] = by_part["launch"] + np.maximum(waits, 0)
         return result
 
     return parts
@@ -239,6 +273,15 @@ def _compile(expressions: list[sympy.Expr]) -> Callable[[Sizes], list[Floats]]:
     return evaluate
 
 
+_CURVES: Mapping[str, tuple[str | None, str]] = {
+    "memory": (None, "memory"),
+    "matmul": ("matmul", "memory"),
+    "attention_prefill": ("attention_prefill", "attention_decode"),
+    "attention_decode": ("attention_prefill", "attention_decode"),
+}
+"""resource → the curve of its arithmetic, and the curve of its streaming."""
+
+
 @dataclass(frozen=True)
 class _Pricer:
     cluster: Cluster
@@ -246,38 +289,41 @@ class _Pricer:
     mesh: Mapping[str, int]
     links: Mapping[str, str]
 
-    def terms(self, tasks: Sequence[Task]) -> Iterator[Term]:
-        yield self.fixed(sum(task.launches for task in tasks) * self.cluster["overhead.launch"])
-        for task in tasks:
-            yield self._local(task) if task.axis is None else self._remote(task, task.axis)
-
-    def fixed(self, seconds: float) -> Term:
-        none = _count(0)
-        return Term("launch", none, 0.0, none, 0.0, seconds)
+    def block(self, tasks: Sequence[Task]) -> Block:
+        launches = sum(task.launches for task in tasks)
+        host_s = launches * self.cluster["overhead.launch"]
+        if "overhead.launch_captured" not in self.cluster.numbers:
+            between_s, host_s = host_s, 0.0
+        else:
+            between_s = launches * self.cluster["overhead.launch_captured"]
+        priced = (
+            self._local(task) if task.axis is None else self._remote(task, task.axis)
+            for task in tasks
+        )
+        return Block((_launch(between_s), *priced), host_s)
 
     def _local(self, task: Task) -> Term:
-        compute, stream = {
-            "memory": (None, "memory"),
-            "matmul": ("matmul", "memory"),
-            "attention_prefill": ("attention_prefill", "attention_decode"),
-            "attention_decode": ("attention_prefill", "attention_decode"),
-        }[task.resource]
-        rate = self.cluster["memory.bandwidth"] * self.cluster[f"efficiency.{stream}"]
-        flop_s = 0.0
-        serial = self.cluster.target == "cpu"
-        if compute is not None and not (serial and task.resource == "attention_decode"):
-            peak = self.cluster[f"peak.{self.dtype}"]
-            flop_s = 1 / (peak * self.cluster[f"efficiency.{compute}"])
-        return Term(task.part, task.flops, flop_s, task.bytes, 1 / rate, serial=serial)
+        compute, stream = _CURVES[task.resource]
+        curve = self.cluster.curves[stream]
+        byte_s = 1 / (self.cluster["memory.bandwidth"] * curve.full)
+        half = curve.half if task.resource == stream else 0.0
+        streaming = _sum((byte_s, task.bytes), (byte_s * half, task.grain))
+        if compute is None:
+            return Term(task.part, (streaming,))
+        curve = self.cluster.curves[compute]
+        flop_s = 1 / (self.cluster[f"peak.{self.dtype}"] * curve.full)
+        half = curve.half if task.resource == compute else 0.0
+        return Term(
+            task.part, (_sum((flop_s, task.flops), (flop_s * half, task.grain)), streaming)
+        )
 
     def _remote(self, task: Task, axis: str) -> Term:
         link = self.links[axis]
-        latency = self.cluster[f"links.{link}.latency"]
+        latency_s = self.cluster[f"links.{link}.latency"]
         byte_s = 1 / (self.cluster[f"links.{link}.bandwidth"] * self.cluster["efficiency.link"])
         if task.resource in ("all_reduce", "all_gather"):
             ranks = self.mesh[axis]
             rounds = 2 if task.resource == "all_reduce" else 1
-            latency *= rounds * math.ceil(math.log2(ranks))
+            latency_s *= rounds * math.ceil(math.log2(ranks))
             byte_s *= rounds * (ranks - 1) / ranks
-        gated = task.resource == "exchange"
-        return Term(task.part, task.flops, 0.0, task.bytes, byte_s, latency, gated)
+        return Term(task.part, (_sum((latency_s, task.grain), (byte_s, task.bytes)),))

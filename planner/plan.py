@@ -112,11 +112,11 @@ def _sources(cluster: Cluster, gpus: int) -> Iterator[str]:
     if price is not None:
         yield f"{gpus * price.value:,.2f} USD per hour ({price.source})."
     if cluster.target == "cpu":
-        measured = cluster.numbers["efficiency.attention_prefill"].source.startswith(CALIBRATED)
+        measured = cluster.curves["attention_prefill"].source.startswith(CALIBRATED)
         yield _MEASURED if measured else f"{cluster.name}: {_SHIPPED}"
         return
-    quantity = cluster.numbers["efficiency.attention_prefill"]
-    yield f"Prefill attention at {quantity.value:.0%} of peak; {quantity.source}."
+    curve = cluster.curves["attention_prefill"]
+    yield f"Prefill attention at up to {curve.full:.0%} of peak; {curve.source}."
 
 
 _MEASURED = "Figures measured on this machine by `mnemoc calibrate`."

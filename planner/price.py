@@ -211,6 +211,15 @@ def balanced(
     return np.asarray(np.maximum(mean, flat + math.ceil(layers / stages) * layer))
 
 
+def one_layer(spec: ModelSpec, cluster: Cluster, cached: int) -> tuple[float, int]:
+    """Seconds of a layer of the unsharded model for one row after `cached` tokens, and its launches."""
+    module = fuse(shard(build(spec, "float32"), tp=1, kvp=1))
+    tasks = count(module)
+    terms = price_terms(tasks, cluster, "float32", module.mesh, Links("intra", "intra"))
+    seconds = tabulate(terms)(decode_sizes(Riders(1, cached, 1)))["layer"]
+    return float(seconds), sum(task.launches for task in tasks["layer"])
+
+
 class Pricer:
     """Prices layouts of one model, cluster and workload; formulas are made once per mesh and links."""
 

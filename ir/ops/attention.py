@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..graph import Op
-from ..sizes import KD, KV, QK, X
+from ..sizes import KD, KV, QK, X, any_of
 from ..types import Partial, TensorType
 from .base import (
     Array,
@@ -94,15 +94,25 @@ def attend_work(site: Site) -> tuple[Work, ...]:
     """Prefill and decode apart, for different kernels serve them.
 
     flops = 4·d per query–key pair and query head (two products); bytes = K and V of the cached
-    tokens once, queries and outputs once.
+    tokens once, queries and outputs once. Prefill grows faster with the rows that share a KV head's
+    keys: c·H/G of a chunk of c, and QK/c is about KV, so the grain, flops/(c·H/G), is 4·KV·G·d.
+    Decode grows faster with the bytes that it reads.
     """
     q, kv = site.operands
     _, heads, dim = q.local_shape(site.mesh)
-    token_bytes = 2 * kv.local_shape(site.mesh)[2] * dim * kv.itemsize
+    kv_heads = kv.local_shape(site.mesh)[2]
+    token_bytes = 2 * kv_heads * dim * kv.itemsize
     rows = 2 * q.local_bytes(site.mesh)
+    flops = 4 * heads * dim
     return (
-        Work("attention", "attention_prefill", 4 * QK * heads * dim, KV * token_bytes + rows),
-        Work("attention", "attention_decode", 4 * KD * heads * dim, KD * token_bytes),
+        Work(
+            "attention",
+            "attention_prefill",
+            QK * flops,
+            KV * token_bytes + rows,
+            grain=4 * KV * kv_heads * dim,
+        ),
+        Work("attention", "attention_decode", KD * flops, KD * token_bytes, grain=any_of(KD)),
     )
 
 
@@ -111,8 +121,8 @@ def merge_work(site: Site) -> tuple[Work, ...]:
     _, heads, dim = site.operands[0].local_shape(site.mesh)
     payload = 4 * X * heads * (dim + 1)
     return (
-        Work("communication", "exchange", 0, payload, str(site.op.attrs["axis"])),
-        Work("attention", "memory", 0, 4 * payload),
+        Work("communication", "exchange", 0, payload, str(site.op.attrs["axis"]), any_of(X)),
+        Work("attention", "memory", 0, 4 * payload, grain=any_of(X)),
     )
 
 

@@ -150,7 +150,8 @@ def infer_rotary(types: Types, attrs: Attrs, mesh: Mesh) -> Types:
 def linear_work(site: Site) -> tuple[Work, ...]:
     rows, inner = site.operands[0].local_shape(site.mesh)
     columns = site.op.type.local_shape(site.mesh)[1]
-    return (Work("linear", "matmul", 2 * rows * inner * columns, site.moved_bytes()),)
+    row = 2 * inner * columns
+    return (Work("linear", "matmul", rows * row, site.moved_bytes(), grain=row),)
 
 
 def gather_work(site: Site) -> tuple[Work, ...]:

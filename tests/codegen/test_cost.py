@@ -18,9 +18,15 @@ def planned():
     return pipeline.plan("llama-3-8b", "dgx-h100", workload, pinned={"tp": 8, "spp": 3, "kvp": 2})
 
 
+def text_of(planned):
+    parts = {block: formula.parts for block, formula in planned.formulas.items()}
+    host_s = {block: formula.host_s for block, formula in planned.formulas.items()}
+    return render_cost(parts, host_s, planned.plan)
+
+
 @pytest.fixture(scope="module")
 def cost(planned):
-    contents = {"cost.py": render_cost(planned.formulas, planned.plan).encode()}
+    contents = {"cost.py": text_of(planned).encode()}
     return ArtifactModules(Path("plan"), contents, ("cost",)).load("cost")
 
 
@@ -33,8 +39,8 @@ def stage_by_hand(planned, index, values):
     counts["hop"] = int(index < len(stages) - 1)
     at = {symbol: values[symbol.name] for symbol in SYMBOLS}
     return sum(
-        counts[block] * float(sum(part.subs(at) for part in parts.values()))
-        for block, parts in formulas.items()
+        counts[block] * max(float(sum(part.subs(at) for part in f.parts.values())), f.host_s)
+        for block, f in formulas.items()
     )
 
 
@@ -64,6 +70,6 @@ def test_every_stage_costs_what_its_formulas_say(planned, cost, values):
 
 
 def test_the_text_is_pure_python_and_golden(planned, golden):
-    text = render_cost(planned.formulas, planned.plan)
+    text = text_of(planned)
     assert "import" not in text.replace("import math", "")
     golden("cost.py", text)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mnemoc.errors import BadInput, UsageError
 from mnemoc.planner import clusters, load_cluster, measured_path, write_cluster
-from mnemoc.planner.cluster import FIELDS
+from mnemoc.planner.cluster import CURVES, FIELDS
 from mnemoc.planner.space import devices_asked
 
 SHIPPED = Path(str(load_cluster("dgx-h100").origin))
@@ -22,13 +22,17 @@ def test_every_shipped_number_has_a_source_and_a_base_unit(name: str) -> None:
     for key, quantity in cluster.numbers.items():
         assert len(quantity.source) > 8, key
         assert quantity.value >= 0, key
+    assert {f"efficiency.{name}" for name in cluster.curves} == set(CURVES)
+    for name, curve in cluster.curves.items():
+        assert len(curve.source) > 8, name
+        assert curve.residual < 0.1, name
 
 
 def test_units_become_base_units() -> None:
     h100 = load_cluster("dgx-h100")
     assert h100["memory.bandwidth"] == pytest.approx(3.35e12)
     assert h100["peak.bfloat16"] == pytest.approx(989.4e12)
-    assert h100["overhead.launch"] == pytest.approx(1.5e-6)
+    assert h100["overhead.launch_captured"] == pytest.approx(1.5e-6)
     assert h100.devices_per_node == 8
 
 
@@ -48,7 +52,7 @@ def test_what_is_unknown_is_an_error() -> None:
         ("value = 3.35", 'value = "auto"', "memory.bandwidth is not a number"),
         ("value = 3.35", "value = true", "memory.bandwidth is not a number"),
         ('unit = "TB/s"', 'unit = "TFLOP/s"', "memory.bandwidth has a wrong unit"),
-        ("value = 0.85", "value = 1.2", "efficiency.memory is a share"),
+        ("value = 0.80", "value = 1.2", "efficiency.link is a share"),
         ("value = 32,", "value = 2.5,", "nodes must be a whole number"),
         ("value = 5, unit", "value = 90, unit", "memory.reserve leaves nothing"),
         ("capacity = ", "# capacity = ", "key 'memory.capacity' is missing"),
@@ -87,7 +91,7 @@ def test_a_measured_file_replaces_the_shipped_local(
     shipped = load_cluster("local")
     numbers = {"peak.float32": (71.5, "GFLOP/s", "measured: 1024 × 1024 products")}
     path = measured_path()
-    written = write_cluster(path, name="local", device="this core", target="cpu", numbers=numbers)
+    written = write_cluster(path, name="local", device="this core", target="cpu", figures=numbers)
     loaded = load_cluster("local")
     assert loaded == written
     assert loaded["peak.float32"] == pytest.approx(71.5e9)
@@ -101,7 +105,7 @@ def test_a_measured_file_that_would_not_load_is_never_written(tmp_path: Path) ->
     path = tmp_path / "local.toml"
     bad = {"peak.float32": (-1.0, "GFLOP/s", "measured")}
     with pytest.raises(BadInput, match="must be positive"):
-        write_cluster(path, name="local", device="d", target="cpu", numbers=bad)
+        write_cluster(path, name="local", device="d", target="cpu", figures=bad)
     assert not path.exists()
 
 
