@@ -103,12 +103,14 @@ def emit(planned: Planned, out: Path, progress: Progress = _silent) -> Manifest:
         workload=planned.workload,
         plan=planned.plan,
     )
-    return artifact.write(out, manifest, _files(planned, progress))
+    source, module = apply(planned)
+    files = _files(planned, source, module, progress)
+    return artifact.write(out, manifest, {**files, "report.html": _report(planned, module)})
 
 
 def dump(planned: Planned, what: Sequence[str], progress: Progress = _silent) -> dict[str, str]:
     """Intermediates as text, by artifact path. `what`: of ir, plan, kernels, schedule."""
-    files = _files(planned, progress) if set(what) - {"plan"} else {}
+    files = _files(planned, *apply(planned), progress) if set(what) - {"plan"} else {}
     texts = {"plan.json": json.dumps(to_json(planned.plan), indent=1)} if "plan" in what else {}
     folders = tuple(f"{folder}/" for folder in what if folder != "plan")
     return texts | {
@@ -130,14 +132,26 @@ def describe(planned: Planned) -> dict[str, Any]:
     }
 
 
-def _files(planned: Planned, progress: Progress) -> dict[str, bytes]:
+def _files(
+    planned: Planned, source: Module, module: Module, progress: Progress
+) -> dict[str, bytes]:
     from .codegen import Emission
     from .codegen import emit as emit_files
 
-    source, module = apply(planned)
     return emit_files(
         Emission(planned.spec, planned.plan, source, module, planned.formulas), progress
     )
+
+
+def _report(planned: Planned, module: Module) -> bytes:
+    from .codegen import Report, render_report
+    from .planner import make_timeline
+
+    plan, workload = planned.plan, planned.workload
+    timeline = make_timeline(plan, workload, planned.formulas)
+    cluster = planned.cluster.describe()
+    page = Report(planned.spec.name, cluster, workload, plan, module, timeline)
+    return render_report(page).encode()
 
 
 # ----------------------------------------------------------------------------------------- verify

@@ -2,6 +2,7 @@
 
 from .cluster import CALIBRATED, Cluster, clusters, load_cluster, measured_path, write_cluster
 from .plan import Made, make_plan
+from .timeline import make_timeline
 
 __all__ = [
     "CALIBRATED",
@@ -10,6 +11,7 @@ __all__ = [
     "clusters",
     "load_cluster",
     "make_plan",
+    "make_timeline",
     "measured_path",
     "write_cluster",
 ]

@@ -147,6 +147,27 @@ def test_show_prints_plan_ir_schedule_kernels_and_any_file(made: Path, mnemoc: A
     assert show("cost.py") == (made / "plan" / "cost.py").read_text()
 
 
+def test_show_says_where_the_report_lies_and_opens_it(
+    made: Path, mnemoc: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = made / "plan" / "report.html"
+    ran = mnemoc("show", made / "plan", "report")
+    assert (ran.code, ran.out) == (0, f"{page}\n")
+    assert "--open" in ran.err
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    ran = mnemoc("show", made / "plan", "report", "--open")
+    assert (ran.code, ran.out, ran.err) == (0, f"{page}\n", "")
+    assert opened == [page.resolve().as_uri()]
+    monkeypatch.setattr("webbrowser.open", lambda url: False)
+    ran = mnemoc("show", made / "plan", "report", "--open")
+    assert ran.code == 2
+    assert str(page) in ran.sentence
+    ran = mnemoc("show", made / "plan", "ir", "--open")
+    assert ran.code == 2
+    assert "report --open" in ran.sentence
+
+
 @pytest.mark.parametrize(
     ("file", "word"), [("schedule/stage_0.py", "def step("), ("ir/planned.mir", "func @layer")]
 )
