@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 from markupsafe import Markup
@@ -229,8 +230,8 @@ def chunks(workload: Workload, plan: Plan, timeline: Timeline) -> Chunks:
     sizes = [rule.chunk for rule in plan.chunks]
     return Chunks(
         sentence=_chunk_sentence(timeline, min(sizes), max(sizes)),
-        sizes=charts.both(lambda w, c: charts.chunk_sizes(plan, timeline, w, c)),
-        times=charts.both(lambda w, c: charts.iteration_times(timeline, limit_s, limit, w, c)),
+        sizes=charts.both(partial(charts.chunk_sizes, plan, timeline)),
+        times=charts.both(partial(charts.iteration_times, timeline, limit_s, limit)),
         parts=parts,
         readings=Markup(json.dumps([_reading(i, parts, timeline) for i in iterations])),
         first=len(iterations) // 2,
@@ -310,7 +311,7 @@ def pipeline(plan: Plan, timeline: Timeline) -> Pipeline:
         views=tuple(
             (
                 f"{name}: chunks {slots[0].number:,} to {slots[-1].number:,}",
-                charts.both(lambda w, c, slots=slots: charts.pipeline(slots, stages, w, c)),
+                charts.both(partial(charts.pipeline, slots, stages)),
             )
             for name, slots in kinds
         ),
@@ -353,7 +354,7 @@ def memory(plan: Plan, planned: Module) -> Filling:
     """What each stage's ranks hold: weights and KV from the stage's own program, the rest as planned."""
     capacity = plan.memory.capacity_bytes
     shared = {k: v for k, v in _memory_parts(plan.memory).items() if k not in ("weights", "kv")}
-    bars = []
+    bars: list[Bar] = []
     for stage, (weights, kv) in zip(plan.stages, stage_bytes(plan, planned), strict=True):
         parts = {"weights": weights, "kv": kv, **shared}
         first, last = stage.first_layer, stage.first_layer + stage.num_layers - 1
