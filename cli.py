@@ -18,7 +18,7 @@ import click
 
 from . import console
 from .errors import MnemocError, UsageError
-from .inspection import show
+from .inspection import export, show
 from .options import (
     EMITTABLE,
     OBJECTIVES,
@@ -295,3 +295,4 @@ def init_model(model: str, directory: Path, seed: int, max_shard_size: int, as_j
 
 
 cli.add_command(show)
+cli.add_command(export)

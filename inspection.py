@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
 from . import console
-from .errors import UsageError
-from .options import folder
+from .errors import BadInput, UsageError
+from .options import ENGINES, folder, json_flag
 
 REPORT = "report.html"
 
@@ -59,3 +60,35 @@ def _show_report(page: Path, *, in_browser: bool) -> None:
 
     if not webbrowser.open(page.resolve().as_uri()):
         raise UsageError("no browser could be started", do=f"open {page} yourself")
+
+
+@click.command()
+@click.argument("directory", type=folder)
+@click.option("--to", "engine", type=click.Choice(ENGINES), required=True, help="The engine.")
+@click.option("-o", "--out", type=folder, metavar="FILE", help="Write it there; stdout otherwise.")
+@json_flag
+def export(directory: Path, engine: str, out: Path | None, as_json: bool) -> None:
+    """Write a plan as the command or file that comes closest on another engine.
+
+    What that engine cannot express stands at its head, with the reason.
+
+    \b
+    Example:
+      mnemoc export plan/ --to vllm -o serve.sh
+    """
+    from . import pipeline
+    from .codec import to_json
+
+    made = pipeline.export(directory, engine)
+    if out is not None:
+        try:
+            out.write_text(made.text, encoding="utf-8")
+            out.chmod(0o755 if made.text.startswith("#!") else 0o644)
+        except OSError as error:
+            raise BadInput(f"cannot write: {error.strerror}", where=out) from error
+    if as_json:
+        click.echo(json.dumps(to_json(made)))
+    elif out is not None:
+        click.echo(f"{out}: {len(made.gaps)} things of the plan are not in it, see its head")
+    else:
+        console.print_source(made.text, "export.sh" if engine != "trtllm" else "export.yaml")

@@ -1,6 +1,7 @@
 """Joins the stages: each function here is one job of mnemoc, one named call per stage.
 
 plan      ModelSpec + Cluster + Workload → Plan → per-rank modules → artifact
+export    an artifact → the command or file that comes closest on another engine
 verify    the plan's runtime against the interpreter on the unsharded module
 calibrate this machine → a cluster file
 """
@@ -20,6 +21,7 @@ from .codec import from_json, to_json
 if TYPE_CHECKING:
     import sympy
 
+    from .codegen import Export
     from .ir.graph import Module
     from .ir.model import ModelSpec
     from .planner import Cluster
@@ -152,6 +154,18 @@ def _report(planned: Planned, module: Module) -> bytes:
     cluster = planned.cluster.describe()
     page = Report(planned.spec.name, cluster, workload, plan, module, timeline)
     return render_report(page).encode()
+
+
+def export(directory: Path, engine: str) -> Export:
+    """What comes closest to an artifact's plan on another engine, and what that leaves out."""
+    from .codegen import Subject
+    from .codegen import export as write
+    from .ir.model import ModelSpec
+
+    manifest, _ = artifact.load(directory)
+    spec = from_json(ModelSpec, manifest.model, str(directory / artifact.MANIFEST))
+    per_node = int(manifest.cluster["numbers"]["devices_per_node"]["value"])
+    return write(engine, Subject(spec, manifest.workload, manifest.plan, per_node))
 
 
 # ----------------------------------------------------------------------------------------- verify

@@ -188,6 +188,37 @@ def test_a_terminal_gets_colours(file: str, word: str, made: Path) -> None:
     assert word in re.sub(r"\x1b\[[0-9;]*m", "", shown)
 
 
+# ------------------------------------------------------------------------------------------ export
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
+def test_a_plan_is_exported_to_stdout_a_file_or_json(
+    engine: str, made: Path, tmp_path: Path, mnemoc: Any
+) -> None:
+    words = ("export", made / "plan", "--to", engine)
+    text = mnemoc(*words).out
+    assert "cannot express" in text
+    ran = mnemoc(*words, "-o", "out")
+    assert ran.code == 0
+    assert (tmp_path / "out").read_text() == text
+    assert os.access(tmp_path / "out", os.X_OK) == text.startswith("#!")
+    body = json.loads(mnemoc(*words, "--json").out)
+    assert body["text"] == text
+    assert body["engine"] == engine
+    assert {"what", "why"} == set(body["gaps"][0])
+
+
+def test_exports_refuse_unknown_engines_no_plans_and_unwritable_files(
+    made: Path, tmp_path: Path, mnemoc: Any
+) -> None:
+    assert mnemoc("export", made / "plan", "--to", "tgi").code == 2
+    ran = mnemoc("export", tmp_path, "--to", "vllm")
+    assert (ran.code, "not a plan" in ran.sentence) == (4, True)
+    ran = mnemoc("export", made / "plan", "--to", "vllm", "-o", tmp_path / "no" / "out")
+    assert (ran.code, "cannot write" in ran.sentence) == (4, True)
+    assert not list(tmp_path.iterdir())
+
+
 # ------------------------------------------------------------------------------- run and verify
 
 
