@@ -5,7 +5,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mnemoc.codegen.drawing import Scale, ceiling, element, number
+from mnemoc.codegen.report.drawing import Scale, ceiling, element, number
 
 positive = st.floats(1e-6, 1e9)
 most = st.integers(2, 12)

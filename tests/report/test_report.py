@@ -8,7 +8,8 @@ import pytest
 from mnemoc import pipeline
 from mnemoc.artifact import Workload
 from mnemoc.codegen import render_report
-from mnemoc.codegen.report import alternatives, memory, promise, sources, stage_bytes
+from mnemoc.codegen.report.fill import memory, promise, stage_bytes
+from mnemoc.codegen.report.reasons import alternatives, sources
 from mnemoc.units import format_duration
 
 VOID = {"meta", "link", "input"}

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from ..artifact import ChunkRule, Plan
-from ..timeline import Iteration, Slot, Timeline
-from ..units import format_count, format_duration
+from ...artifact import ChunkRule, Plan
+from ...timeline import Iteration, Slot, Timeline
+from ...units import format_count, format_duration
 from .drawing import (
     Frame,
     Scale,
