@@ -1,5 +1,6 @@
 # make demo   the main job, end to end, on this machine        make test   the whole suite
 # make lint   ruff, and mypy (strict) on the installed wheel   make bench  the figures of the README
+# make browser   Debian's Chromium where there is none: the tests of report.html drive it
 #
 # Everything is installed into .venv as a wheel, never the source tree: a file that the wheel lacks
 # shows here. A second run installs again only what has changed.
@@ -14,7 +15,7 @@ SOURCES := pyproject.toml README.md py.typed $(wildcard *.py) \
 
 MNEMOC := $(BIN)/mnemoc
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test browser bench lint clean
 
 demo: $(VENV)/installed
 	rm -rf demo
@@ -28,6 +29,12 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed $(VENV)/dev
 	$(BIN)/python -m pytest $(PYTEST)
+
+browser:
+	@if ! command -v chromium >/dev/null; then \
+		if [ "$$(id -u)" = 0 ]; then run=; else run=sudo; fi; \
+		$$run apt-get update -q && $$run apt-get install -y -q --no-install-recommends chromium; \
+	fi
 
 bench: $(VENV)/installed $(VENV)/dev
 	$(BIN)/python benchmarks/bench.py

@@ -12,12 +12,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import click
 
 from . import console
 from .errors import MnemocError, UsageError
+from .inspection import export, show
 from .options import (
     EMITTABLE,
     OBJECTIVES,
@@ -32,11 +33,6 @@ from .options import (
     weights_option,
 )
 from .units import format_bytes
-
-if TYPE_CHECKING:
-    from .artifact import Plan, Workload
-
-SCREEN_WIDTH = 110  # of a plan, where stdout is no terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -143,17 +139,9 @@ def plan(
             click.echo(f"# {name}")
             console.print_source(text, name)
     else:
-        _print_plan(planned.spec.name, planned.cluster.name, planned.workload, planned.plan, out)
-
-
-def _print_plan(model: str, cluster: str, workload: Workload, plan: Plan, out: Path | None) -> None:
-    """The plan on one screen."""
-    from rich.console import Console
-
-    from .planner.render import render_plan
-
-    screen = Console(width=None if sys.stdout.isatty() else SCREEN_WIDTH, highlight=False)
-    screen.print(render_plan(model, cluster, workload, plan, out))
+        console.print_plan(
+            planned.spec.name, planned.cluster.name, planned.workload, planned.plan, out
+        )
 
 
 @cli.command()
@@ -277,34 +265,6 @@ def calibrate(out: Path | None, quick: bool, as_json: bool) -> None:
         click.echo(f"{path}: measured; plan with --cluster {path if out else 'local'}")
 
 
-@cli.command()
-@click.argument("directory", type=folder)
-@click.argument("what", nargs=-1)
-def show(directory: Path, what: tuple[str, ...]) -> None:
-    """Show what a plan holds: plan, ir, schedule, kernel NAME, or a FILE of it.
-
-    \b
-    Example:
-      mnemoc show plan/ kernel attention_prefill
-    """
-    from . import artifact
-
-    manifest, contents = artifact.load(directory)
-    if what in ((), ("plan",)):
-        _print_plan(
-            str(manifest.model["name"]),
-            str(manifest.cluster["name"]),
-            manifest.workload,
-            manifest.plan,
-            directory,
-        )
-        return
-    for name in console.wanted_files(contents, what):
-        if len(what) == 1 and what[0] != name:
-            click.secho(f"# {name}", dim=True)
-        console.print_source(console.as_text(contents[name], name), name)
-
-
 @cli.command("init-model")
 @click.argument("model")
 @click.argument("directory", type=folder)
@@ -333,3 +293,7 @@ def init_model(model: str, directory: Path, seed: int, max_shard_size: int, as_j
         click.echo(json.dumps({"directory": str(directory), "bytes": size, "seed": seed}))
     else:
         click.echo(f"{directory}: {spec.architecture}, {format_bytes(size)}, seed {seed}")
+
+
+cli.add_command(show)
+cli.add_command(export)

@@ -18,6 +18,10 @@ from .units import format_duration
 if TYPE_CHECKING:
     from pygments.lexer import Lexer
 
+    from .artifact import Plan, Workload
+
+SCREEN_WIDTH = 110  # of a plan, where stdout is no terminal
+
 
 class Progress(Protocol):
     """Told what is being done and, where it is known, the fraction that is done and the rest."""
@@ -90,6 +94,16 @@ def _unseen(what: str, fraction: float | None = None, eta_s: float | None = None
     """Progress that nobody watches."""
 
 
+def print_plan(model: str, cluster: str, workload: Workload, plan: Plan, out: Path | None) -> None:
+    """The plan on one screen."""
+    from rich.console import Console
+
+    from .planner.render import render_plan
+
+    screen = Console(width=None if sys.stdout.isatty() else SCREEN_WIDTH, highlight=False)
+    screen.print(render_plan(model, cluster, workload, plan, out))
+
+
 def wanted_files(contents: Mapping[str, bytes], what: tuple[str, ...]) -> list[str]:
     """The files of an artifact that `show` was asked for."""
     if what[0] in ("ir", "schedule") and len(what) == 1:
@@ -103,7 +117,8 @@ def wanted_files(contents: Mapping[str, bytes], what: tuple[str, ...]) -> list[s
         return [what[0]]
     raise UsageError(
         f"the plan holds no {' '.join(what)!r}",
-        do="ask for plan, ir, schedule, kernel NAME or one of " + ", ".join(sorted(contents)),
+        do="ask for plan, report, ir, schedule, kernel NAME or one of "
+        + ", ".join(sorted(contents)),
     )
 
 

@@ -13,6 +13,7 @@ from .units import parse_count, parse_duration_s
 
 EMITTABLE = ("ir", "plan", "kernels", "schedule")
 OBJECTIVES = ("gpus", "ttft", "throughput")
+ENGINES = ("vllm", "sglang", "trtllm")
 AXES = ("tp", "spp", "kvp")
 
 folder = click.Path(path_type=Path)

@@ -1,6 +1,7 @@
 """Joins the stages: each function here is one job of mnemoc, one named call per stage.
 
 plan      ModelSpec + Cluster + Workload → Plan → per-rank modules → artifact
+export    an artifact → the command or file that comes closest on another engine
 verify    the plan's runtime against the interpreter on the unsharded module
 calibrate this machine → a cluster file
 """
@@ -18,6 +19,7 @@ from .artifact import Manifest, Plan, Workload
 from .codec import from_json, to_json
 
 if TYPE_CHECKING:
+    from .codegen import Export
     from .ir.graph import Module
     from .ir.model import ModelSpec
     from .planner import Cluster, StageFormulas
@@ -101,12 +103,14 @@ def emit(planned: Planned, out: Path, progress: Progress = _silent) -> Manifest:
         workload=planned.workload,
         plan=planned.plan,
     )
-    return artifact.write(out, manifest, _files(planned, progress))
+    source, module = apply(planned)
+    files = _files(planned, source, module, progress)
+    return artifact.write(out, manifest, {**files, "report.html": _report(planned, module)})
 
 
 def dump(planned: Planned, what: Sequence[str], progress: Progress = _silent) -> dict[str, str]:
     """Intermediates as text, by artifact path. `what`: of ir, plan, kernels, schedule."""
-    files = _files(planned, progress) if set(what) - {"plan"} else {}
+    files = _files(planned, *apply(planned), progress) if set(what) - {"plan"} else {}
     texts = {"plan.json": json.dumps(to_json(planned.plan), indent=1)} if "plan" in what else {}
     folders = tuple(f"{folder}/" for folder in what if folder != "plan")
     return texts | {
@@ -128,15 +132,39 @@ def describe(planned: Planned) -> dict[str, Any]:
     }
 
 
-def _files(planned: Planned, progress: Progress) -> dict[str, bytes]:
+def _files(
+    planned: Planned, source: Module, module: Module, progress: Progress
+) -> dict[str, bytes]:
     from .codegen import Emission
     from .codegen import emit as emit_files
 
-    source, module = apply(planned)
     parts = {block: formula.parts for block, formula in planned.formulas.items()}
     host_s = {block: formula.host_s for block, formula in planned.formulas.items()}
     job = Emission(planned.spec, planned.plan, source, module, parts, host_s)
     return emit_files(job, progress)
+
+
+def _report(planned: Planned, module: Module) -> bytes:
+    from .codegen import Report, render_report
+    from .planner import make_timeline
+
+    plan, workload = planned.plan, planned.workload
+    timeline = make_timeline(plan, workload, planned.formulas)
+    cluster = planned.cluster.describe()
+    page = Report(planned.spec.name, cluster, workload, plan, module, timeline)
+    return render_report(page).encode()
+
+
+def export(directory: Path, engine: str) -> Export:
+    """What comes closest to an artifact's plan on another engine, and what that leaves out."""
+    from .codegen import Subject
+    from .codegen import export as write
+    from .ir.model import ModelSpec
+
+    manifest, _ = artifact.load(directory)
+    spec = from_json(ModelSpec, manifest.model, str(directory / artifact.MANIFEST))
+    per_node = int(manifest.cluster["numbers"]["devices_per_node"]["value"])
+    return write(engine, Subject(spec, manifest.workload, manifest.plan, per_node))
 
 
 # ----------------------------------------------------------------------------------------- verify

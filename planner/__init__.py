@@ -5,6 +5,7 @@ from .cost import StageFormulas
 from .curves import through
 from .plan import Made, make_plan
 from .price import one_layer
+from .timeline import make_timeline
 
 __all__ = [
     "CALIBRATED",
@@ -14,6 +15,7 @@ __all__ = [
     "clusters",
     "load_cluster",
     "make_plan",
+    "make_timeline",
     "measured_path",
     "one_layer",
     "through",

@@ -121,7 +121,7 @@ def _rank_bytes(name: str, shape: tuple[int, ...], tp: int, item: int) -> int:
 
 
 def _times(plan: Plan, workload: Workload, price: Price) -> Iterator[str]:
-    starts, sizes = _lay_out(plan, workload)
+    starts, sizes = lay_out(plan, workload)
     last = np.arange(len(starts)) == len(starts) - 1
     stages = _stage_times(plan, _busiest(plan, workload, starts, sizes, last, price))
     done = np.zeros(len(starts))
@@ -146,7 +146,7 @@ def _times(plan: Plan, workload: Workload, price: Price) -> Iterator[str]:
         yield f"TBT {expected} where {plan.predicted.tbt_s} is predicted"
 
 
-def _lay_out(plan: Plan, workload: Workload) -> tuple[Floats, Floats]:
+def lay_out(plan: Plan, workload: Workload) -> tuple[Floats, Floats]:
     """Start and size of every chunk, as the scheduler cuts them."""
     starts: list[int] = []
     cached = 0

@@ -313,9 +313,7 @@ class _Pricer:
         curve = self.cluster.curves[compute]
         flop_s = 1 / (self.cluster[f"peak.{self.dtype}"] * curve.full)
         half = curve.half if task.resource == compute else 0.0
-        return Term(
-            task.part, (_sum((flop_s, task.flops), (flop_s * half, task.grain)), streaming)
-        )
+        return Term(task.part, (_sum((flop_s, task.flops), (flop_s * half, task.grain)), streaming))
 
     def _remote(self, task: Task, axis: str) -> Term:
         link = self.links[axis]

@@ -27,7 +27,8 @@ def predict(finding: Finding, formulas: StageFormulas, pricer: Pricer) -> Predic
     picked = _map(chunks.sizes, lambda values: values[:, rows, choice])
     weight = chunks.samples.weight[:, rows, choice]
     stages = [
-        _stage(parts_of(picked), s, split, heads=outlook.rides) for s in _distinct_stages(split)
+        stage_parts(parts_of(picked), s, split, heads=outlook.rides)
+        for s in _distinct_stages(split)
     ]
     totals = np.stack([sum(stage.values()) for stage in stages])
     slowest = totals.argmax(axis=0)
@@ -124,9 +125,10 @@ def _blocks(stage: int, split: tuple[int, ...], heads: bool) -> Mapping[str, int
     }
 
 
-def _stage(
+def stage_parts(
     parts: Mapping[str, Parts], stage: int, split: tuple[int, ...], *, heads: bool
 ) -> dict[str, NDArray[np.float64]]:
+    """Seconds of one stage by part, from seconds by block and part."""
     counts = _blocks(stage, split, heads)
     return {
         part: np.asarray(sum(n * parts[block][part] for block, n in counts.items()))

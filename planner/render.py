@@ -195,7 +195,7 @@ def _next(out: Path | None) -> Text:
         return Text("add -o DIR to write the plan with its kernels and programs", style="cyan")
     text = Text()
     for command, what in (
-        (f"mnemoc show {out}", "read it"),
+        (f"mnemoc show {out} report --open", "see it"),
         (f"mnemoc verify {out} --weights DIR", "check it against the unsharded model"),
         (f"mnemoc serve {out} --weights DIR", "serve it"),
     ):

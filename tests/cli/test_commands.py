@@ -147,6 +147,27 @@ def test_show_prints_plan_ir_schedule_kernels_and_any_file(made: Path, mnemoc: A
     assert show("cost.py") == (made / "plan" / "cost.py").read_text()
 
 
+def test_show_says_where_the_report_lies_and_opens_it(
+    made: Path, mnemoc: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = made / "plan" / "report.html"
+    ran = mnemoc("show", made / "plan", "report")
+    assert (ran.code, ran.out) == (0, f"{page}\n")
+    assert "--open" in ran.err
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    ran = mnemoc("show", made / "plan", "report", "--open")
+    assert (ran.code, ran.out, ran.err) == (0, f"{page}\n", "")
+    assert opened == [page.resolve().as_uri()]
+    monkeypatch.setattr("webbrowser.open", lambda url: False)
+    ran = mnemoc("show", made / "plan", "report", "--open")
+    assert ran.code == 2
+    assert str(page) in ran.sentence
+    ran = mnemoc("show", made / "plan", "ir", "--open")
+    assert ran.code == 2
+    assert "report --open" in ran.sentence
+
+
 @pytest.mark.parametrize(
     ("file", "word"), [("schedule/stage_0.py", "def step("), ("ir/planned.mir", "func @layer")]
 )
@@ -165,6 +186,37 @@ def test_a_terminal_gets_colours(file: str, word: str, made: Path) -> None:
     shown = b"".join(pieces).decode()
     assert "\x1b[" in shown
     assert word in re.sub(r"\x1b\[[0-9;]*m", "", shown)
+
+
+# ------------------------------------------------------------------------------------------ export
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
+def test_a_plan_is_exported_to_stdout_a_file_or_json(
+    engine: str, made: Path, tmp_path: Path, mnemoc: Any
+) -> None:
+    words = ("export", made / "plan", "--to", engine)
+    text = mnemoc(*words).out
+    assert "cannot express" in text
+    ran = mnemoc(*words, "-o", "out")
+    assert ran.code == 0
+    assert (tmp_path / "out").read_text() == text
+    assert os.access(tmp_path / "out", os.X_OK) == text.startswith("#!")
+    body = json.loads(mnemoc(*words, "--json").out)
+    assert body["text"] == text
+    assert body["engine"] == engine
+    assert {"what", "why"} == set(body["gaps"][0])
+
+
+def test_exports_refuse_unknown_engines_no_plans_and_unwritable_files(
+    made: Path, tmp_path: Path, mnemoc: Any
+) -> None:
+    assert mnemoc("export", made / "plan", "--to", "tgi").code == 2
+    ran = mnemoc("export", tmp_path, "--to", "vllm")
+    assert (ran.code, "not a plan" in ran.sentence) == (4, True)
+    ran = mnemoc("export", made / "plan", "--to", "vllm", "-o", tmp_path / "no" / "out")
+    assert (ran.code, "cannot write" in ran.sentence) == (4, True)
+    assert not list(tmp_path.iterdir())
 
 
 # ------------------------------------------------------------------------------- run and verify

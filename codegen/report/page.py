@@ -1,0 +1,83 @@
+"""The page: its head and the sequence of its sections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...artifact import Plan, Workload
+from ...ir.graph import Module
+from ...timeline import Timeline
+from ...units import format_count
+from ..templating import render
+from .course import chunks, pipeline
+from .fill import memory, promise
+from .reasons import alternatives, sources, why
+
+SECTIONS = (
+    "promise",
+    "chunks",
+    "pipeline",
+    "memory",
+    "alternatives",
+    "why",
+    "sources",
+)
+_SECTION_TITLES = {
+    "chunks": "Chunks over the context",
+    "pipeline": "The pipeline",
+    "memory": "Memory of a rank",
+    "alternatives": "What else was possible",
+    "why": "Why this plan",
+    "sources": "Where the figures come from",
+}
+_OBJECTIVES = {"gpus": "fewest GPUs", "ttft": "least TTFT", "throughput": "most throughput"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page is made from. `cluster`: as in the manifest; `planned`: the module per stage."""
+
+    model: str
+    cluster: Mapping[str, Any]
+    workload: Workload
+    plan: Plan
+    planned: Module
+    timeline: Timeline
+
+
+def render_report(report: Report) -> str:
+    """The page's HTML."""
+    plan, workload = report.plan, report.workload
+    device = "worker" if plan.target == "cpu" else "GPU"
+    layout = plan.layout
+    return render(
+        "report/page.html.j2",
+        model=report.model,
+        cluster=report.cluster["name"],
+        context=format_count(workload.context),
+        facts=[
+            ("context", f"{workload.context:,} tokens"),
+            ("output", f"{workload.output_tokens:,} tokens"),
+            ("at once", f"{workload.concurrency:,}"),
+            ("objective", _OBJECTIVES.get(workload.objective, workload.objective)),
+            ("code", f"{plan.dtype}, {plan.target}"),
+            ("device", report.cluster["device"]),
+        ],
+        ranks=f"{plan.gpus:,} {device}{'s' if plan.gpus > 1 else ''}",
+        axes=[
+            (layout.tp, "tensor", "heads and columns"),
+            (layout.spp, "pipeline", "stages of layers"),
+            (layout.kvp, "sequence", "groups of KV cache"),
+        ],
+        sections=[name for name in SECTIONS if name != "alternatives" or plan.alternatives],
+        titles=_SECTION_TITLES,
+        promise=promise(workload, plan),
+        chunks=chunks(workload, plan, report.timeline),
+        pipeline=pipeline(plan, report.timeline),
+        memory=memory(plan, report.planned),
+        alternatives=alternatives(workload, plan),
+        why=why(plan),
+        sources=sources(report.cluster),
+    )
