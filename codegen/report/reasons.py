@@ -101,6 +101,8 @@ def sources(cluster: Mapping[str, Any]) -> Sources:
 
 def _curve(curve: Mapping[str, Any]) -> str:
     """From the smallest point to the largest, and what the curve comes to beyond."""
+    if not curve["points"]:
+        return f"{curve['full']:.0%}"
     points = [
         f"{share:.0%} at {_quantity(size, curve['unit'])}"
         for size, share in (curve["points"][:1] + curve["points"][-1:])

@@ -21,7 +21,7 @@ KNOWN = json.loads((Path(__file__).parent / "engine_flags.json").read_text())
 @pytest.fixture(scope="module")
 def long() -> Subject:
     """Four KVP groups, and stages of unequal height."""
-    workload = Workload(context=10_000_000, ttft_s=900.0, tbt_s=0.03)
+    workload = Workload(context=10_000_000, ttft_s=1200.0, tbt_s=0.03)
     pinned = {"tp": 8, "spp": 3, "kvp": 4}
     made = pipeline.plan("llama-3-8b", "dgx-h100", workload, pinned=pinned)
     return Subject(made.spec, workload, made.plan, 8)
