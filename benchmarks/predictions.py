@@ -124,7 +124,9 @@ def main() -> None:
             runs.append(run(case, work, cluster, chosen.repeats))
             say(f"{case}: {runs[-1]['predicted']} against {runs[-1]['measured']}")
         text = cluster.read_text()
-    write_report("predictions", "Predicted over measured", figures(runs), {"runs": runs, "cluster": text})
+    write_report(
+        "predictions", "Predicted over measured", figures(runs), {"runs": runs, "cluster": text}
+    )
 
 
 if __name__ == "__main__":

@@ -81,7 +81,6 @@ def _fit(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
         if a >= 1 and b >= 0:
             return a, b
 
-
     def missed(ab: tuple[float, float]) -> float:
         return sum((ab[0] * p + ab[1] * q - 1) ** 2 for p, q in zip(u, v, strict=True))
 
