@@ -22,11 +22,13 @@ from .inspection import export, show
 from .options import (
     EMITTABLE,
     OBJECTIVES,
+    calibrate_option,
     count,
     duration,
     emitted,
     folder,
     json_flag,
+    measure_if_local,
     pins,
     prompt_options,
     read_prompt,
@@ -89,6 +91,7 @@ def cli() -> None:
 @click.option("--objective", type=click.Choice(OBJECTIVES), default="gpus", show_default=True)
 @click.option("--target", metavar="TARGET", help="cuda:sm_90, cpu, ...: the cluster's by default.")
 @click.option("--layout", callback=pins, metavar="tp=T,spp=P,kvp=K", help="Degrees to pin.")
+@calibrate_option
 @click.option("--emit", callback=emitted, metavar=",".join(EMITTABLE), help="Print these stages.")
 @click.option("-o", "--out", type=folder, metavar="DIR", help="Write the plan as an artifact.")
 @json_flag
@@ -105,6 +108,7 @@ def plan(
     objective: str,
     target: str | None,
     layout: dict[str, int],
+    calibrate: bool,
     emit: tuple[str, ...],
     out: Path | None,
     as_json: bool,
@@ -125,6 +129,7 @@ def plan(
         raise UsageError("--nodes and --gpus exclude each other", do="give one of them")
     workload = Workload(context, ttft, tbt, output_tokens, concurrency, objective)
     with console.progress_bar() as progress:
+        measure_if_local(cluster, calibrate, progress)
         progress("planning")
         planned = pipeline.plan(
             model, cluster, workload, nodes=nodes, gpus=gpus, target=target, pinned=layout

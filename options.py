@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from .console import Progress, remark
 from .errors import BadInput, UsageError
 from .units import parse_count, parse_duration_s
 
@@ -21,6 +22,25 @@ json_flag = click.option("--json", "as_json", is_flag=True, help="Print one JSON
 weights_option = click.option(
     "--weights", type=folder, required=True, metavar="DIR", help="Hugging Face model folder."
 )
+
+
+calibrate_option = click.option(
+    "--calibrate/--no-calibrate",
+    default=True,
+    envvar="MNEMOC_CALIBRATE",
+    help="Measure this machine first, once, where --cluster local has no figures of it (20 s).",
+)
+
+
+def measure_if_local(cluster: str, wanted: bool, progress: Progress) -> None:
+    """Measure this machine quickly if plans are asked for it and no file holds its figures."""
+    from .planner import measured_path
+
+    if wanted and cluster == "local" and not measured_path().exists():
+        from .calibration import calibrate
+
+        remark(f"measuring this machine once, for {measured_path()} (--no-calibrate plans without)")
+        calibrate(None, progress, quick=True)
 
 
 def prompt_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -28,12 +28,16 @@ def render_cost(
     host_s: by block, what its launches take the host; 0 where the host never waits for itself
     """
     parts = list(formulas["layer"])
+    texts = {
+        name: [(part, sympy.pycode(formula[part])) for part in parts]
+        for name, formula in formulas.items()
+    }
     blocks = [
         {
             "name": name,
             "doc": _DOCS[name],
             "host_s": host_s[name],
-            "parts": [(part, sympy.pycode(formulas[name][part])) for part in parts],
+            "parts": texts[name],
         }
         for name in formulas
     ]
@@ -51,5 +55,5 @@ def render_cost(
         launch=parts.index("launch"),
         paced=any(host_s.values()),
         always=[f"{name}_parts_s" for name in ("step", "rotation") if name in formulas],
-        uses_math=any("math." in text for block in blocks for _, text in block["parts"]),
+        uses_math=any("math." in text for block in texts.values() for _, text in block),
     )

@@ -4,7 +4,7 @@ For each block of a rank's program and each part that a prediction is broken int
 expression in the six sizes of `ir.sizes`. With e and h a curve's full share and half size, and g an op's
 grain (see `curves` and `ir.ops.Work`):
 
-    matmul, prefill       Max((flops + h·g)/(peak·e), bytes/(bandwidth·e_b))    arithmetic, or streaming under it
+    matmul, prefill       Max((flops + h·g)/(peak·e), bytes/(bandwidth·e_b))    whichever bounds
     decode                Max(flops/(peak·e), (bytes + h·g)/(bandwidth·e_b))
     memory                (bytes + h·g)/(bandwidth·e)
     all_reduce            2·⌈log2 n⌉·α + 2·(n − 1)/n·bytes/β        up and down a tree; ring traffic
@@ -38,7 +38,6 @@ from typing import Any
 
 import numpy as np
 import sympy
-from numpy.typing import NDArray
 from sympy.printing.pycode import PythonCodePrinter
 
 from ..artifact import Layout
@@ -144,8 +143,8 @@ def _tasks(op_works: tuple[Work, ...]) -> Iterator[Task]:
     for work in op_works:
         launched = launches if work.axis is None else 0
         launches -= launched
-        rows = (_row(size) for size in (work.flops, work.bytes, work.grain))
-        yield Task(work.part, work.resource, work.axis, *rows, launched)
+        flops, moved, grain = (_row(size) for size in (work.flops, work.bytes, work.grain))
+        yield Task(work.part, work.resource, work.axis, flops, moved, grain, launched)
 
 
 def _row(size: Size) -> Row:

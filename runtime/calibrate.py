@@ -2,7 +2,8 @@
 
 `measure` starts one process per core, each with one thread, and lets all of them measure at once:
 that is how the workers of a plan share caches and memory bandwidth. DIR is the artifact of a plan
-for one rank. Times are medians over repeats; rates are means over the processes.
+for one rank. Times are medians over repeats, and of three rounds the best, for a machine has better
+and worse seconds; rates are means over the processes.
 
     peak_flops, bandwidth    the best of everything below, of a large product and of a long reduction
     matmul                   FLOP/s of a layer's products, by rows
@@ -17,12 +18,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +41,8 @@ from .workers import worker_environment
 
 COLD_BYTES = 96 << 20  # swept in turn, so that no cache keeps them
 LAYER_TOKENS = 16
+ROUNDS = 3
+_REPEATS = 40  # of messages: both ends must agree on how often
 _TIMEOUT_S = 300
 
 Points = list[tuple[float, float]]
@@ -59,13 +63,6 @@ class Sizes:
     messages: tuple[int, ...]
     least_s: float
 
-    @property
-    def steps(self) -> int:
-        """Measurements in all: with the two ceilings and the layer."""
-        chunks = len(self.chunks) * len(self.contexts)
-        others = (self.rows, self.weights, self.lengths, self.messages)
-        return 3 + chunks + sum(map(len, others))
-
 
 FULL = Sizes(
     rows=(1, 4, 16, 64, 128, 256, 512),
@@ -85,6 +82,33 @@ QUICK = Sizes(
     messages=(64, 64 << 10, 1 << 20),
     least_s=0.15,
 )
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One thing that is timed. what: the figure that it belongs to; size: its place on the curve;
+    work: FLOP, bytes or layers of one run. repeats: where processes must agree on how often; else by time.
+    """
+
+    what: str
+    size: float
+    work: float
+    run: Callable[[], object]
+    repeats: int | None = None
+
+    def median_s(self, least_s: float) -> float:
+        """Median time of a run; all processes start together."""
+        self.run()
+        dist.barrier()
+        times: list[float] = []
+        end = time.perf_counter() + least_s
+        while len(times) < (self.repeats or 1) or (
+            self.repeats is None and time.perf_counter() < end and len(times) < 2000
+        ):
+            started = time.perf_counter()
+            self.run()
+            times.append(time.perf_counter() - started)
+        return statistics.median(times)
 
 
 @dataclass(frozen=True)
@@ -180,7 +204,6 @@ class _Bench:
 
     def __init__(self, program: Any, sizes: Sizes) -> None:
         self.program, self.sizes = program, sizes
-        self.done = 0
         shapes = {p["name"]: p["shape"] for p in program.PARAMETERS if p["per_layer"]}
 
         def layer() -> SimpleNamespace:
@@ -201,60 +224,75 @@ class _Bench:
         self.k, self.v = torch.randn(shape), torch.randn(shape)
         self.hidden: int = self.w.attention_norm.shape[0]
         self.heads: int = self.w.w_o.shape[1] // self.dim
+        self.between = _products(1, [w for w in vars(self.w).values() if w.dim() == 2])
 
     def figures(self) -> Figures:
-        square, big = torch.randn(1024, 1024), torch.randn(1 << 26)
-        matmul = [self.matmul(rows) for rows in self.sizes.rows]
-        prefill = [self.prefill(chunk) for chunk in self.sizes.chunks]
-        decode = [self.decode(length) for length in self.sizes.lengths]
-        memory = [self.one_row(size) for size in self.sizes.weights]
-        product = 2 * 1024**3 / self.median_s(lambda: square @ square)
-        stream = big.nbytes / self.median_s(big.amax)
+        probes = [*self.probes()]
+        steps, done = ROUNDS * len(probes), 0
+        seconds = [math.inf] * len(probes)
+        for _ in range(ROUNDS):
+            for i, probe in enumerate(probes):
+                seconds[i] = min(seconds[i], probe.median_s(self.sizes.least_s / ROUNDS))
+                done += 1
+                print(done / steps, flush=True)
+        found: dict[str, Points] = {}
+        (between_s,) = (s for p, s in zip(probes, seconds, strict=True) if p.what == "between")
+        for probe, spent_s in zip(probes, seconds, strict=True):
+            own_s = max(spent_s - between_s, 1e-6) if probe.what == "link" else spent_s
+            found.setdefault(probe.what, []).append((probe.size, probe.work / own_s))
+        ((_, layers_per_s),) = found.pop("layer")
+        ((_, product),) = found.pop("product")
+        ((_, stream),) = found.pop("stream")
+        del found["between"]
+        arithmetic = (*found["matmul"], *found["attention_prefill"])
+        streams = (*found["attention_decode"], *found["memory"])
         return Figures(
-            peak_flops=max(product, *(rate for _, rate in (*matmul, *prefill))),
-            bandwidth=max(stream, *(rate for _, rate in (*decode, *memory))),
-            matmul=matmul,
-            attention_prefill=prefill,
-            attention_decode=decode,
-            memory=memory,
-            layer_s=self.layer_s(),
-            link=self.links(),
+            peak_flops=max(product, *(rate for _, rate in arithmetic)),
+            bandwidth=max(stream, *(rate for _, rate in streams)),
+            layer_s=1 / layers_per_s,
+            **found,
         )
 
-    def matmul(self, rows: int) -> tuple[float, float]:
-        """Rows → FLOP/s of the four products of a layer; few rows sweep weights that no cache has."""
+    def probes(self) -> Iterator[Probe]:
+        square, big = torch.randn(1024, 1024), torch.randn(1 << 26)
+        yield Probe("product", 0, 2 * 1024**3, lambda: square @ square)
+        yield Probe("stream", 0, big.nbytes, big.amax)
+        yield from map(self.matmul, self.sizes.rows)
+        yield from map(self.one_row, self.sizes.weights)
+        yield from map(self.prefill, self.sizes.chunks)
+        yield from map(self.decode, self.sizes.lengths)
+        yield self.layer()
+        yield Probe("between", 0, 1, self.between, _REPEATS)
+        yield from map(self.message, self.sizes.messages)
+
+    def matmul(self, rows: int) -> Probe:
+        """FLOP of the four products of a layer; few rows sweep weights that no cache has."""
         layers = self.layers if rows < 64 else self.layers[:1]
         weights = [w for layer in layers for w in vars(layer).values() if w.dim() == 2]
-        seconds = self.products_s(rows, weights)
-        return rows, 2 * rows * sum(weight.numel() for weight in weights) / seconds
+        flops = 2 * rows * sum(weight.numel() for weight in weights)
+        return Probe("matmul", rows, flops, _products(rows, weights))
 
-    def one_row(self, size: int) -> tuple[float, float]:
-        """Bytes of some weights → B/s of their product with one row."""
+    def one_row(self, size: int) -> Probe:
+        """Bytes of weights of some size, for one row."""
         weights = torch.randn(COLD_BYTES // size, size // self.hidden // 4, self.hidden)
-        return size, weights.nbytes / self.products_s(1, list(weights))
+        return Probe("memory", size, weights.nbytes, _products(1, list(weights)))
 
-    def products_s(self, rows: int, weights: Sequence[torch.Tensor]) -> float:
-        linear = torch.nn.functional.linear
-        inputs = {w.shape[1]: torch.randn(rows, w.shape[1]) for w in weights}
-        return self.median_s(lambda: [linear(inputs[w.shape[1]], w) for w in weights])
-
-    def prefill(self, chunk: int) -> tuple[float, float]:
-        """Rows that share a KV head's keys → FLOP/s, over chunks after each context."""
+    def prefill(self, chunk: int) -> Probe:
+        """FLOP of chunks after each context; their size: rows that share a KV head's keys."""
         kernel = self.program.attention_prefill
         q, out, lse = self.rows(chunk)
-        pairs = keys = seconds = 0.0
-        for context in self.sizes.contexts:
-            plan = kernel.prepare(self.segments(chunk, context + chunk))
-            seconds += self.median_s(
-                lambda plan=plan: kernel.attention_prefill(q, self.k, self.v, plan, out, lse)
-            )
-            pairs += chunk * context + chunk * (chunk + 1) / 2
-            keys += context + chunk
-        group = self.heads // self.kv_heads
-        return pairs * group / keys, 4 * pairs * self.heads * self.dim / seconds
+        pairs = sum(chunk * n + chunk * (chunk + 1) / 2 for n in self.sizes.contexts)
+        keys = sum(n + chunk for n in self.sizes.contexts)
+        plans = [kernel.prepare(self.segments(chunk, n + chunk)) for n in self.sizes.contexts]
+        return Probe(
+            "attention_prefill",
+            pairs * self.heads / self.kv_heads / keys,
+            4 * pairs * self.heads * self.dim,
+            lambda: [kernel.attention_prefill(q, self.k, self.v, p, out, lse) for p in plans],
+        )
 
-    def decode(self, length: int) -> tuple[float, float]:
-        """Bytes of K and V → B/s; calls go round the cache, as the layers of a model do."""
+    def decode(self, length: int) -> Probe:
+        """Bytes of K and V; calls go round the cache, as the layers of a model do."""
         kernel = self.program.attention_decode
         q, out, lse = self.rows(1)
         pages = -(-length // self.page_size)
@@ -263,14 +301,16 @@ class _Bench:
             kernel.prepare(self.segments(1, length, first=i * (self.pages // count)))
             for i in range(count)
         ]
-        seconds = self.median_s(
-            lambda: [kernel.attention_decode(q, self.k, self.v, p, out, lse) for p in plans]
-        )
         read = length * self.token_bytes
-        return read, count * read / seconds
+        return Probe(
+            "attention_decode",
+            read,
+            count * read,
+            lambda: [kernel.attention_decode(q, self.k, self.v, p, out, lse) for p in plans],
+        )
 
-    def layer_s(self) -> float:
-        """One row through whole layers, after LAYER_TOKENS tokens."""
+    def layer(self) -> Probe:
+        """Layers, for one row after LAYER_TOKENS tokens."""
         p = self.program
         pos = torch.zeros(1, dtype=torch.int64)
         segments = self.segments(1, LAYER_TOKENS)
@@ -289,32 +329,26 @@ class _Bench:
             [values.get(name, layer) for name in names]  # "w" is the layer's own
             for layer in self.layers
         ]
-        seconds = self.median_s(lambda: [p.layer(*arguments) for arguments in given])
-        return seconds / len(self.layers)
+        return Probe("layer", 0, len(given), lambda: [p.layer(*arguments) for arguments in given])
 
-    def links(self) -> Points:
-        """Rank pairs (0, 1), (2, 3), … send to and fro; alone, a copy in memory stands in."""
-        rank, world = dist.get_rank(), dist.get_world_size()
-        peer = rank ^ 1
-        points = []
-        for size in self.sizes.messages:
-            message = torch.zeros(size // 4)
-            if peer < world:
-                seconds = self.round_trip_s(message, rank, peer) / 2
-            else:
-                seconds = self.median_s(message.clone)
-            points.append((float(size), size / seconds))
-        return points
+    def message(self, size: int) -> Probe:
+        """Bytes that each of the rank pairs (0, 1), (2, 3), … swaps; alone, a copy in memory stands in.
 
-    def round_trip_s(self, message: torch.Tensor, rank: int, peer: int) -> float:
-        samples = []
-        for _ in range(200 if message.nbytes < 1 << 20 else 40):
-            started = time.perf_counter()
-            for sender in (rank & ~1, rank | 1):
-                dist.send(message, peer) if sender == rank else dist.recv(message, peer)
-            samples.append(time.perf_counter() - started)
-        self.step()
-        return statistics.median(samples)
+        Both ways at once and after some computing, as in every collective of a plan: the two directions
+        share a loopback, and threads that slept while a core was busy take their time to wake.
+        """
+        rank, mine = dist.get_rank(), torch.zeros(size // 4)
+        peer, theirs = rank ^ 1, torch.empty_like(mine)
+        if peer >= dist.get_world_size():
+            return Probe("link", size, size, lambda: (self.between(), theirs.copy_(mine)), _REPEATS)
+        swap = [dist.P2POp(dist.isend, mine, peer), dist.P2POp(dist.irecv, theirs, peer)]
+
+        def exchange() -> None:
+            self.between()
+            for work in dist.batch_isend_irecv(swap):
+                work.wait()
+
+        return Probe("link", size, size, exchange, _REPEATS)
 
     def rows(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         q = torch.randn(count, self.heads, self.dim)
@@ -329,22 +363,11 @@ class _Bench:
         pages = torch.arange(first, first - (-kv_len // self.page_size), dtype=torch.int32)[None]
         return Segments(table(0, rows), table(kv_len), table(kv_len - rows), pages, rows, kv_len)
 
-    def median_s(self, run: Callable[[], object]) -> float:
-        """Median time of a call, repeated for at least `least_s`; all processes start together."""
-        run()
-        dist.barrier()
-        times: list[float] = []
-        end = time.perf_counter() + self.sizes.least_s
-        while len(times) < 3 or (time.perf_counter() < end and len(times) < 2000):
-            started = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - started)
-        self.step()
-        return statistics.median(times)
 
-    def step(self) -> None:
-        self.done += 1
-        print(self.done / self.sizes.steps, flush=True)
+def _products(rows: int, weights: Sequence[torch.Tensor]) -> Callable[[], object]:
+    linear = torch.nn.functional.linear
+    inputs = {w.shape[1]: torch.randn(rows, w.shape[1]) for w in weights}
+    return lambda: [linear(inputs[w.shape[1]], w) for w in weights]
 
 
 def _free_port() -> int:

@@ -22,10 +22,10 @@ def test_every_shipped_number_has_a_source_and_a_base_unit(name: str) -> None:
     for key, quantity in cluster.numbers.items():
         assert len(quantity.source) > 8, key
         assert quantity.value >= 0, key
-    assert {f"efficiency.{name}" for name in cluster.curves} == set(CURVES)
-    for name, curve in cluster.curves.items():
-        assert len(curve.source) > 8, name
-        assert curve.residual < 0.1, name
+    assert {f"efficiency.{key}" for key in cluster.curves} == set(CURVES)
+    for key, curve in cluster.curves.items():
+        assert len(curve.source) > 8, key
+        assert curve.residual < 0.1, key
 
 
 def test_units_become_base_units() -> None:
@@ -53,6 +53,35 @@ def test_what_is_unknown_is_an_error() -> None:
         ("value = 3.35", "value = true", "memory.bandwidth is not a number"),
         ('unit = "TB/s"', 'unit = "TFLOP/s"', "memory.bandwidth has a wrong unit"),
         ("value = 0.80", "value = 1.2", "efficiency.link is a share"),
+        ("[[67e6, 0.434], [537e6, 0.819]]", "[[67e6, 0.9], [537e6, 0.8]]",
+         "efficiency.attention_decode falls as its size grows (got '[6.7e+07, 0.9] to"),
+        ("[[67e6, 0.434], [537e6, 0.819]]", "[[67e6, 0.4], [67e6, 0.8]]",
+         "sizes of efficiency.attention_decode do not ascend"),
+        ("[[67e6, 0.434], [537e6, 0.819]]", "[[537e6, 0.4], [67e6, 0.8]]",
+         "sizes of efficiency.attention_decode do not ascend"),
+        ("[[67e6, 0.434], [537e6, 0.819]]", "[[67e6, 0.1], [70e6, 0.8]]",
+         "efficiency.attention_decode jumps"),
+        ("[[67e6, 0.434], [537e6, 0.819]]", "[[67e6, 0.4], [537e12, 0.8]]",
+         "efficiency.attention_decode has a gap"),
+        ("[[67e6, 0.434], [537e6, 0.819]]", "[[67e6, nan], [537e6, 0.8]]",
+         "a point of efficiency.attention_decode is not a number"),
+        ("[[67e6, 0.434], [537e6, 0.819]]", "[[67e6, 0.4], [inf, 0.8]]",
+         "a point of efficiency.attention_decode is not a number"),
+        ("[[67e6, 0.434], [537e6, 0.819]]", "[[67e6, 0.4], [537e6, 1.8]]",
+         "efficiency.attention_decode is a share"),
+        ("[[67e6, 0.434], [537e6, 0.819]]", "[[67e6, 0], [537e6, 0.8]]",
+         "efficiency.attention_decode must be positive"),
+        ("[[67e6, 0.434], [537e6, 0.819]]", "[[-1, 0.4], [537e6, 0.8]]",
+         "a size of efficiency.attention_decode must be positive"),
+        ("[[67e6, 0.434], [537e6, 0.819]]", "[]", "efficiency.attention_decode has no points"),
+        ("[[67e6, 0.434], [537e6, 0.819]]", "[0.4, 0.8]",
+         "a point of efficiency.attention_decode is not [SIZE, SHARE]"),
+        ('0.819]], unit = "B"', '0.819]], unit = "rows"',
+         "efficiency.attention_decode has a wrong unit (got 'rows'); write"),
+        ('matmul = { value = 0.70, unit = "1"', 'matmul = { value = 0.70, unit = "rows"',
+         "efficiency.matmul has a wrong unit"),
+        ("memory = {", "memory = 0.7 # {",
+         "efficiency.memory must be a curve (got 0.7); write efficiency.memory = { points ="),
         ("value = 32,", "value = 2.5,", "nodes must be a whole number"),
         ("value = 5, unit", "value = 90, unit", "memory.reserve leaves nothing"),
         ("capacity = ", "# capacity = ", "key 'memory.capacity' is missing"),

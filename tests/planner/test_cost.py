@@ -30,6 +30,8 @@ from mnemoc.planner.cost import (
 )
 from mnemoc.planner.footprint import Footprint, footprint
 
+from .conftest import CURVES
+
 ONE = np.ones(())
 
 
@@ -104,6 +106,48 @@ def test_two_thousand_tokens_are_bound_by_compute_and_one_by_bandwidth() -> None
 
     assert seconds(2) < 1.01 * seconds(1)
     assert seconds(4096) == pytest.approx(2 * seconds(2048), rel=1e-3)
+
+
+def test_a_size_that_halves_the_speed_costs_as_much_again(
+    cluster: Callable[..., Cluster], model: Callable[..., ModelSpec]
+) -> None:
+    """At x = half a call takes twice its time at full efficiency: rows, shared rows, bytes of a decode."""
+    spec = model()
+    module = fuse(shard(build(spec, "float32"), tp=1, kvp=1))
+    tasks, links = count(module), Links("intra", "intra")
+
+    def layer(part: str, bandwidth: float, **sizes: float) -> float:
+        machine = cluster(memory__bandwidth=bandwidth)
+        terms = price_terms(tasks, machine, "float32", module.mesh, links)
+        given = {str(symbol): ONE * sizes.get(str(symbol), 0.0) for symbol in SYMBOLS}
+        return float(compile_parts(stage_formulas(terms))(Sizes(**given))["layer"][part])
+
+    rows = CURVES["matmul"].half
+    at_best = layer("linear", 1e12, T=1e9) * rows / 1e9
+    assert layer("linear", 1e12, T=rows) == pytest.approx(2 * at_best, rel=1e-3)
+    chunk = CURVES["attention_prefill"].half * spec.num_kv_heads / spec.num_heads
+    at_best = layer("attention", 1e12, QK=1e13, KV=1e7) * chunk / 1e6
+    got = layer("attention", 1e12, QK=chunk * 1e7, KV=1e7)
+    assert got == pytest.approx(2 * at_best, rel=1e-3)
+    tokens = CURVES["attention_decode"].half / (2 * spec.num_kv_heads * spec.head_dim * 4)
+    at_best = layer("attention", 1e9, KD=1e12) * tokens / 1e12
+    assert layer("attention", 1e9, KD=tokens) == pytest.approx(2 * at_best, rel=1e-3)
+    assert layer("attention", 1e9) == 0, "no decode, no fixed cost of one"
+
+
+def test_launches_hide_behind_kernels_that_take_longer() -> None:
+    terms, _ = terms_of("llama-3-8b", 8, 1)
+    seconds = compile_parts(stage_formulas(terms))
+
+    def launch_s(rows: float) -> float:
+        sizes = Sizes(ONE * rows, ONE, ONE * 0, ONE * 0, ONE * rows, ONE * 0)
+        return float(seconds(sizes)["layer"]["launch"])
+
+    gaps = 10 * 1.5e-6
+    assert launch_s(8192) == pytest.approx(gaps)
+    alone = {block: float(np.sum([*parts.values()])) for block, parts in
+             seconds(Sizes(ONE, ONE, ONE * 0, ONE * 0, ONE * 0, ONE * 0)).items()}  # fmt: skip
+    assert alone["rotation"] == pytest.approx(6e-6)
 
 
 def test_collectives_follow_their_algorithm_and_link() -> None:
