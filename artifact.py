@@ -30,7 +30,7 @@ from .errors import BadInput
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 

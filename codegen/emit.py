@@ -57,7 +57,7 @@ def kernel_spec(spec: ModelSpec, plan: Plan) -> KernelSpec:
         dtype=plan.dtype,
         hidden=spec.hidden,
         num_heads=spec.num_heads // tp,
-        num_kv_heads=spec.num_kv_heads // tp,
+        num_kv_heads=max(1, spec.num_kv_heads // tp),
         head_dim=spec.head_dim,
         ffn=spec.ffn // tp if spec.ffn % tp == 0 else spec.ffn,
         page_size=plan.page_size,

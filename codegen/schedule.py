@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..artifact import Plan
-from ..ir.graph import Call, Function, Module, Op, Program
+from ..ir.graph import Call, Function, Module, Op, Program, sources_and_copies
 from ..ir.text import print_call, print_op
 from ..ir.types import TORCH_NAMES
 from .templating import render
@@ -271,13 +271,14 @@ def _step_doc(index: int, count: int) -> str:
 
 
 def _parameter(op: Op, per_layer: bool, module: Module) -> dict[str, object]:
-    type = op.results[0].type
+    type, (sources, copies) = op.type, sources_and_copies(op)
     return {
         "name": op.results[0].name,
         "per_layer": per_layer,
         "shape": type.local_shape(module.mesh),
         "dtype": TORCH_NAMES[type.dtype],
-        "sources": op.attrs["sources"],
+        "sources": sources,
+        "copies": copies,
         "dim": next((dim for dim, axis in enumerate(type.axes) if axis), None),
     }
 

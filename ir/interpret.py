@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .graph import Call, Function, Module, Op, Program
+from .graph import Call, Function, Module, Op, Program, sources_and_copies
 from .ops import OPS
 from .ops.attention import merge_partials
 
@@ -144,13 +144,12 @@ class _Site:
     def parameter(self, op: Op) -> Array:
         """This rank's piece of each source, joined along dim 0."""
         degree, pieces = self.interpreter.module.mesh["tp"], []
-        sources = op.attrs["sources"]
-        assert isinstance(sources, tuple)
-        for source in sources:
+        for source, copies in zip(*sources_and_copies(op), strict=True):
             whole = self.interpreter.weights[str(source).format(layer=self.layer)]
             dim = next((i for i, axis in enumerate(op.type.axes) if axis), None)
-            piece = whole if dim is None else np.split(whole, degree, axis=dim)[self.tp_rank]
-            pieces.append(piece.astype(self.dtype))
+            if dim is not None:
+                whole = np.split(whole, degree // copies, axis=dim)[self.tp_rank // copies]
+            pieces.append(whole.astype(self.dtype))
         return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 
     def cache(self) -> str:

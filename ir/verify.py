@@ -62,12 +62,13 @@ def _verify_op(op: Op, types: dict[str, TensorType], module: Module) -> None:
     for value in op.results:
         if value.name in types:
             raise TypeRule(f"%{value.name} is defined twice")
-    if op.attrs.keys() - {"kernel"} != definition.attrs.keys():
+    given = op.attrs.keys() - {"kernel"} - definition.optional.keys()
+    if given != definition.attrs.keys():
         raise TypeRule(
             f"{op.name} has the attributes {list(definition.attrs)}, not {list(op.attrs)}"
         )
-    for key, kind in definition.attrs.items():
-        if not isinstance(op.attrs[key], kind):
+    for key, kind in {**definition.attrs, **definition.optional}.items():
+        if key in op.attrs and not isinstance(op.attrs[key], kind):
             raise TypeRule(f"{key} must be of type {kind.__name__}")
     if definition.infer is None:
         if op.type.partial is not None:

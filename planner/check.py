@@ -47,7 +47,8 @@ def _layout(plan: Plan, spec: ModelSpec, cluster: Cluster) -> Iterator[str]:
     tp = plan.layout.tp
     if plan.gpus > cluster.devices:
         yield f"{plan.gpus} devices of {cluster.devices}"
-    if tp > cluster.devices_per_node or spec.num_heads % tp or spec.num_kv_heads % tp:
+    alone = spec.num_kv_heads % tp == 0 or tp % spec.num_kv_heads == 0  # no rank has a part of one
+    if tp > cluster.devices_per_node or spec.num_heads % tp or not alone:
         yield f"tp={tp} does not fit"
     layers = [stage.num_layers for stage in plan.stages]
     firsts = [sum(layers[:s]) for s in range(len(layers))]
@@ -93,8 +94,12 @@ def _pages(plan: Plan, workload: Workload) -> Iterator[str]:
 
 def _memory(plan: Plan, spec: ModelSpec, cluster: Cluster) -> Iterator[str]:
     tp, item = plan.layout.tp, ITEM_BYTES[plan.dtype]
-    kv_token = 2 * spec.num_kv_heads // tp * spec.head_dim * item
-    sizes = {name: _rank_bytes(name, shape, tp, item) for name, shape in spec.tensors().items()}
+    kv_heads = math.ceil(spec.num_kv_heads / tp)
+    kv_token = 2 * kv_heads * spec.head_dim * item
+    sizes = {
+        name: _rank_elements(name, shape, tp, kv_heads * spec.head_dim) * item
+        for name, shape in spec.tensors().items()
+    }
     head = sizes.get("lm_head.weight", sizes["model.embed_tokens.weight"])
     fullest = 0
     for s, stage in enumerate(plan.stages):
@@ -113,11 +118,13 @@ def _memory(plan: Plan, spec: ModelSpec, cluster: Cluster) -> Iterator[str]:
         yield "the fullest rank does not fit"
 
 
-def _rank_bytes(name: str, shape: tuple[int, ...], tp: int, item: int) -> int:
-    """Bytes of a checkpoint tensor on one tp rank."""
+def _rank_elements(name: str, shape: tuple[int, ...], tp: int, kv_rows: int) -> int:
+    """Elements of a checkpoint tensor on one tp rank; kv_rows: rows of its keys, or of its values."""
+    if ".k_proj." in name or ".v_proj." in name:
+        return math.prod((kv_rows, *shape[1:]))
     vocabulary = "embed_tokens" in name or "lm_head" in name
     whole = name.endswith(WHOLE) or (vocabulary and shape[0] % tp)
-    return math.prod(shape) * item // (1 if whole else tp)
+    return math.prod(shape) // (1 if whole else tp)
 
 
 def _times(plan: Plan, workload: Workload, price: Price) -> Iterator[str]:

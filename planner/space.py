@@ -2,8 +2,8 @@
 
 Legend: t, p, k degrees of tp, spp, kvp; L layers; B requests at once; M tokens per KVP group.
 
-**Layouts**: t divides the heads, the KV heads and the FFN and does not straddle nodes; p ≤ L; t·p·k within
-the devices asked for.
+**Layouts**: t divides the heads and the FFN, divides the KV heads or is a multiple of them (each is then
+repeated on as many ranks), and does not straddle nodes; p ≤ L; t·p·k within the devices asked for.
 
 **Growth**: a request of full length spreads over a of the k groups, a | k, so M = ⌈tokens / a⌉ in whole
 pages; with B requests laid end to end around the ring of groups, the busiest group holds ⌈B·a/k⌉ of
@@ -95,10 +95,11 @@ def check_pins(spec: ModelSpec, cluster: Cluster, devices: int, pinned: Mapping[
 
 def _refusal(t: int, spec: ModelSpec, cluster: Cluster) -> str | None:
     """Why tp = t does not fit, if it does not."""
-    counts = (("heads", spec.num_heads), ("KV heads", spec.num_kv_heads), ("FFN columns", spec.ffn))
-    for what, count in counts:
+    for what, count in (("heads", spec.num_heads), ("FFN columns", spec.ffn)):
         if count % t:
             return f"tp={t} does not divide the {count} {what} of {spec.name}"
+    if spec.num_kv_heads % t and t % spec.num_kv_heads:
+        return f"tp={t} neither divides nor repeats the {spec.num_kv_heads} KV heads of {spec.name}"
     per_node = cluster.devices_per_node
     if t > per_node:
         return f"tp={t} is more than the {per_node} devices of a node of {cluster.name}"

@@ -82,7 +82,7 @@ class OpDef:
     """The rules of one op.
 
     signature: operands in words, optional ones with "?": "x, w, b?"
-    attrs:     attribute names and their types
+    attrs:     attribute names and their types; `optional`: those that may be absent
     infer:     operand types → result types; None for ops whose type is declared (param, cache)
     works:     exact work per rank
     evaluate:  reference on one rank's pieces; None for collectives
@@ -96,6 +96,7 @@ class OpDef:
     evaluate: Callable[[Op, Sequence[Array], Rank], tuple[Array, ...]] | None = None
     collective: Callable[[Op, Sequence[Sequence[Array]]], list[tuple[Array, ...]]] | None = None
     attrs: Mapping[str, type] = field(default_factory=dict)
+    optional: Mapping[str, type] = field(default_factory=dict)
 
     @property
     def arity(self) -> tuple[int, int]:

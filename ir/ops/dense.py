@@ -213,7 +213,13 @@ def evaluate_rotary(op: Op, args: Sequence[Array], rank: Rank) -> tuple[Array, .
 
 
 OPS = {
-    "param": OpDef("", no_work, evaluate=evaluate_param, attrs={"sources": tuple}),
+    "param": OpDef(
+        "",
+        no_work,
+        evaluate=evaluate_param,
+        attrs={"sources": tuple},
+        optional={"copies": tuple},
+    ),
     "embed": OpDef("ids, table", gather_work, infer_embed, evaluate_embed),
     "rotary": OpDef(
         "pos",

@@ -3,7 +3,9 @@
 Each weight's placement follows from how it is used, collectives are added where an op needs a whole
 value, and every type is inferred anew:
 
-    linear of a whole x         its weight is cut by columns where tp divides them (heads for q, k, v)
+    linear of a whole x         its weight is cut by columns where tp divides them (heads for q, k, v);
+                                where tp is a multiple of the KV heads, each is repeated on as many
+                                neighbouring ranks, so that every rank has one: copies
     linear of a sharded x       its weight is cut by rows; the partial sums are reduced at once
     embed                       its table is cut by vocabulary where tp divides it
     cache                       sharded along the sequence over kvp and by KV heads over tp
@@ -38,6 +40,7 @@ class _Sharder:
         self.values = {value.name: value for value in function.params}
         self.weights = {op.results[0].name: op for op in function.ops if op.name == "param"}
         self.heads = _head_counts(function)
+        self.copies = self._kv_copies()
 
     def run(self) -> Function:
         for op in self.function.ops:
@@ -53,7 +56,10 @@ class _Sharder:
         self._place_weights(op)
         operands = [self.values[name] for name in op.operands]
         names = [value.name for value in op.results]
-        made = make(op.name, operands, names, op.attrs, self.mesh)
+        attrs = dict(op.attrs)
+        if op.name == "split_heads":
+            attrs["heads"] = self.heads[op.operands[0]] * self.copies.get(op.operands[0], 1)
+        made = make(op.name, operands, names, attrs, self.mesh)
         self._keep(made)
         partial = made.type.partial
         if partial and partial.kind == "sum":
@@ -87,11 +93,23 @@ class _Sharder:
     def _place_weights(self, op: Op) -> None:
         for position, name in enumerate(op.operands):
             if name in self.weights:
-                weight = self.weights[name]
+                weight = self._repeated(self.weights[name], op.results[0].name)
                 dim = self._cut(op, position, weight.type)
                 axes = tuple("tp" if i == dim else None for i in range(len(weight.type.shape)))
                 value = Value(name, dataclasses.replace(weight.type, axes=axes))
                 self._keep(dataclasses.replace(weight, results=(value,)))
+
+    def _repeated(self, weight: Op, result: str) -> Op:
+        """The weight (or bias) of a linear with each KV head's rows as often as ranks hold them."""
+        copies = self.copies.get(result, 1)
+        if copies == 1:
+            return weight
+        rows, *columns = weight.type.shape
+        type = dataclasses.replace(weight.type, shape=(rows * copies, *columns))
+        attrs = {**weight.attrs, "copies": (copies,)}
+        return dataclasses.replace(
+            weight, attrs=attrs, results=(Value(weight.results[0].name, type),)
+        )
 
     def _cut(self, op: Op, position: int, weight: TensorType) -> int | None:
         """The dim of a weight that tp cuts, or None."""
@@ -106,7 +124,7 @@ class _Sharder:
             return 1
         heads = self.heads.get(op.results[0].name)
         if heads is not None:
-            if heads % tp:
+            if heads * self.copies.get(op.results[0].name, 1) % tp:
                 raise BadInput(
                     f"tp={tp} does not divide the {heads} heads", where=self.function.name
                 )
@@ -115,7 +133,24 @@ class _Sharder:
 
     def _cache(self, value: Value) -> Value:
         tp, kvp = ("tp" if self.mesh["tp"] > 1 else None), ("kvp" if self.mesh["kvp"] > 1 else None)
-        return Value(value.name, dataclasses.replace(value.type, axes=(kvp, None, tp, None)))
+        tokens, two, heads, dim = value.type.shape
+        heads *= max(self.copies.values(), default=1)
+        shape, axes = (tokens, two, heads, dim), (kvp, None, tp, None)
+        return Value(value.name, dataclasses.replace(value.type, shape=shape, axes=axes))
+
+    def _kv_copies(self) -> dict[str, int]:
+        """Linear results that become keys or values → ranks that hold each of their heads."""
+        producer = {value.name: op for op in self.function.ops for value in op.results}
+        tp, copies = self.mesh["tp"], {}
+        for append in (op for op in self.function.ops if op.name == "append"):
+            for operand in append.operands[1:]:
+                linear = producer[operand]
+                while linear.name != "linear":
+                    linear = producer[linear.operands[0]]
+                result = linear.results[0].name
+                heads = self.heads[result]
+                copies[result] = tp // heads if tp > heads and tp % heads == 0 else 1
+        return copies
 
 
 def _divides(tp: int, weight: TensorType, dim: int) -> bool:

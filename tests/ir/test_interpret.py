@@ -19,7 +19,7 @@ TINY = load_model("tiny-llama")
 
 @st.composite
 def models(draw):
-    kv_heads, group, dim = draw(st.sampled_from([(2, 2, 8), (4, 1, 4), (4, 2, 8)]))
+    kv_heads, group, dim = draw(st.sampled_from([(1, 4, 8), (2, 2, 8), (4, 1, 4), (4, 2, 8)]))
     return dataclasses.replace(
         TINY,
         num_layers=draw(st.integers(1, 3)),
@@ -53,7 +53,7 @@ def apply(module, layers, tp, kvp, split):
 @st.composite
 def layouts(draw):
     spec = draw(models())
-    tp, kvp = draw(st.sampled_from([1, 2])), draw(st.integers(1, 3))
+    tp, kvp = draw(st.sampled_from([1, 2, 4])), draw(st.integers(1, 3))
     cut = draw(st.integers(1, spec.num_layers))
     split = [cut, spec.num_layers - cut] if cut < spec.num_layers else [spec.num_layers]
     return spec, tp, kvp, split

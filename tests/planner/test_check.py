@@ -26,6 +26,7 @@ WORKLOAD = Workload(9000, 3.0, 0.2, 64, 2)
     tbt_s=st.floats(0.001, 2),
     layers=st.integers(1, 9),
     objective=st.sampled_from(["gpus", "ttft", "throughput"]),
+    kv_heads=st.sampled_from([1, 2, 4]),
     tied=st.booleans(),
     bias=st.booleans(),
     numbers=st.fixed_dictionaries(
@@ -49,11 +50,14 @@ def test_every_plan_passes_the_independent_check(
     tbt_s: float,
     layers: int,
     objective: str,
+    kv_heads: int,
     tied: bool,
     bias: bool,
     numbers: dict[str, float],
 ) -> None:
-    spec = small_model(num_layers=layers, tied_embeddings=tied, qkv_bias=bias)
+    spec = small_model(
+        num_layers=layers, num_kv_heads=kv_heads, tied_embeddings=tied, qkv_bias=bias
+    )
     machine = small_cluster(**numbers)
     workload = Workload(context, ttft_s, tbt_s, output, concurrency, objective)
     try:

@@ -27,7 +27,7 @@ def test_every_layout_fits_heads_node_layers_and_devices() -> None:
 @pytest.mark.parametrize(
     ("pinned", "error", "complaint"),
     [
-        ({"tp": 16}, BadInput, "does not divide the 8 KV heads"),
+        ({"tp": 16}, BadInput, "tp=16 is more than the 8 devices of a node"),
         ({"tp": 3}, BadInput, "does not divide the 32 heads"),
         ({"spp": 33}, BadInput, "spp=33 is more than the 32 layers"),
         ({"tp": 8, "spp": 32, "kvp": 2}, BadInput, "needs 512 devices; the plan may use 256"),
@@ -49,6 +49,16 @@ def test_tp_never_straddles_nodes(
     assert {l_.tp for l_ in layouts(wide, cluster(devices_per_node=4), 8, {})} == {1, 2}
     with pytest.raises(BadInput, match="tp=6 is more than the 4 devices of a node"):
         layouts(wide, cluster(devices_per_node=4), 8, {"tp": 6})
+
+
+def test_tp_divides_the_kv_heads_or_is_a_multiple_of_them(
+    cluster: Callable[..., Cluster], model: Callable[..., ModelSpec]
+) -> None:
+    machine = cluster(nodes=1, devices_per_node=12)
+    spec = model(num_heads=12, num_kv_heads=3, ffn=720)
+    assert {layout.tp for layout in layouts(spec, machine, 12, {})} == {1, 3, 6, 12}
+    with pytest.raises(BadInput, match="tp=4 neither divides nor repeats the 3 KV heads"):
+        layouts(spec, machine, 12, {"tp": 4})
 
 
 def test_pins_leave_only_what_has_them() -> None:

@@ -63,6 +63,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "model_type": "qwen2",
         "tie_word_embeddings": True,
     },
+    "qwen2_mqa": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "num_key_value_heads": 1,
+    },
     "qwen3": {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 32},
 }
 

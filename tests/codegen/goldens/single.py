@@ -21,8 +21,8 @@ DTYPE = "float32"  # of weights and activations
 KV_DTYPE = "float32"
 KV_SHAPE = (4, 64, 16, 32)  # KV heads, pages, tokens of a page, head dim: of K, and of V
 
-# What a rank loads: each source is cut along `dim` into one piece per tp rank (dim None: whole), and
-# the rank's pieces of all sources are joined along dim 0.
+# What a rank loads: each source is cut along `dim` into one piece per tp rank (dim None: whole), or one for
+# as many neighbouring ranks as its `copies` says; the rank's pieces of all sources are joined along dim 0.
 PARAMETERS = (
     {
         "name": "embedding",
@@ -32,6 +32,7 @@ PARAMETERS = (
         "sources": [
             "model.embed_tokens.weight",
         ],
+        "copies": [1],
         "dim": None,
     },
     {
@@ -42,6 +43,7 @@ PARAMETERS = (
         "sources": [
             "model.layers.{layer}.input_layernorm.weight",
         ],
+        "copies": [1],
         "dim": None,
     },
     {
@@ -54,6 +56,7 @@ PARAMETERS = (
             "model.layers.{layer}.self_attn.k_proj.weight",
             "model.layers.{layer}.self_attn.v_proj.weight",
         ],
+        "copies": [1, 1, 1],
         "dim": None,
     },
     {
@@ -64,6 +67,7 @@ PARAMETERS = (
         "sources": [
             "model.layers.{layer}.self_attn.o_proj.weight",
         ],
+        "copies": [1],
         "dim": None,
     },
     {
@@ -74,6 +78,7 @@ PARAMETERS = (
         "sources": [
             "model.layers.{layer}.post_attention_layernorm.weight",
         ],
+        "copies": [1],
         "dim": None,
     },
     {
@@ -85,6 +90,7 @@ PARAMETERS = (
             "model.layers.{layer}.mlp.gate_proj.weight",
             "model.layers.{layer}.mlp.up_proj.weight",
         ],
+        "copies": [1, 1],
         "dim": None,
     },
     {
@@ -95,6 +101,7 @@ PARAMETERS = (
         "sources": [
             "model.layers.{layer}.mlp.down_proj.weight",
         ],
+        "copies": [1],
         "dim": None,
     },
     {
@@ -105,6 +112,7 @@ PARAMETERS = (
         "sources": [
             "model.norm.weight",
         ],
+        "copies": [1],
         "dim": None,
     },
     {
@@ -115,6 +123,7 @@ PARAMETERS = (
         "sources": [
             "lm_head.weight",
         ],
+        "copies": [1],
         "dim": None,
     },
 )

@@ -22,8 +22,8 @@ DTYPE = "bfloat16"  # of weights and activations
 KV_DTYPE = "bfloat16"
 KV_SHAPE = (1, 64, 16, 16)  # KV heads, pages, tokens of a page, head dim: of K, and of V
 
-# What a rank loads: each source is cut along `dim` into one piece per tp rank (dim None: whole), and
-# the rank's pieces of all sources are joined along dim 0.
+# What a rank loads: each source is cut along `dim` into one piece per tp rank (dim None: whole), or one for
+# as many neighbouring ranks as its `copies` says; the rank's pieces of all sources are joined along dim 0.
 PARAMETERS = (
     {
         "name": "attention_norm",
@@ -33,6 +33,7 @@ PARAMETERS = (
         "sources": [
             "model.layers.{layer}.input_layernorm.weight",
         ],
+        "copies": [1],
         "dim": None,
     },
     {
@@ -45,6 +46,7 @@ PARAMETERS = (
             "model.layers.{layer}.self_attn.k_proj.weight",
             "model.layers.{layer}.self_attn.v_proj.weight",
         ],
+        "copies": [1, 1, 1],
         "dim": 0,
     },
     {
@@ -55,6 +57,7 @@ PARAMETERS = (
         "sources": [
             "model.layers.{layer}.self_attn.q_norm.weight",
         ],
+        "copies": [1],
         "dim": None,
     },
     {
@@ -65,6 +68,7 @@ PARAMETERS = (
         "sources": [
             "model.layers.{layer}.self_attn.k_norm.weight",
         ],
+        "copies": [1],
         "dim": None,
     },
     {
@@ -75,6 +79,7 @@ PARAMETERS = (
         "sources": [
             "model.layers.{layer}.self_attn.o_proj.weight",
         ],
+        "copies": [1],
         "dim": 1,
     },
     {
@@ -85,6 +90,7 @@ PARAMETERS = (
         "sources": [
             "model.layers.{layer}.post_attention_layernorm.weight",
         ],
+        "copies": [1],
         "dim": None,
     },
     {
@@ -96,6 +102,7 @@ PARAMETERS = (
             "model.layers.{layer}.mlp.gate_proj.weight",
             "model.layers.{layer}.mlp.up_proj.weight",
         ],
+        "copies": [1, 1],
         "dim": 0,
     },
     {
@@ -106,6 +113,7 @@ PARAMETERS = (
         "sources": [
             "model.layers.{layer}.mlp.down_proj.weight",
         ],
+        "copies": [1],
         "dim": 1,
     },
     {
@@ -116,6 +124,7 @@ PARAMETERS = (
         "sources": [
             "model.norm.weight",
         ],
+        "copies": [1],
         "dim": None,
     },
     {
@@ -126,6 +135,7 @@ PARAMETERS = (
         "sources": [
             "lm_head.weight",
         ],
+        "copies": [1],
         "dim": 0,
     },
 )
