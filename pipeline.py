@@ -88,7 +88,7 @@ def apply(planned: Planned) -> tuple[Module, Module]:
 
     layout, stages = planned.plan.layout, planned.plan.stages
     source = verify(build(planned.spec, planned.plan.dtype))
-    sharded = verify(shard(source, tp=layout.tp, kvp=layout.kvp))
+    sharded = verify(shard(source, tp=layout.tp, kvp=layout.kvp, ffn=layout.ffn))
     fused = verify(fuse(sharded))
     counts, roles = [s.num_layers for s in stages], [s.role for s in stages]
     return source, verify(lower(verify(split_stages(fused, counts, roles)), planned.plan.target))

@@ -78,14 +78,16 @@ def load_weights(
     parameters: Sequence[Mapping[str, Any]],
     first_layer: int,
     num_layers: int,
-    tp: int,
-    tp_rank: int,
+    along: Mapping[str, tuple[int, int]],
     device: torch.device,
 ) -> SimpleNamespace:
-    """w.<name> for globals, w.layers[i].<name> for what each layer has (i from 0 in the stage)."""
+    """w.<name> for globals, w.layers[i].<name> for what each layer has (i from 0 in the stage).
+
+    along: by axis, its degree and this rank's number along it
+    """
     weights = SimpleNamespace(layers=[SimpleNamespace() for _ in range(num_layers)])
     with ExitStack() as stack:
-        reader = _Reader(checkpoint, stack, tp, tp_rank, device)
+        reader = _Reader(checkpoint, stack, along, device)
         for parameter in parameters:
             if parameter["per_layer"]:
                 for i, layer in enumerate(weights.layers):
@@ -116,12 +118,15 @@ class _Reader:
     """Keeps the files open while a rank's parameters are read."""
 
     def __init__(
-        self, checkpoint: Checkpoint, stack: ExitStack, tp: int, tp_rank: int, device: torch.device
+        self,
+        checkpoint: Checkpoint,
+        stack: ExitStack,
+        along: Mapping[str, tuple[int, int]],
+        device: torch.device,
     ) -> None:
         self.checkpoint = checkpoint
         self.stack = stack
-        self.tp = tp
-        self.tp_rank = tp_rank
+        self.along = along
         self.device = device
         self._open: dict[Path, Any] = {}
 
@@ -129,10 +134,11 @@ class _Reader:
         """One parameter of this rank: its piece of each source, one below the other."""
         import torch
 
-        shape, dim = tuple(parameter["shape"]), parameter["dim"]
+        shape, dim, axis = tuple(parameter["shape"]), parameter["dim"], parameter["axis"]
+        ranks, rank = self.along[axis] if axis else (1, 0)
         names = (source.format(layer=layer) for source in parameter["sources"])
         sources = [
-            _Source(name, self.checkpoint.find(name), 1 if dim is None else self.tp // copies)
+            _Source(name, self.checkpoint.find(name), ranks // copies, rank // copies)
             for name, copies in zip(names, parameter["copies"], strict=True)
         ]
         _check(shape, dim, sources)
@@ -149,8 +155,8 @@ class _Reader:
         if dim is None:
             return cast("torch.Tensor", tensor[:])
         size = source.stored.shape[dim] // source.pieces
-        first = self.tp_rank * source.pieces // self.tp * size
-        return cast("torch.Tensor", tensor[(slice(None),) * dim + (slice(first, first + size),)])
+        cut = slice(source.piece * size, (source.piece + 1) * size)
+        return cast("torch.Tensor", tensor[(slice(None),) * dim + (cut,)])
 
     def _file(self, file: Path) -> Any:
         from safetensors import SafetensorError, safe_open
@@ -166,11 +172,12 @@ class _Reader:
 
 @dataclass(frozen=True)
 class _Source:
-    """A tensor that a parameter is made from, and the pieces that it is cut into."""
+    """A tensor that a parameter is made from, the pieces that it is cut into, and which one is wanted."""
 
     name: str
     stored: Stored
     pieces: int
+    piece: int
 
 
 def _check(shape: tuple[int, ...], dim: int | None, sources: Sequence[_Source]) -> None:

@@ -96,12 +96,11 @@ class Worker:
             program.PARAMETERS,
             program.FIRST_LAYER,
             program.NUM_LAYERS,
-            layout.tp,
-            tp_rank,
+            {axis: layout.along(axis, settings.rank) for axis in ("tp", "tp_kvp")},
             self.device,
         )
         self.kv = [_caches(program, self.device) for _ in range(program.NUM_LAYERS)]
-        growth = Growth(layout.kvp, plan.group_tokens)
+        growth = Growth.of(plan)
         self.sequences = Sequences(growth, self.group, plan.num_pages, plan.page_size, self.device)
         peers = [layout.rank(stage, group, tp_rank) for group in range(layout.kvp)]
         self.batches = Batches(growth, plan.page_size, peers, self.device)

@@ -35,7 +35,7 @@ class Work:
               or a collective: "all_reduce", "all_gather", "exchange"
     flops:    multiply and add counted apart; 0 where only bytes matter
     bytes:    device memory traffic; for collectives the payload that one rank ends up with
-    axis:     the mesh axis that a collective crosses
+    axis:     the axis that a collective crosses
     grain:    the flops (bytes where only they matter, messages of a collective) that one step of the
               kernel's own size brings. Its speed grows with that size, x = flops / grain: rows of a
               matrix product, bytes of a stream; a call costs as much as so and so many grains more

@@ -97,6 +97,45 @@ def test_a_whole_layer_sharded_and_fused():
     assert lines.count("all_reduce") == 2
 
 
+def test_helix_cuts_what_follows_the_merge_over_tp_and_kvp():
+    lines = body(fuse(shard(build(load_model("llama-3-8b")), tp=4, kvp=2, ffn="helix")))
+    after = next(i for i, line in enumerate(lines) if "merge_scatter" in line)
+    wanted = """
+        %out_merged, %lse_merged = merge_scatter %out, %lse {axis="kvp"} : bf16[T, 32@tp_kvp, 128]; f32[T, 32@tp_kvp]
+        %attention = merge_heads %out_merged : bf16[T, 4096@tp_kvp]
+        %w_o = param {sources=["model.layers.{layer}.self_attn.o_proj.weight"]} : bf16[4096, 4096@tp_kvp]
+        %o = linear %attention, %w_o : bf16[T, 4096]+sum(tp_kvp)
+        %o_reduced = all_reduce %o {axis="tp_kvp"} : bf16[T, 4096]
+        %ffn_norm = param {sources=["model.layers.{layer}.post_attention_layernorm.weight"]} : bf16[4096]
+        %ffn_input, %x_attention = add_rms_norm %o_reduced, %x, %ffn_norm {eps=1e-05} : bf16[T, 4096]; bf16[T, 4096]
+        %w_gate_up = param {sources=["model.layers.{layer}.mlp.gate_proj.weight", "model.layers.{layer}.mlp.up_proj.weight"]} : bf16[28672@tp_kvp, 4096]
+        %gate_up = linear %ffn_input, %w_gate_up : bf16[T, 28672@tp_kvp]
+        %active = swiglu %gate_up : bf16[T, 14336@tp_kvp]
+        %w_down = param {sources=["model.layers.{layer}.mlp.down_proj.weight"]} : bf16[4096, 14336@tp_kvp]
+        %down = linear %active, %w_down : bf16[T, 4096]+sum(tp_kvp)
+        %down_reduced = all_reduce %down {axis="tp_kvp"} : bf16[T, 4096]
+        %y = add %x_attention, %down_reduced : bf16[T, 4096]
+        return %y
+    """  # noqa: E501
+    assert [line.strip() for line in lines[after:]] == [
+        line.strip() for line in wanted.strip().splitlines()
+    ]
+
+
+def test_helix_is_nothing_without_groups():
+    spec = build(load_model("llama-3-8b"))
+    assert shard(spec, tp=4, kvp=1, ffn="helix") == shard(spec, tp=4, kvp=1)
+
+
+@pytest.mark.parametrize(
+    ("tp", "kvp", "count"), [(4, 3, "32 heads"), (2, 32, "32 heads"), (1, 8, "12 FFN columns")]
+)
+def test_degrees_that_helix_does_not_divide_by_are_refused(tp, kvp, count):
+    spec = dataclasses.replace(load_model("llama-3-8b"), ffn=12)
+    with pytest.raises(BadInput, match=f"tp={tp}, kvp={kvp} do not divide the {count}"):
+        shard(build(spec), tp=tp, kvp=kvp, ffn="helix")
+
+
 def test_qkv_biases_are_joined_like_their_weights():
     lines = "\n".join(body(fuse(shard(build(load_model("qwen2.5-7b")), tp=2, kvp=1))))
     assert "%qkv = linear %normed, %w_qkv, %b_qkv : bf16[T, 4608@tp]" in lines

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mnemoc.artifact import Layout
 from mnemoc.errors import BadInput
 from mnemoc.runtime.weights import Checkpoint, load_weights, numpy_weights
 from safetensors.torch import save_file
@@ -28,9 +29,15 @@ TENSORS = {
 
 
 def parameter(
-    name: str, shape: tuple[int, ...], *sources: str, dim: int | None, copies: Sequence[int] = ()
+    name: str,
+    shape: tuple[int, ...],
+    *sources: str,
+    dim: int | None,
+    axis: str = "tp",
+    copies: Sequence[int] = (),
 ) -> dict[str, Any]:
     return {
+        "axis": None if dim is None else axis,
         "copies": copies or (1,) * len(sources),
         "name": name,
         "per_layer": "{layer}" in sources[0],
@@ -69,7 +76,8 @@ def write_shards(directory: Path) -> Path:
 
 def load(directory: Path, tp_rank: int = 1, first: int = 0, num: int = 2) -> Any:
     checkpoint = Checkpoint.open(directory)
-    return load_weights(checkpoint, PARAMETERS, first, num, 2, tp_rank, torch.device("cpu"))
+    along = {"tp": (2, tp_rank)}
+    return load_weights(checkpoint, PARAMETERS, first, num, along, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("write", [write_single, write_shards])
@@ -89,9 +97,24 @@ def test_neighbouring_ranks_get_the_same_piece_of_what_is_copied(tmp_path: Path)
     sources = ("layers.{layer}.q", "layers.{layer}.k")
     qk = parameter("qk", (2, 6), *sources, dim=0, copies=(1, 2))
     for rank in range(4):
-        w = load_weights(checkpoint, (qk,), 0, 1, 4, rank, torch.device("cpu"))
+        w = load_weights(checkpoint, (qk,), 0, 1, {"tp": (4, rank)}, torch.device("cpu"))
         q, k = TENSORS["layers.0.q"], TENSORS["layers.0.k"]
         assert torch.equal(w.layers[0].qk, torch.cat([q[rank : rank + 1], k[rank // 2][None]]))
+
+
+def test_what_helix_cuts_is_cut_over_both_axes(tmp_path: Path) -> None:
+    layout = Layout(tp=2, spp=1, kvp=2, ffn="helix")
+    checkpoint = Checkpoint.open(write_single(tmp_path))
+    o = parameter("o", (6, 1), "layers.{layer}.o", dim=1, axis="tp_kvp")
+    k = parameter("k", (1, 6), "layers.{layer}.k", dim=0)
+    column = {}
+    for rank in range(4):
+        along = {axis: layout.along(axis, rank) for axis in ("tp", "tp_kvp")}
+        w = load_weights(checkpoint, (o, k), 0, 1, along, torch.device("cpu"))
+        _, group, tp_rank = layout.coordinates(rank)
+        column[group, tp_rank] = TENSORS["layers.0.o"].T.tolist().index(w.layers[0].o.T[0].tolist())
+        assert torch.equal(w.layers[0].k[0], TENSORS["layers.0.k"][tp_rank])
+    assert column == {(0, 0): 0, (1, 0): 1, (0, 1): 2, (1, 1): 3}
 
 
 def test_a_stage_gets_its_own_layers(tmp_path: Path) -> None:

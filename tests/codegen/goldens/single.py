@@ -21,7 +21,7 @@ DTYPE = "float32"  # of weights and activations
 KV_DTYPE = "float32"
 KV_SHAPE = (4, 64, 16, 32)  # KV heads, pages, tokens of a page, head dim: of K, and of V
 
-# What a rank loads: each source is cut along `dim` into one piece per tp rank (dim None: whole), or one for
+# What a rank loads: each source is cut along `dim` into one piece per rank of `axis` (None: whole), or one for
 # as many neighbouring ranks as its `copies` says; the rank's pieces of all sources are joined along dim 0.
 PARAMETERS = (
     {
@@ -34,6 +34,7 @@ PARAMETERS = (
         ],
         "copies": [1],
         "dim": None,
+        "axis": None,
     },
     {
         "name": "attention_norm",
@@ -45,6 +46,7 @@ PARAMETERS = (
         ],
         "copies": [1],
         "dim": None,
+        "axis": None,
     },
     {
         "name": "w_qkv",
@@ -58,6 +60,7 @@ PARAMETERS = (
         ],
         "copies": [1, 1, 1],
         "dim": None,
+        "axis": None,
     },
     {
         "name": "w_o",
@@ -69,6 +72,7 @@ PARAMETERS = (
         ],
         "copies": [1],
         "dim": None,
+        "axis": None,
     },
     {
         "name": "ffn_norm",
@@ -80,6 +84,7 @@ PARAMETERS = (
         ],
         "copies": [1],
         "dim": None,
+        "axis": None,
     },
     {
         "name": "w_gate_up",
@@ -92,6 +97,7 @@ PARAMETERS = (
         ],
         "copies": [1, 1],
         "dim": None,
+        "axis": None,
     },
     {
         "name": "w_down",
@@ -103,6 +109,7 @@ PARAMETERS = (
         ],
         "copies": [1],
         "dim": None,
+        "axis": None,
     },
     {
         "name": "final_norm",
@@ -114,6 +121,7 @@ PARAMETERS = (
         ],
         "copies": [1],
         "dim": None,
+        "axis": None,
     },
     {
         "name": "w_head",
@@ -125,6 +133,7 @@ PARAMETERS = (
         ],
         "copies": [1],
         "dim": None,
+        "axis": None,
     },
 )
 

@@ -22,7 +22,7 @@ DTYPE = "bfloat16"  # of weights and activations
 KV_DTYPE = "bfloat16"
 KV_SHAPE = (1, 64, 16, 16)  # KV heads, pages, tokens of a page, head dim: of K, and of V
 
-# What a rank loads: each source is cut along `dim` into one piece per tp rank (dim None: whole), or one for
+# What a rank loads: each source is cut along `dim` into one piece per rank of `axis` (None: whole), or one for
 # as many neighbouring ranks as its `copies` says; the rank's pieces of all sources are joined along dim 0.
 PARAMETERS = (
     {
@@ -35,6 +35,7 @@ PARAMETERS = (
         ],
         "copies": [1],
         "dim": 0,
+        "axis": "tp",
     },
     {
         "name": "attention_norm",
@@ -46,6 +47,7 @@ PARAMETERS = (
         ],
         "copies": [1],
         "dim": None,
+        "axis": None,
     },
     {
         "name": "w_qkv",
@@ -59,6 +61,7 @@ PARAMETERS = (
         ],
         "copies": [1, 1, 1],
         "dim": 0,
+        "axis": "tp",
     },
     {
         "name": "q_norm",
@@ -70,6 +73,7 @@ PARAMETERS = (
         ],
         "copies": [1],
         "dim": None,
+        "axis": None,
     },
     {
         "name": "k_norm",
@@ -81,6 +85,7 @@ PARAMETERS = (
         ],
         "copies": [1],
         "dim": None,
+        "axis": None,
     },
     {
         "name": "w_o",
@@ -92,6 +97,7 @@ PARAMETERS = (
         ],
         "copies": [1],
         "dim": 1,
+        "axis": "tp",
     },
     {
         "name": "ffn_norm",
@@ -103,6 +109,7 @@ PARAMETERS = (
         ],
         "copies": [1],
         "dim": None,
+        "axis": None,
     },
     {
         "name": "w_gate_up",
@@ -115,6 +122,7 @@ PARAMETERS = (
         ],
         "copies": [1, 1],
         "dim": 0,
+        "axis": "tp",
     },
     {
         "name": "w_down",
@@ -126,6 +134,7 @@ PARAMETERS = (
         ],
         "copies": [1],
         "dim": 1,
+        "axis": "tp",
     },
 )
 
