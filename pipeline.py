@@ -51,7 +51,7 @@ def plan(
     nodes: int | None = None,
     gpus: int | None = None,
     target: str | None = None,
-    pinned: Mapping[str, int] | None = None,
+    pinned: Mapping[str, int | str] | None = None,
 ) -> Planned:
     """Model, cluster and promise → the plan. Infeasible says which constraint binds."""
     from .ir.model import load_model
@@ -69,7 +69,7 @@ def plan_for(
     nodes: int | None = None,
     gpus: int | None = None,
     target: str | None = None,
-    pinned: Mapping[str, int] | None = None,
+    pinned: Mapping[str, int | str] | None = None,
 ) -> Planned:
     """The same for a model and a cluster that are loaded already."""
     from .planner import make_plan

@@ -123,7 +123,9 @@ def test_a_negative_or_unparsable_count(value: str, mnemoc: Any) -> None:
 
 
 @pytest.mark.usefixtures("nothing_left")
-@pytest.mark.parametrize("value", ["tp=0", "tp", "tp=two", "ep=4", "tp=1,tp=2", "tp=1;spp=2"])
+@pytest.mark.parametrize(
+    "value", ["tp=0", "tp", "tp=two", "ep=4", "tp=1,tp=2", "tp=1;spp=2", "ffn=4"]
+)
 def test_a_layout_that_is_none(value: str, mnemoc: Any) -> None:
     ran = mnemoc("plan", "tiny-llama", *LOCAL, "--layout", value, "-o", "plan")
     assert ran.code == 2

@@ -68,6 +68,33 @@ def test_every_plan_passes_the_independent_check(
     assert violations(made.plan, spec, machine, workload, made.formulas) == ()
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    context=st.integers(1, 100_000),
+    concurrency=st.integers(1, 5),
+    tp=st.sampled_from([1, 2, 4]),
+    kvp=st.sampled_from([2, 4]),
+    kv_heads=st.sampled_from([1, 2, 4]),
+    devices_per_node=st.sampled_from([4, 8, 16]),
+)
+def test_every_helix_plan_passes_the_independent_check(
+    context: int, concurrency: int, tp: int, kvp: int, kv_heads: int, devices_per_node: int
+) -> None:
+    spec = small_model(num_kv_heads=kv_heads, num_heads=16)
+    machine = small_cluster(devices_per_node=devices_per_node, nodes=4)
+    workload = Workload(context, 1e4, 10.0, 100, concurrency)
+    pins = {"tp": tp, "kvp": kvp, "ffn": "helix"}
+    made = make_plan(spec, machine, workload, gpus=16, pinned=pins)
+    assert made.plan.layout.helix
+    assert violations(made.plan, spec, machine, workload, made.formulas) == ()
+    for broken in ("repeated", "helix"):
+        layout = dataclasses.replace(
+            made.plan.layout, ffn=broken, kvp=kvp if broken[0] == "r" else 3
+        )
+        wrong = dataclasses.replace(made.plan, layout=layout)
+        assert violations(wrong, spec, machine, workload, made.formulas)
+
+
 @cache
 def made() -> Made:
     pins = {"tp": 1, "spp": 2, "kvp": 2}
