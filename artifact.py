@@ -30,20 +30,28 @@ from .errors import BadInput
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 
 # ---------------------------------------------------------------------------------------- the plan
 
 
+FFN_MODES = ("repeated", "helix")
+
+
 @dataclass(frozen=True)
 class Layout:
-    """Degrees of the three axes. World = spp × kvp × tp ranks, tp innermost, spp outermost."""
+    """Degrees of the three axes. World = spp × kvp × tp ranks, tp innermost, spp outermost.
+
+    ffn: what becomes of the output projection and the FFN, one of FFN_MODES: "repeated" in each KVP group, or
+    cut over all tp × kvp ranks of a stage ("helix"), for which every group computes every row.
+    """
 
     tp: int
     spp: int
     kvp: int
+    ffn: str = "repeated"
 
     @property
     def gpus(self) -> int:
@@ -56,8 +64,20 @@ class Layout:
         """rank → (stage, group, tp_rank)."""
         return rank // (self.kvp * self.tp), rank // self.tp % self.kvp, rank % self.tp
 
+    @property
+    def helix(self) -> bool:
+        return self.ffn == "helix"
+
+    def along(self, axis: str, rank: int) -> tuple[int, int]:
+        """The degree of an axis of the IR, "tp" or "tp_kvp", and the rank's number along it."""
+        _, group, tp_rank = self.coordinates(rank)
+        if axis == "tp":
+            return self.tp, tp_rank
+        return self.tp * self.kvp, tp_rank * self.kvp + group
+
     def __str__(self) -> str:
-        return f"tp={self.tp} spp={self.spp} kvp={self.kvp}"
+        ffn = f" ffn={self.ffn}" if self.helix else ""
+        return f"tp={self.tp} spp={self.spp} kvp={self.kvp}{ffn}"
 
 
 @dataclass(frozen=True)
@@ -222,11 +242,15 @@ class Segments:
 class Exchange:
     """Partial attention results that this rank swaps with one KVP peer.
 
-    peer: global rank; rows: int64 [N], the batch rows that both hold, in the same order.
+    peer: global rank
+    sent, received: int64 [N], batch rows, in the order of the peer's `received` and `sent`. Where groups
+        merge all their heads, both are the rows of requests that both hold; where each merges its share
+        (helix), a rank sends the rows that it holds keys for and receives those that the peer does.
     """
 
     peer: int
-    rows: torch.Tensor
+    sent: torch.Tensor
+    received: torch.Tensor
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def cli() -> None:
 @click.option("--tbt", callback=duration, required=True, metavar="TIME", help="Such as 30ms.")
 @click.option("--objective", type=click.Choice(OBJECTIVES), default="gpus", show_default=True)
 @click.option("--target", metavar="TARGET", help="cuda:sm_90, cpu, ...: the cluster's by default.")
-@click.option("--layout", callback=pins, metavar="tp=T,spp=P,kvp=K", help="Degrees to pin.")
+@click.option("--layout", callback=pins, metavar="tp=T,spp=P,kvp=K,ffn=F", help="What to pin.")
 @calibrate_option
 @click.option("--emit", callback=emitted, metavar=",".join(EMITTABLE), help="Print these stages.")
 @click.option("-o", "--out", type=folder, metavar="DIR", help="Write the plan as an artifact.")
@@ -107,7 +107,7 @@ def plan(
     tbt: float,
     objective: str,
     target: str | None,
-    layout: dict[str, int],
+    layout: dict[str, int | str],
     calibrate: bool,
     emit: tuple[str, ...],
     out: Path | None,

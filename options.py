@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from .artifact import FFN_MODES
 from .console import Progress, remark
 from .errors import BadInput, UsageError
 from .units import parse_count, parse_duration_s
@@ -76,16 +77,23 @@ def duration(_context: click.Context, param: click.Parameter, value: str | None)
     return None if value is None else parse_duration_s(value, param.opts[0])
 
 
-def pins(_context: click.Context, param: click.Parameter, value: str | None) -> dict[str, int]:
-    """Degrees to pin: tp=8,spp=4,kvp=4 or a part of it."""
-    result: dict[str, int] = {}
+def pins(
+    _context: click.Context, param: click.Parameter, value: str | None
+) -> dict[str, int | str]:
+    """What of the layout to pin: tp=8,spp=4,kvp=4,ffn=helix or a part of it."""
+    result: dict[str, int | str] = {}
     for item in value.split(",") if value else ():
-        axis, _, degree = item.strip().partition("=")
-        if axis not in AXES or axis in result or not degree.isdecimal() or int(degree) < 1:
+        axis, _, text = item.strip().partition("=")
+        degree = axis in AXES and text.isdecimal() and int(text) > 0
+        mode = axis == "ffn" and text in FFN_MODES
+        if axis in result or not (degree or mode):
             raise UsageError(
-                "not a layout", where=param.opts[0], got=value, do="write tp=8,spp=4,kvp=4"
+                "not a layout",
+                where=param.opts[0],
+                got=value,
+                do=f"write tp=8,spp=4,kvp=4 and, if you like, ffn={' or ffn='.join(FFN_MODES)}",
             )
-        result[axis] = int(degree)
+        result[axis] = text if mode else int(text)
     return result
 
 

@@ -51,7 +51,7 @@ def plan(
     nodes: int | None = None,
     gpus: int | None = None,
     target: str | None = None,
-    pinned: Mapping[str, int] | None = None,
+    pinned: Mapping[str, int | str] | None = None,
 ) -> Planned:
     """Model, cluster and promise → the plan. Infeasible says which constraint binds."""
     from .ir.model import load_model
@@ -69,7 +69,7 @@ def plan_for(
     nodes: int | None = None,
     gpus: int | None = None,
     target: str | None = None,
-    pinned: Mapping[str, int] | None = None,
+    pinned: Mapping[str, int | str] | None = None,
 ) -> Planned:
     """The same for a model and a cluster that are loaded already."""
     from .planner import make_plan
@@ -88,7 +88,7 @@ def apply(planned: Planned) -> tuple[Module, Module]:
 
     layout, stages = planned.plan.layout, planned.plan.stages
     source = verify(build(planned.spec, planned.plan.dtype))
-    sharded = verify(shard(source, tp=layout.tp, kvp=layout.kvp))
+    sharded = verify(shard(source, tp=layout.tp, kvp=layout.kvp, ffn=layout.ffn))
     fused = verify(fuse(sharded))
     counts, roles = [s.num_layers for s in stages], [s.role for s in stages]
     return source, verify(lower(verify(split_stages(fused, counts, roles)), planned.plan.target))

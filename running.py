@@ -91,10 +91,10 @@ def predict(manifest: Manifest, cost: PlanCost, prompt: int, output: int) -> Tim
     TBT = a decode's way through all stages, half way through the output.
     """
     plan = manifest.plan
-    growth = Growth(plan.layout.kvp, plan.group_tokens)
+    growth = Growth.of(plan)
     before = max(0, prompt - plan.chunk_at(prompt - 1))
     chunks, decodes = [], []
-    for shard in range(growth.shards(prompt + output)):
+    for shard in range(growth.seen_by(prompt + output)):
         chunk, decode = Load(), Load()
         chunk.add_chunk(growth, shard, before, prompt - before, ends=True)
         decode.add_decode(growth, shard, prompt + output // 2)

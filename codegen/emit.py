@@ -52,14 +52,18 @@ def emit(job: Emission, progress: Callable[[str], None] = lambda message: None) 
 def kernel_spec(spec: ModelSpec, plan: Plan) -> KernelSpec:
     """What the plan's kernels are specialised for, per rank."""
     tp = plan.layout.tp
+    ranks = (
+        tp * plan.layout.kvp if plan.layout.helix else tp
+    )  # over which what follows attention is cut
     return KernelSpec(
         target=plan.target,
         dtype=plan.dtype,
         hidden=spec.hidden,
         num_heads=spec.num_heads // tp,
-        num_kv_heads=spec.num_kv_heads // tp,
+        num_kv_heads=max(1, spec.num_kv_heads // tp),
+        merged_heads=spec.num_heads // ranks,
         head_dim=spec.head_dim,
-        ffn=spec.ffn // tp if spec.ffn % tp == 0 else spec.ffn,
+        ffn=spec.ffn // ranks if spec.ffn % ranks == 0 else spec.ffn,
         page_size=plan.page_size,
         norm_eps=spec.norm_eps,
         qk_norm=spec.qk_norm,

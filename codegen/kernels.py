@@ -101,6 +101,7 @@ class Width:
 class KernelSpec:
     """What the kernels of one rank are specialised for. Heads and ffn are per rank.
 
+    merged_heads: those whose partial results it merges, of its own or of its KVP peers'
     target: "cpu" or "cuda:sm_90"; dtype: "float32", "bfloat16" or "float16", of activations and KV
     inv_freq: rotary frequencies [head_dim / 2], exact float32 values; attention_factor: scales cos and sin
     """
@@ -110,6 +111,7 @@ class KernelSpec:
     hidden: int
     num_heads: int
     num_kv_heads: int
+    merged_heads: int
     head_dim: int
     ffn: int
     page_size: int

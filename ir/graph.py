@@ -101,6 +101,13 @@ class Module:
         return only
 
 
+def sources_and_copies(param: Op) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The checkpoint tensors of a `param`, and for each how many neighbouring ranks share a piece."""
+    sources, copies = param.attrs["sources"], param.attrs.get("copies")
+    assert isinstance(sources, tuple) and (copies is None or isinstance(copies, tuple))
+    return tuple(map(str, sources)), tuple(map(int, copies or (1,) * len(sources)))
+
+
 def view(function: Function) -> networkx.MultiDiGraph:
     """The function as a networkx multigraph: op indices (or parameter names) as nodes, one edge per use.
 

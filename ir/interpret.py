@@ -7,6 +7,7 @@ kernel is shared with what it checks. For every layout, `interpret(apply(m, plan
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .graph import Call, Function, Module, Op, Program
+from .graph import Call, Function, Module, Op, Program, sources_and_copies
 from .ops import OPS
 from .ops.attention import merge_partials
+from .types import degree
 
 Array = NDArray[Any]
 Coordinate = tuple[int, int]  # (kvp group, tp rank)
@@ -114,14 +116,19 @@ class Interpreter:
         if definition.evaluate is not None:
             return [definition.evaluate(op, a, s) for a, s in zip(args, sites, strict=True)]
         assert definition.collective is not None
-        along = 0 if op.attrs["axis"] == "kvp" else 1
         results: dict[int, tuple[Array, ...]] = {}
-        for i, rank in enumerate(self.ranks):
-            peers = [j for j, r in enumerate(self.ranks) if r[1 - along] == rank[1 - along]]
-            if peers[0] == i:
-                shared = definition.collective(op, [args[j] for j in peers])
-                results.update(zip(peers, shared, strict=True))
+        for peers in self._along(str(op.attrs["axis"])):
+            shared = definition.collective(op, [args[i] for i in peers])
+            results.update(zip(peers, shared, strict=True))
         return [results[i] for i in range(len(self.ranks))]
+
+    def _along(self, axis: str) -> Sequence[list[int]]:
+        """The ranks, as indices, in one list for each collective over the axis, in its order."""
+        names, lists = axis.split("_"), defaultdict(list)
+        for i, (group, tp_rank) in sorted(enumerate(self.ranks), key=lambda item: item[1][::-1]):
+            apart = (group if "kvp" not in names else -1, tp_rank if "tp" not in names else -1)
+            lists[apart].append(i)
+        return list(lists.values())
 
 
 @dataclass(frozen=True)
@@ -143,15 +150,22 @@ class _Site:
 
     def parameter(self, op: Op) -> Array:
         """This rank's piece of each source, joined along dim 0."""
-        degree, pieces = self.interpreter.module.mesh["tp"], []
-        sources = op.attrs["sources"]
-        assert isinstance(sources, tuple)
-        for source in sources:
+        dim, axis = next(((i, axis) for i, axis in enumerate(op.type.axes) if axis), (None, ""))
+        ranks, rank = self._place(axis) if axis else (1, 0)
+        pieces = []
+        for source, copies in zip(*sources_and_copies(op), strict=True):
             whole = self.interpreter.weights[str(source).format(layer=self.layer)]
-            dim = next((i for i, axis in enumerate(op.type.axes) if axis), None)
-            piece = whole if dim is None else np.split(whole, degree, axis=dim)[self.tp_rank]
-            pieces.append(piece.astype(self.dtype))
+            if dim is not None:
+                whole = np.split(whole, ranks // copies, axis=dim)[rank // copies]
+            pieces.append(whole.astype(self.dtype))
         return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+
+    def _place(self, axis: str) -> tuple[int, int]:
+        """How many ranks the axis has, and this one's number along it."""
+        mesh, number = self.interpreter.module.mesh, 0
+        for name in axis.split("_"):
+            number = number * mesh[name] + (self.tp_rank if name == "tp" else self.rank[0])
+        return degree(axis, mesh), number
 
     def cache(self) -> str:
         return "kv"  # state lives in the interpreter; the value only orders append before attend

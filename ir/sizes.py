@@ -8,7 +8,7 @@ one KVP group sees of it:
     QK   query–key pairs of prefill segments; a chunk of c tokens after n has c·n + c(c+1)/2
     KV   cached tokens that prefill segments read; that chunk reads n + c
     KD   cached tokens that decodes read
-    X    rows of partial attention results received from KVP peers
+    X    rows of partial attention results swapped with KVP peers: sent or received, whichever are more
 """
 
 from __future__ import annotations

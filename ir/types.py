@@ -1,6 +1,7 @@
 """Tensor types: element type, global shape, and placement over the mesh axes `tp` and `kvp`.
 
     f32[T, 4096@tp]        dim 1 is sharded over tp
+    f32[T, 4096@tp_kvp]    ... over all tp × kvp ranks of a stage: over tp, and each piece over kvp
     f32[T, 4096]+sum(tp)   each tp rank holds a partial sum
     f32[T, 32, 128]+lse(kvp)   each KVP group holds a partial attention result (needs its lse to merge)
 
@@ -19,10 +20,17 @@ import sympy
 from .sizes import Size
 
 AXES = ("tp", "kvp")
+PRODUCT = "tp_kvp"
+"""Both axes as one, tp outermost: rank (group, tp_rank) is number tp_rank·kvp + group along it."""
 
 ITEMSIZE = {"f32": 4, "bf16": 2, "f16": 2, "i64": 8}
 DTYPE_NAMES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 TORCH_NAMES = {short: long for long, short in DTYPE_NAMES.items()} | {"i64": "int64"}
+
+
+def degree(axis: str, mesh: Mapping[str, int]) -> int:
+    """How many ranks an axis has, of the mesh or their product."""
+    return math.prod(mesh[name] for name in axis.split("_"))
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class TensorType:
     def local_shape(self, mesh: Mapping[str, int]) -> tuple[Size, ...]:
         """The shape of one rank's piece. Symbolic sizes are per group already."""
         return tuple(
-            size // mesh[axis] if axis and isinstance(size, int) else size
+            size // degree(axis, mesh) if axis and isinstance(size, int) else size
             for size, axis in zip(self.shape, self.axes, strict=True)
         )
 

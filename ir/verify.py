@@ -5,7 +5,7 @@ A function is valid if
     every op is known, with the right number of operands and exactly its attributes
     every result type is the one that the op's own rule infers
     only declared ops (param, cache) carry a type of their own, and it is not partial
-    collectives cross an axis that the mesh has
+    every placement is over tp, over kvp, or over tp_kvp
 A program is valid if
     every call names a function, its operands are defined and of the function's parameter types
     the results of a call that is repeated over layers fit the operands that they replace
@@ -13,10 +13,10 @@ A program is valid if
 
 from __future__ import annotations
 
-from .graph import Call, Function, Module, Op, Program
+from .graph import Call, Function, Module, Op, Program, Value
 from .ops import OPS, TypeRule, infer
 from .text import print_op
-from .types import AXES, TensorType
+from .types import AXES, PRODUCT, TensorType
 
 
 class VerifyError(Exception):
@@ -60,14 +60,14 @@ def _verify_op(op: Op, types: dict[str, TensorType], module: Module) -> None:
         if name not in types:
             raise TypeRule(f"%{name} is used before it is defined")
     for value in op.results:
-        if value.name in types:
-            raise TypeRule(f"%{value.name} is defined twice")
-    if op.attrs.keys() - {"kernel"} != definition.attrs.keys():
+        _verify_result(value, types)
+    given = op.attrs.keys() - {"kernel"} - definition.optional.keys()
+    if given != definition.attrs.keys():
         raise TypeRule(
             f"{op.name} has the attributes {list(definition.attrs)}, not {list(op.attrs)}"
         )
-    for key, kind in definition.attrs.items():
-        if not isinstance(op.attrs[key], kind):
+    for key, kind in {**definition.attrs, **definition.optional}.items():
+        if key in op.attrs and not isinstance(op.attrs[key], kind):
             raise TypeRule(f"{key} must be of type {kind.__name__}")
     if definition.infer is None:
         if op.type.partial is not None:
@@ -77,6 +77,13 @@ def _verify_op(op: Op, types: dict[str, TensorType], module: Module) -> None:
     stored = tuple(value.type for value in op.results)
     if inferred != stored:
         raise TypeRule(f"the type is {_join(inferred)}, but {_join(stored)} is written")
+
+
+def _verify_result(value: Value, types: dict[str, TensorType]) -> None:
+    if value.name in types:
+        raise TypeRule(f"%{value.name} is defined twice")
+    if unknown := {axis for axis in value.type.axes if axis} - {*AXES, PRODUCT}:
+        raise TypeRule(f"%{value.name} is placed over {min(unknown)}, which is no axis")
 
 
 def _verify_program(program: Program, module: Module) -> None:

@@ -47,8 +47,12 @@ def _layout(plan: Plan, spec: ModelSpec, cluster: Cluster) -> Iterator[str]:
     tp = plan.layout.tp
     if plan.gpus > cluster.devices:
         yield f"{plan.gpus} devices of {cluster.devices}"
-    if tp > cluster.devices_per_node or spec.num_heads % tp or spec.num_kv_heads % tp:
+    alone = spec.num_kv_heads % tp == 0 or tp % spec.num_kv_heads == 0  # no rank has a part of one
+    if tp > cluster.devices_per_node or spec.num_heads % tp or not alone:
         yield f"tp={tp} does not fit"
+    every = tp * plan.layout.kvp
+    if plan.layout.helix and (every == tp or spec.num_heads % every or spec.ffn % every):
+        yield f"helix does not fit {plan.layout}"
     layers = [stage.num_layers for stage in plan.stages]
     firsts = [sum(layers[:s]) for s in range(len(layers))]
     if len(layers) != plan.layout.spp or sum(layers) != spec.num_layers or min(layers) < 1:
@@ -93,8 +97,14 @@ def _pages(plan: Plan, workload: Workload) -> Iterator[str]:
 
 def _memory(plan: Plan, spec: ModelSpec, cluster: Cluster) -> Iterator[str]:
     tp, item = plan.layout.tp, ITEM_BYTES[plan.dtype]
-    kv_token = 2 * spec.num_kv_heads // tp * spec.head_dim * item
-    sizes = {name: _rank_bytes(name, shape, tp, item) for name, shape in spec.tensors().items()}
+    kv_heads = math.ceil(spec.num_kv_heads / tp)
+    kv_token = 2 * kv_heads * spec.head_dim * item
+    ranks = tp * plan.layout.kvp if plan.layout.helix else tp
+    kv_rows = kv_heads * spec.head_dim
+    sizes = {
+        name: _rank_elements(name, shape, tp, kv_rows, ranks) * item
+        for name, shape in spec.tensors().items()
+    }
     head = sizes.get("lm_head.weight", sizes["model.embed_tokens.weight"])
     fullest = 0
     for s, stage in enumerate(plan.stages):
@@ -113,11 +123,18 @@ def _memory(plan: Plan, spec: ModelSpec, cluster: Cluster) -> Iterator[str]:
         yield "the fullest rank does not fit"
 
 
-def _rank_bytes(name: str, shape: tuple[int, ...], tp: int, item: int) -> int:
-    """Bytes of a checkpoint tensor on one tp rank."""
+def _rank_elements(name: str, shape: tuple[int, ...], tp: int, kv_rows: int, ranks: int) -> int:
+    """Elements of a checkpoint tensor on one rank.
+
+    kv_rows: rows of its keys, or of its values; ranks: that share output projection and FFN
+    """
+    if ".k_proj." in name or ".v_proj." in name:
+        return math.prod((kv_rows, *shape[1:]))
+    if ".o_proj." in name or ".mlp." in name:
+        return math.prod(shape) // ranks
     vocabulary = "embed_tokens" in name or "lm_head" in name
     whole = name.endswith(WHOLE) or (vocabulary and shape[0] % tp)
-    return math.prod(shape) * item // (1 if whole else tp)
+    return math.prod(shape) // (1 if whole else tp)
 
 
 def _times(plan: Plan, workload: Workload, price: Price) -> Iterator[str]:
@@ -167,20 +184,21 @@ def _busiest(
     price: Price,
 ) -> Blocks:
     """Blocks of each chunk on its home group or on the group that appends, whichever is dearer."""
-    riders, tokens, groups = _riders(plan, workload, workload.concurrency - 1)
+    riders, tokens, rows, swapped = _riders(plan, workload, workload.concurrency - 1)
     ends, m = starts + sizes, plan.group_tokens
     owner = np.floor((ends - 1) / m)
+    peers = np.full_like(owner, plan.layout.kvp - 1) if plan.layout.helix else owner
     dearest: dict[str, Floats] = {}
     for group in (np.zeros_like(owner), owner):
         visible = [_visible(edge - group * m, m) for edge in (starts, ends)]
         blocks = price(
             Sizes(
-                T=sizes + riders,
+                T=sizes + rows,
                 R=riders + last.astype(float),
                 QK=visible[1] - visible[0],
                 KV=np.clip(ends - group * m, 0, m),
                 KD=np.full_like(sizes, riders * tokens),
-                X=sizes * owner + riders * (groups - 1),
+                X=sizes * peers + swapped,
             )
         )
         heads = {"head": blocks["head"] * (riders + last > 0)}
@@ -195,18 +213,22 @@ def _visible(queries: Floats, m: int) -> Floats:
     return np.asarray(inside * (inside + 1) / 2 + np.maximum(queries - m, 0) * m)
 
 
-def _riders(plan: Plan, workload: Workload, requests: int) -> tuple[int, int, int]:
-    """Decodes on the busiest group, tokens of each there, groups of each."""
+def _riders(plan: Plan, workload: Workload, requests: int) -> tuple[int, int, int, int]:
+    """Decodes with tokens on the busiest group, tokens of each there, decodes that it computes, and the
+    partial rows that it swaps for them.
+    """
     groups = math.ceil((workload.context + workload.output_tokens) / plan.group_tokens)
     loads = [0] * plan.layout.kvp
     for place in range(requests * groups):
         loads[place % plan.layout.kvp] += 1
-    return max(loads), plan.group_tokens, groups
+    if plan.layout.helix:
+        return max(loads), plan.group_tokens, requests, requests * (plan.layout.kvp - 1)
+    return max(loads), plan.group_tokens, max(loads), max(loads) * (groups - 1)
 
 
 def _decodes(plan: Plan, workload: Workload) -> Sizes:
-    rows, tokens, groups = _riders(plan, workload, workload.concurrency)
-    numbers = (rows, rows, 0, 0, rows * tokens, rows * (groups - 1))
+    held, tokens, rows, swapped = _riders(plan, workload, workload.concurrency)
+    numbers = (rows, held, 0, 0, held * tokens, swapped)
     return Sizes(*(np.array(float(number)) for number in numbers))
 
 

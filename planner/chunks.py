@@ -13,7 +13,10 @@ keys as any later group. A query at position q sees min(q + 1, M) keys there, so
     QK = S(n + c) − S(n),   S(x) = Σ_{q<x} min(q + 1, M) = u(u + 1)/2 + (x − u)·M,  u = min(x, M)
     KV = min(n + c, M)
     G  = (n + c − 1) ÷ M + 1        active groups
-    X  = c·(G − 1)                  partial rows received from peers
+    X  = c·(G − 1)                  partial rows swapped with peers
+
+Under helix all k groups compute every row, G = k, and the decodes that ride are those of all requests: for
+those that hold no tokens on the busiest group, rows without keys (`Riders.blind`).
 
 **The sum over a bucket** uses few samples: its first, middle and last whole chunk and the rest chunk;
 "middle" is the last chunk before one more group joins, where one does.
@@ -76,11 +79,41 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Riders:
-    """Decodes that share the batch on the busiest group: how many, tokens each, groups each."""
+    """Decodes that share the batch on the busiest group: how many, tokens each, groups that compute each.
+
+    blind: further ones that it computes without holding any token of theirs
+    """
 
     count: int
     tokens: int
     groups: int
+    blind: int = 0
+
+    @property
+    def rows(self) -> int:
+        return self.count + self.blind
+
+    @property
+    def swapped(self) -> int:
+        """Partial rows that the group swaps with its peers."""
+        return self.rows * (self.groups - 1)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How a request lies on KVP groups: tokens on each, and how many groups compute its rows.
+
+    groups: all of them (helix), or None: those that hold any of its tokens
+    """
+
+    tokens: int
+    groups: int | None = None
+
+    def computing(self, end: Floats) -> Floats:
+        """Groups that compute the last of a request's first `end` tokens."""
+        if self.groups is None:
+            return active_groups(end, self.tokens)
+        return np.full_like(end, self.groups)
 
 
 def make_grid(context: int) -> Grid:
@@ -129,28 +162,26 @@ def sample(grid: Grid, group_tokens: int) -> Samples:
     return Samples(start, np.maximum(size, 1), weight, allowed)
 
 
-def prefill_sizes(start: Floats, size: Floats, group_tokens: int, riders: Riders) -> Sizes:
+def prefill_sizes(start: Floats, size: Floats, spread: Spread, riders: Riders) -> Sizes:
     """A chunk of `size` tokens after `start`, with decodes riding, on the busiest group.
 
     With riders every chunk is counted as wanting logits too, as the prompt's last one does.
     """
     end = start + size
-    ride = float(riders.count)
     return Sizes(
-        T=size + ride,
-        R=np.full_like(size, ride + 1 if riders.count else 0),
-        QK=_pairs(end, group_tokens) - _pairs(start, group_tokens),
-        KV=np.minimum(end, group_tokens),
-        KD=np.full_like(size, ride * riders.tokens),
-        X=size * (active_groups(end, group_tokens) - 1) + ride * (riders.groups - 1),
+        T=size + riders.rows,
+        R=np.full_like(size, riders.count + 1 if riders.count else 0),
+        QK=_pairs(end, spread.tokens) - _pairs(start, spread.tokens),
+        KV=np.minimum(end, spread.tokens),
+        KD=np.full_like(size, riders.count * riders.tokens),
+        X=size * (spread.computing(end) - 1) + riders.swapped,
     )
 
 
 def decode_sizes(riders: Riders) -> Sizes:
     """Decodes alone."""
-    rows = np.array(float(riders.count))
-    none = np.zeros(())
-    return Sizes(rows, rows, none, none, rows * riders.tokens, rows * (riders.groups - 1))
+    numbers = (riders.rows, riders.count, 0, 0, riders.count * riders.tokens, riders.swapped)
+    return Sizes(*(np.array(float(number)) for number in numbers))
 
 
 def _pairs(end: Floats, group_tokens: int) -> Floats:

@@ -9,6 +9,7 @@ grain (see `curves` and `ir.ops.Work`):
     memory                (bytes + h·g)/(bandwidth·e)
     all_reduce            2·⌈log2 n⌉·α + 2·(n − 1)/n·bytes/β        up and down a tree; ring traffic
     all_gather            ⌈log2 n⌉·α + (n − 1)/n·bytes/β
+                          over tp × kvp: over tp, and of 1/tp of the bytes over kvp, each on its own link
     exchange              α (where there are peers) + bytes/β        pairwise, all at once
     launch                per op that computes: what lies between two ops on the device; and what the host
                           needs to launch them all, where that is more than the device's time
@@ -315,12 +316,21 @@ class _Pricer:
         return Term(task.part, (_sum((flop_s, task.flops), (flop_s * half, task.grain)), streaming))
 
     def _remote(self, task: Task, axis: str) -> Term:
-        link = self.links[axis]
-        latency_s = self.cluster[f"links.{link}.latency"]
-        byte_s = 1 / (self.cluster[f"links.{link}.bandwidth"] * self.cluster["efficiency.link"])
-        if task.resource in ("all_reduce", "all_gather"):
-            ranks = self.mesh[axis]
-            rounds = 2 if task.resource == "all_reduce" else 1
-            latency_s *= rounds * math.ceil(math.log2(ranks))
-            byte_s *= rounds * (ranks - 1) / ranks
+        latency_s, byte_s, share = 0.0, 0.0, 1.0
+        for name in axis.split("_"):
+            alpha, beta = self._link(name)
+            if task.resource in ("all_reduce", "all_gather"):
+                ranks = self.mesh[name]
+                rounds = 2 if task.resource == "all_reduce" else 1
+                alpha *= rounds * math.ceil(math.log2(ranks))
+                beta *= rounds * (ranks - 1) / ranks * share
+                share /= ranks
+            latency_s += alpha
+            byte_s += beta
         return Term(task.part, (_sum((latency_s, task.grain), (byte_s, task.bytes)),))
+
+    def _link(self, axis: str) -> tuple[float, float]:
+        """Seconds of latency, and per byte, of the link that an axis crosses."""
+        link = self.links[axis]
+        rate = self.cluster[f"links.{link}.bandwidth"] * self.cluster["efficiency.link"]
+        return self.cluster[f"links.{link}.latency"], 1 / rate

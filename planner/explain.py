@@ -18,6 +18,7 @@ from ..units import format_bytes, format_duration
 from .candidate import Candidate, best_chunks
 from .price import NEVER, Outlook
 from .search import Finding, Promise, Search, balanced_bytes
+from .space import AXES
 
 
 def binding(search: Search, found: Finding, promise: Promise, objective: str) -> str:
@@ -255,7 +256,7 @@ def _more_memory(search: Search) -> str | None:
 
 def _more_devices(search: Search, promise: Promise) -> str | None:
     """The smallest number of devices beyond those allowed that keeps the promise, up to 4 times."""
-    if len(search.pinned) == 3:
+    if search.pinned.keys() >= set(AXES):
         return None
     for times in (2, 4):
         above = times // 2 * search.devices

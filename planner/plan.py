@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..artifact import Optimality, Plan, Stage, Workload
@@ -15,7 +15,7 @@ from .explain import alternatives, binding, infeasible, remarks
 from .predict import chunk_rules, memory, predict
 from .price import Pricer
 from .search import Finding, Promise, Search
-from .space import devices_asked
+from .space import Pins, devices_asked
 from .workload import check_workload, workload_notes
 
 
@@ -35,11 +35,11 @@ def make_plan(
     nodes: int | None = None,
     gpus: int | None = None,
     target: str | None = None,
-    pinned: Mapping[str, int] | None = None,
+    pinned: Pins | None = None,
 ) -> Made:
     """The optimal plan for a promise.
 
-    nodes, gpus: most that may be used; target: the cluster's by default; pinned: degrees by axis.
+    nodes, gpus: most that may be used; target: the cluster's by default; pinned: of the layout.
     Infeasible names the binding constraint and the cheapest ways to relax it; BadInput and UsageError
     say what about the question makes no sense.
     """

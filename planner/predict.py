@@ -90,7 +90,7 @@ def chunk_rules(finding: Finding, pricer: Pricer) -> tuple[ChunkRule, ...]:
     sizes = np.array([min(size, end - start) for start, end, size in spans], dtype=float)
     riders = outlook.growth.riders(pricer.workload.concurrency - 1)
     blocks = pricer.wiring(outlook.layout).totals(
-        prefill_sizes(ends - sizes, sizes, tokens, riders)
+        prefill_sizes(ends - sizes, sizes, outlook.growth.spread, riders)
     )
     split = finding.candidate.split
     times = np.maximum.reduce(

@@ -42,6 +42,7 @@ from .chunks import (
     Riders,
     Samples,
     Sizes,
+    Spread,
     decode_sizes,
     make_grid,
     prefill_sizes,
@@ -229,17 +230,17 @@ class Pricer:
         source = build(spec, dtype)
 
         @cache
-        def module(tp: int, merges: bool) -> Module:
-            return fuse(shard(source, tp=tp, kvp=2 if merges else 1))
+        def module(tp: int, kvp: int, ffn: str) -> Module:
+            return fuse(shard(source, tp=tp, kvp=kvp, ffn=ffn))
 
         @cache
-        def tasks(tp: int, merges: bool) -> tuple[Mapping[str, tuple[Task, ...]], Footprint]:
-            return count(module(tp, merges)), footprint(module(tp, merges))
+        def tasks(tp: int, kvp: int, ffn: str) -> tuple[Mapping[str, tuple[Task, ...]], Footprint]:
+            return count(module(tp, kvp, ffn)), footprint(module(tp, kvp, ffn))
 
         @cache
-        def wiring(tp: int, merges: bool, links: Links) -> Wiring:
-            counted, held = tasks(tp, merges)
-            mesh = module(tp, merges).mesh
+        def wiring(tp: int, kvp: int, ffn: str, links: Links) -> Wiring:
+            counted, held = tasks(tp, kvp, ffn)
+            mesh = module(tp, kvp, ffn).mesh
             terms = price_terms(counted, cluster, dtype, mesh, links)
             return Wiring(terms, held, tabulate(terms))
 
@@ -248,9 +249,9 @@ class Pricer:
             return sample(self.grid, group_tokens)
 
         @cache
-        def chunks(wiring: Wiring, group_tokens: int, riders: Riders) -> Chunks:
-            cut = samples(group_tokens)
-            sizes = prefill_sizes(cut.start, cut.size, group_tokens, riders)
+        def chunks(wiring: Wiring, spread: Spread, riders: Riders) -> Chunks:
+            cut = samples(spread.tokens)
+            sizes = prefill_sizes(cut.start, cut.size, spread, riders)
             return Chunks(cut, sizes, wiring.totals(sizes))
 
         @cache
@@ -259,16 +260,19 @@ class Pricer:
             return {name: float(seconds) for name, seconds in blocks.items()}
 
         @cache
-        def whole(wiring: Wiring, group_tokens: int) -> Mapping[str, float]:
+        def whole(wiring: Wiring, spread: Spread) -> Mapping[str, float]:
             start, size = np.zeros(()), np.array(float(workload.context))
-            sizes = prefill_sizes(start, size, group_tokens, Riders(0, 0, 1))
+            sizes = prefill_sizes(start, size, spread, Riders(0, 0, 1))
             blocks = wiring.totals(dataclasses.replace(sizes, X=np.zeros(())))
             return {name: float(seconds) for name, seconds in blocks.items()}
 
         self._wiring, self._chunks, self._decode, self._whole = wiring, chunks, decode, whole
 
     def wiring(self, layout: Layout) -> Wiring:
-        return self._wiring(layout.tp, layout.kvp > 1, links_of(layout, self.cluster))
+        kvp = (
+            layout.kvp if layout.helix else min(layout.kvp, 2)
+        )  # repeated: it is all one to a rank
+        return self._wiring(layout.tp, kvp, layout.ffn, links_of(layout, self.cluster))
 
     def formulas(self, layout: Layout) -> StageFormulas:
         """The expressions that price a layout, by block and part."""
@@ -286,8 +290,8 @@ class Pricer:
             num_layers=layers,
             decode_s=stages * each + once + (stages - 1) * alone["hop"],
             head_s=0.0 if riders.count else self._decode(wiring, Riders(1, 1, 1))["head"],
-            floor_s=float(balanced(self._whole(wiring, growth.tokens), 0.0, stages, layers)),
+            floor_s=float(balanced(self._whole(wiring, growth.spread), 0.0, stages, layers)),
             rides=riders.count > 0,
             footprint=wiring.footprint,
-            price=lambda: self._chunks(wiring, growth.tokens, riders),
+            price=lambda: self._chunks(wiring, growth.spread, riders),
         )

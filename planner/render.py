@@ -61,6 +61,8 @@ def _layout(plan: Plan) -> Text:
     ):
         text.append(f"{' × ' if i else ''}{degree} ", style="bold")
         text.append(name, style="dim")
+    if layout.helix:
+        text.append("  FFN over TP × KVP (helix)", style="dim")
     text.append(f"   layers per stage {_counts([s.num_layers for s in plan.stages])}", style="dim")
     text.append(f"   {plan.dtype}, {plan.target}", style="dim")
     return text

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .candidate import Candidate, best_chunks, make_candidate, useful
 from .milp import Problem, Solution, solve
 from .price import NEVER, Outlook, Pricer
-from .space import growths, layouts
+from .space import Pins, growths, layouts
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,14 @@ class Finding:
 class Search:
     """The space of one question, priced as far as it has been looked at."""
 
-    def __init__(
-        self, pricer: Pricer, devices: int, pinned: Mapping[str, int], *, above: int = 0
-    ) -> None:
+    def __init__(self, pricer: Pricer, devices: int, pinned: Pins, *, above: int = 0) -> None:
         """Layouts of more than `above` and at most `devices` devices."""
         self.pricer, self.devices, self.pinned = pricer, devices, pinned
         self.outlooks = tuple(
             pricer.outlook(layout, growth)
             for layout in layouts(pricer.spec, pricer.cluster, devices, pinned)
             if layout.gpus > above
-            for growth in growths(layout.kvp, pricer.workload, "kvp" in pinned)
+            for growth in growths(layout, pricer.workload, "kvp" in pinned)
         )
         self._bounds: dict[tuple[int, float], float] = {}
         self._bests: dict[tuple[int, float], Finding | None] = {}

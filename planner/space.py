@@ -2,8 +2,10 @@
 
 Legend: t, p, k degrees of tp, spp, kvp; L layers; B requests at once; M tokens per KVP group.
 
-**Layouts**: t divides the heads, the KV heads and the FFN and does not straddle nodes; p ≤ L; t·p·k within
-the devices asked for.
+**Layouts**: t divides the heads and the FFN, divides the KV heads or is a multiple of them (each is then
+repeated on as many ranks), and does not straddle nodes; p ≤ L; t·p·k within the devices asked for. With
+k > 1, output projection and FFN are repeated in each group or, where t·k divides the heads and the FFN, cut
+over t·k ranks (helix).
 
 **Growth**: a request of full length spreads over a of the k groups, a | k, so M = ⌈tokens / a⌉ in whole
 pages; with B requests laid end to end around the ring of groups, the busiest group holds ⌈B·a/k⌉ of
@@ -21,14 +23,17 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ..artifact import Layout, Workload
+from ..artifact import FFN_MODES, Layout, Workload
 from ..errors import BadInput, UsageError
 from ..ir.model import ModelSpec
-from .chunks import Riders
+from .chunks import Riders, Spread
 from .cluster import Cluster
 from .workload import total_tokens
 
 AXES = ("tp", "spp", "kvp")
+
+Pins = Mapping[str, int | str]
+"""What of a layout is not to be chosen: degrees by axis, and "ffn" by name."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Growth:
     """How requests of full length lie on KVP groups.
 
     groups: that one spreads over; tokens: on each of them; pages: per rank and layer on the busiest group
+    helix: all groups compute every row
     """
 
     kvp: int
@@ -43,62 +49,96 @@ class Growth:
     tokens: int
     page_size: int
     concurrency: int
+    helix: bool = False
+
+    @property
+    def spread(self) -> Spread:
+        return Spread(self.tokens, self.kvp if self.helix else None)
 
     def riders(self, requests: int) -> Riders:
         """Decodes of so many full requests, on the busiest group."""
-        return Riders(math.ceil(requests * self.groups / self.kvp), self.tokens, self.groups)
+        count = math.ceil(requests * self.groups / self.kvp)
+        if self.helix:
+            return Riders(count, self.tokens, self.kvp, requests - count)
+        return Riders(count, self.tokens, self.groups)
 
     @property
     def pages(self) -> int:
         return self.riders(self.concurrency).count * self.tokens // self.page_size
 
 
-def layouts(
-    spec: ModelSpec, cluster: Cluster, devices: int, pinned: Mapping[str, int]
-) -> tuple[Layout, ...]:
-    """Every eligible layout, by GPUs. A pinned degree that no layout can have is an error."""
-    check_pins(spec, cluster, devices, pinned)
+def layouts(spec: ModelSpec, cluster: Cluster, devices: int, pinned: Pins) -> tuple[Layout, ...]:
+    """Every eligible layout, by GPUs. A pin that no layout can have is an error."""
+    pins = check_pins(spec, cluster, devices, pinned)
+    modes = [str(pinned["ffn"])] if "ffn" in pinned else FFN_MODES
     degrees = range(1, devices + 1)
     found = []
-    for t in [pinned["tp"]] if "tp" in pinned else tensor_degrees(spec, cluster):
-        for p in [pinned["spp"]] if "spp" in pinned else degrees[: spec.num_layers]:
-            for k in [pinned["kvp"]] if "kvp" in pinned else degrees[: devices // (t * p)]:
-                if t * p * k <= devices:
-                    found.append(Layout(t, p, k))
+    for t in [pins["tp"]] if "tp" in pins else tensor_degrees(spec, cluster):
+        for p in [pins["spp"]] if "spp" in pins else degrees[: spec.num_layers]:
+            for k in [pins["kvp"]] if "kvp" in pins else degrees[: devices // (t * p)]:
+                if t * p * k > devices:
+                    continue
+                found += [Layout(t, p, k, ffn) for ffn in modes if _fits(ffn, t, k, spec)]
+    if not found:
+        raise BadInput(f"no layout of {spec.name} on {devices} devices has ffn=helix", do=_HELIX)
     return tuple(sorted(found, key=lambda layout: (layout.gpus, -layout.tp, layout.spp)))
+
+
+def _fits(ffn: str, t: int, k: int, spec: ModelSpec) -> bool:
+    if ffn == "repeated":
+        return True
+    return k > 1 and spec.num_heads % (t * k) == 0 and spec.ffn % (t * k) == 0
+
+
+_HELIX = "helix needs kvp of at least 2, and tp × kvp that divides the heads and the FFN columns"
 
 
 def tensor_degrees(spec: ModelSpec, cluster: Cluster) -> list[int]:
     return [t for t in range(1, cluster.devices_per_node + 1) if not _refusal(t, spec, cluster)]
 
 
-def check_pins(spec: ModelSpec, cluster: Cluster, devices: int, pinned: Mapping[str, int]) -> None:
+def check_pins(spec: ModelSpec, cluster: Cluster, devices: int, pinned: Pins) -> Mapping[str, int]:
+    """The pinned degrees, if there are layouts that have them all."""
+    pins: dict[str, int] = {}
     for axis, degree in pinned.items():
+        if axis == "ffn":
+            if degree not in FFN_MODES:
+                raise UsageError("unknown ffn", got=degree, do=f"one of {', '.join(FFN_MODES)}")
+            continue
         if axis not in AXES:
-            raise UsageError(f"unknown axis {axis!r}", do=f"pin {', '.join(AXES)}")
-        if degree < 1:
+            raise UsageError(f"unknown axis {axis!r}", do=f"pin {', '.join((*AXES, 'ffn'))}")
+        if not isinstance(degree, int) or degree < 1:
             raise UsageError(f"{axis} must be at least 1", got=degree)
-    if refusal := _refusal(pinned.get("tp", 1), spec, cluster):
+        pins[axis] = degree
+    if refusal := _refusal(pins.get("tp", 1), spec, cluster):
         fits = ", ".join(map(str, tensor_degrees(spec, cluster)))
         raise BadInput(refusal, do=f"degrees of tp that fit: {fits}")
-    if pinned.get("spp", 1) > spec.num_layers:
-        raise BadInput(f"spp={pinned['spp']} is more than the {spec.num_layers} layers")
-    asked = math.prod(pinned.values())
+    if pins.get("spp", 1) > spec.num_layers:
+        raise BadInput(f"spp={pins['spp']} is more than the {spec.num_layers} layers")
+    text = ",".join(f"{axis}={degree}" for axis, degree in pins.items())
+    asked = math.prod(pins.values())
     if asked > devices:
-        text = ",".join(f"{axis}={degree}" for axis, degree in pinned.items())
         raise BadInput(
             f"{text} needs {asked} devices; the plan may use {devices}",
             where=cluster.name,
             do="pin less, or allow more with --gpus or --nodes",
         )
+    if (
+        "kvp" in pins
+        and "tp" in pins
+        and not _fits(str(pinned.get("ffn", "repeated")), pins["tp"], pins["kvp"], spec)
+    ):
+        raise BadInput(f"{text} does not allow ffn=helix for {spec.name}", do=_HELIX)
+    return pins
 
 
 def _refusal(t: int, spec: ModelSpec, cluster: Cluster) -> str | None:
     """Why tp = t does not fit, if it does not."""
-    counts = (("heads", spec.num_heads), ("KV heads", spec.num_kv_heads), ("FFN columns", spec.ffn))
-    for what, count in counts:
+    for what, count in (("heads", spec.num_heads), ("FFN columns", spec.ffn)):
         if count % t:
             return f"tp={t} does not divide the {count} {what} of {spec.name}"
+    if spec.num_kv_heads % t and t % spec.num_kv_heads:
+        return f"tp={t} neither divides nor repeats the {spec.num_kv_heads} KV heads of {spec.name}"
     per_node = cluster.devices_per_node
     if t > per_node:
         return f"tp={t} is more than the {per_node} devices of a node of {cluster.name}"
@@ -112,16 +152,16 @@ def page_size(workload: Workload) -> int:
     return 64 if total_tokens(workload) >= 4096 else 16
 
 
-def growths(kvp: int, workload: Workload, pinned: bool) -> Iterator[Growth]:
-    """The growth choices of a layout with so many groups."""
-    total, page = total_tokens(workload), page_size(workload)
+def growths(layout: Layout, workload: Workload, pinned: bool) -> Iterator[Growth]:
+    """The growth choices of a layout; pinned: its groups are, and some of them may stay idle."""
+    kvp, total, page = layout.kvp, total_tokens(workload), page_size(workload)
     for groups in range(1, kvp + 1):
         alone = workload.concurrency == 1 and not pinned
         if kvp % groups or (alone and groups < kvp):
             continue
         tokens = math.ceil(total / groups / page) * page
         if (groups - 1) * tokens < total:
-            yield Growth(kvp, groups, tokens, page, workload.concurrency)
+            yield Growth(kvp, groups, tokens, page, workload.concurrency, layout.helix)
 
 
 def splits(layers: int, stages: int, excess: float) -> tuple[tuple[int, ...], ...]:

@@ -1,8 +1,9 @@
 """Makes the `Batch` of one KVP group from its parts of a step. Decode rows first, then prefill rows.
 
 Parts keep the step's order, so that KVP peers agree on the order of the rows that they swap. A
-chunk may cross from one shard into the next: every active group gets all of its rows as queries,
-stores those that lie in its own shard (slot −1 otherwise), and `past` says what each query sees.
+chunk may cross from one shard into the next: every active group (under helix, every group) gets all of
+its rows as queries, stores those that lie in its own shard (slot −1 otherwise), and `past` says what
+each query sees.
 """
 
 from __future__ import annotations
@@ -148,19 +149,29 @@ class Batches:
         return self._tables[key]
 
     def _exchange(self, parts: Seq[Part]) -> tuple[Exchange, ...]:
-        """All rows of a request are swapped between each two of its active groups."""
-        shared: dict[int, list[int]] = {}
+        """A request's active groups send its rows to all others that compute them."""
+        swaps: dict[int, tuple[list[int], list[int]]] = {}
         row = 0
         for part in parts:
-            for shard in range(part.owner + 1):
-                if shard != part.sequence.shard:
-                    peer = self.peers[self.growth.group(part.sequence.home, shard)]
-                    shared.setdefault(peer, []).extend(range(row, row + part.rows))
+            rows = range(row, row + part.rows)
+            mine = part.sequence.shard
+            for shard in range(self.growth.seen_by(part.cached + part.rows)):
+                if shard == mine:
+                    continue
+                peer = self.peers[self.growth.group(part.sequence.home, shard)]
+                sent, received = swaps.setdefault(peer, ([], []))
+                if mine <= part.owner:
+                    sent.extend(rows)
+                if shard <= part.owner:
+                    received.extend(rows)
             row += part.rows
         return tuple(
-            Exchange(peer, torch.tensor(rows, dtype=torch.int64, device=self.device))
-            for peer, rows in sorted(shared.items())
+            Exchange(peer, self._rows(sent), self._rows(received))
+            for peer, (sent, received) in sorted(swaps.items())
         )
+
+    def _rows(self, rows: list[int]) -> torch.Tensor:
+        return torch.tensor(rows, dtype=torch.int64, device=self.device)
 
 
 def _wanted_rows(part: Part) -> tuple[list[int], bool, int]:

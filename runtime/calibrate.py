@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -36,6 +37,7 @@ import torch.distributed as dist
 from .. import artifact
 from ..artifact import Batch, Segments
 from ..errors import RuntimeFault
+from . import cores
 from .loader import ArtifactModules
 from .workers import worker_environment
 
@@ -188,6 +190,7 @@ def _mean(measured: Sequence[Mapping[str, Any]]) -> Figures:
 def main(argv: Sequence[str]) -> None:
     """One of the processes: prints how far it is, line by line, then its figures as JSON."""
     torch.set_num_threads(1)
+    cores.settle(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), threads=1)
     manifest, contents = artifact.load(Path(argv[0]))
     sizes = QUICK if argv[1] == "quick" else FULL
     modules = ArtifactModules(Path(argv[0]), contents, ("kernels/", "schedule/"))

@@ -1,4 +1,4 @@
-"""The process groups of a rank: tensor parallel, KVP peers, neighbours in the pipeline.
+"""The process groups of a rank: tensor parallel, KVP peers, both together, neighbours in the pipeline.
 
 Each group is made by its own members only, and only where the degree is above 1.
 """
@@ -23,7 +23,10 @@ TIMEOUT = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class Comm:
-    """What a schedule's step() talks through. prev, next: global ranks of the pipeline neighbours."""
+    """What a schedule's step() talks through, named like the IR's axes.
+
+    prev, next: global ranks of the pipeline neighbours; tp_kvp: all ranks of the stage (helix only)
+    """
 
     tp: dist.ProcessGroup | None
     tp_rank: int
@@ -31,6 +34,7 @@ class Comm:
     prev: int | None
     next: int | None
     kvp: dist.ProcessGroup | None
+    tp_kvp: dist.ProcessGroup | None
 
 
 def connect(layout: Layout, rank: int, backend: str) -> Comm:
@@ -38,13 +42,16 @@ def connect(layout: Layout, rank: int, backend: str) -> Comm:
     stage, group, tp_rank = layout.coordinates(rank)
     if layout.gpus > 1:
         _join(layout, rank, backend)
+    tp_ranks, groups = range(layout.tp), range(layout.kvp)
+    stage_ranks = [layout.rank(stage, g, t) for g in groups for t in tp_ranks]
     return Comm(
-        tp=_group("tp", [layout.rank(stage, group, t) for t in range(layout.tp)]),
+        tp=_group("tp", [layout.rank(stage, group, t) for t in tp_ranks]),
         tp_rank=tp_rank,
         pp=_group("pp", [layout.rank(s, group, tp_rank) for s in range(layout.spp)]),
         prev=layout.rank(stage - 1, group, tp_rank) if stage > 0 else None,
         next=layout.rank(stage + 1, group, tp_rank) if stage + 1 < layout.spp else None,
-        kvp=_group("kvp", [layout.rank(stage, g, tp_rank) for g in range(layout.kvp)]),
+        kvp=_group("kvp", [layout.rank(stage, g, tp_rank) for g in groups]),
+        tp_kvp=_group("tp_kvp", stage_ranks) if layout.helix else None,
     )
 
 

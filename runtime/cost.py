@@ -21,7 +21,7 @@ class Load:
 
     T: rows; R: rows whose logits are wanted; QK: prefill query–key pairs on this group's shard;
     KV: cached tokens that prefill segments read; KD: cached tokens that decodes read;
-    X: partial rows received from KVP peers.
+    X: partial rows swapped with KVP peers, sent or received, whichever are more.
     """
 
     T: int = 0
@@ -33,20 +33,18 @@ class Load:
 
     def add_decode(self, growth: Growth, shard: int, cached: int) -> None:
         """One sequence that appends a token after `cached` ones."""
-        peers = growth.owner(cached)
         self.T += 1
-        self.R += shard == peers
+        self.R += shard == growth.owner(cached)
         self.KD += growth.held(shard, cached + 1)
-        self.X += peers
+        self.X += growth.seen_by(cached + 1) - 1
 
     def add_chunk(self, growth: Growth, shard: int, cached: int, rows: int, ends: bool) -> None:
         """A prefill chunk; `ends`: it is the prompt's last."""
-        peers = growth.owner(cached + rows - 1)
         self.T += rows
-        self.R += ends and shard == peers
+        self.R += ends and shard == growth.owner(cached + rows - 1)
         self.QK += growth.pairs(shard, cached, rows)
         self.KV += growth.held(shard, cached + rows)
-        self.X += rows * peers
+        self.X += rows * (growth.seen_by(cached + rows) - 1)
 
     def __add__(self, other: Load) -> Load:
         return Load(
@@ -137,7 +135,7 @@ class PrefillTime:
     def _chunk_s(self, cached: int, rows: int) -> float:
         """The slowest stage on the busiest of the groups that the chunk goes to."""
         busiest_s = 0.0
-        for shard in range(self._growth.shards(cached + rows)):
+        for shard in range(self._growth.seen_by(cached + rows)):
             load = Load()
             load.add_chunk(self._growth, shard, cached, rows, ends=False)
             busiest_s = max(busiest_s, self._cost.slowest_s(load))

@@ -2,7 +2,8 @@
 
 A request's KV cache is cut along the sequence into shards of `group_tokens` tokens. Shard i lies on
 group (home + i) mod k; the last shard (i = k − 1) takes whatever is left. A shard is *active* once
-one of its tokens is cached or being appended. All queries of a chunk go to every active shard.
+one of its tokens is cached or being appended. All queries of a chunk go to every active shard; under
+helix, to every group: those without an active shard see no key, but do their share of the FFN.
 
 Positions n .. n+c−1 are the chunk's queries; a shard holds the positions start .. end−1.
 """
@@ -11,13 +12,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..artifact import Plan
+
 
 @dataclass(frozen=True)
 class Growth:
-    """kvp: number of groups; group_tokens: tokens of a shard."""
+    """kvp: number of groups; group_tokens: tokens of a shard; helix: every group computes every row."""
 
     kvp: int
     group_tokens: int
+    helix: bool = False
+
+    @classmethod
+    def of(cls, plan: Plan) -> Growth:
+        return cls(plan.layout.kvp, plan.group_tokens, plan.layout.helix)
 
     def owner(self, position: int) -> int:
         """The shard that stores this position."""
@@ -26,6 +34,10 @@ class Growth:
     def shards(self, tokens: int) -> int:
         """How many shards a sequence of `tokens` tokens has."""
         return self.owner(tokens - 1) + 1
+
+    def seen_by(self, tokens: int) -> int:
+        """On how many groups, from home on, the last rows of a sequence of `tokens` tokens are computed."""
+        return self.kvp if self.helix else self.shards(tokens)
 
     def start(self, shard: int) -> int:
         """The first position of a shard."""

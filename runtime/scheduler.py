@@ -89,7 +89,7 @@ class Scheduler:
         self.plan = plan
         self.cost = cost
         self.tbt_s = tbt_s
-        self.growth = Growth(plan.layout.kvp, plan.group_tokens)
+        self.growth = Growth.of(plan)
         self.book = PageBook(self.growth, plan.num_pages, plan.page_size)
         self.prefill_time = PrefillTime(plan, cost, self.growth, context)
         self.waiting: deque[Job] = deque()
@@ -168,7 +168,7 @@ class Scheduler:
         taken: list[int] = []
         while self._ready and len(taken) < self.plan.max_batch:
             job = self._ready.popleft()
-            for shard in range(self.growth.shards(job.cached + 1)):
+            for shard in range(self.growth.seen_by(job.cached + 1)):
                 load = loads.setdefault(self.growth.group(job.home, shard), Load())
                 load.add_decode(self.growth, shard, job.cached)
             job.cached += 1
@@ -216,7 +216,7 @@ class Scheduler:
 
     def _loads(self, job: Job, rows: int, ends: bool) -> dict[int, Load]:
         loads = {}
-        for shard in range(self.growth.shards(job.issued + rows)):
+        for shard in range(self.growth.seen_by(job.issued + rows)):
             load = loads[self.growth.group(job.home, shard)] = Load()
             load.add_chunk(self.growth, shard, job.issued, rows, ends)
         return loads

@@ -66,7 +66,7 @@ class Sequences:
     def apply(self, step: Step) -> tuple[list[Part], list[Part]]:
         """Bring the state up to date; the decodes and the prefill chunks that concern this group.
 
-        A request concerns the group once a token of it is, or is being, stored here.
+        A request concerns the group once a token of it is, or is being, stored here; under helix, always.
         """
         for change in step.changes:
             if isinstance(change, int):
@@ -75,10 +75,10 @@ class Sequences:
                 self._admit(change)
         decodes = [self._advance(id, 1, token) for id, token in step.decodes]
         chunks = [self._advance(id, rows, -1) for id, rows in step.chunks]
-        return (
-            [part for part in decodes if part.sequence.shard <= part.owner],
-            [part for part in chunks if part.sequence.shard <= part.owner],
-        )
+        return list(filter(self._concerns, decodes)), list(filter(self._concerns, chunks))
+
+    def _concerns(self, part: Part) -> bool:
+        return part.sequence.shard < self.growth.seen_by(part.cached + part.rows)
 
     def _advance(self, id: int, rows: int, token: int) -> Part:
         sequence = self._all[id]

@@ -78,14 +78,16 @@ def load_weights(
     parameters: Sequence[Mapping[str, Any]],
     first_layer: int,
     num_layers: int,
-    tp: int,
-    tp_rank: int,
+    along: Mapping[str, tuple[int, int]],
     device: torch.device,
 ) -> SimpleNamespace:
-    """w.<name> for globals, w.layers[i].<name> for what each layer has (i from 0 in the stage)."""
+    """w.<name> for globals, w.layers[i].<name> for what each layer has (i from 0 in the stage).
+
+    along: by axis, its degree and this rank's number along it
+    """
     weights = SimpleNamespace(layers=[SimpleNamespace() for _ in range(num_layers)])
     with ExitStack() as stack:
-        reader = _Reader(checkpoint, stack, tp, tp_rank, device)
+        reader = _Reader(checkpoint, stack, along, device)
         for parameter in parameters:
             if parameter["per_layer"]:
                 for i, layer in enumerate(weights.layers):
@@ -116,12 +118,15 @@ class _Reader:
     """Keeps the files open while a rank's parameters are read."""
 
     def __init__(
-        self, checkpoint: Checkpoint, stack: ExitStack, tp: int, tp_rank: int, device: torch.device
+        self,
+        checkpoint: Checkpoint,
+        stack: ExitStack,
+        along: Mapping[str, tuple[int, int]],
+        device: torch.device,
     ) -> None:
         self.checkpoint = checkpoint
         self.stack = stack
-        self.tp = tp
-        self.tp_rank = tp_rank
+        self.along = along
         self.device = device
         self._open: dict[Path, Any] = {}
 
@@ -129,25 +134,29 @@ class _Reader:
         """One parameter of this rank: its piece of each source, one below the other."""
         import torch
 
-        shape, dim = tuple(parameter["shape"]), parameter["dim"]
-        names = [source.format(layer=layer) for source in parameter["sources"]]
-        stored = [self.checkpoint.find(name) for name in names]
-        self._check(shape, dim, names, stored)
+        shape, dim, axis = tuple(parameter["shape"]), parameter["dim"], parameter["axis"]
+        ranks, rank = self.along[axis] if axis else (1, 0)
+        names = (source.format(layer=layer) for source in parameter["sources"])
+        sources = [
+            _Source(name, self.checkpoint.find(name), ranks // copies, rank // copies)
+            for name, copies in zip(names, parameter["copies"], strict=True)
+        ]
+        _check(shape, dim, sources)
         out = torch.empty(shape, dtype=getattr(torch, parameter["dtype"]), device=self.device)
         row = 0
-        for name, tensor in zip(names, stored, strict=True):
-            piece = self._piece(name, tensor, dim)
+        for source in sources:
+            piece = self._piece(source, dim)
             out[row : row + piece.shape[0]].copy_(piece)
             row += piece.shape[0]
         return out
 
-    def _piece(self, name: str, stored: Stored, dim: int | None) -> torch.Tensor:
-        source = self._file(stored.file).get_slice(name)
-        cuts = [slice(None)] * (dim or 0)
-        if dim is not None:
-            size = stored.shape[dim] // self.tp
-            cuts.append(slice(self.tp_rank * size, (self.tp_rank + 1) * size))
-        return cast("torch.Tensor", source[tuple(cuts)] if cuts else source[:])
+    def _piece(self, source: _Source, dim: int | None) -> torch.Tensor:
+        tensor = self._file(source.stored.file).get_slice(source.name)
+        if dim is None:
+            return cast("torch.Tensor", tensor[:])
+        size = source.stored.shape[dim] // source.pieces
+        cut = slice(source.piece * size, (source.piece + 1) * size)
+        return cast("torch.Tensor", tensor[(slice(None),) * dim + (cut,)])
 
     def _file(self, file: Path) -> Any:
         from safetensors import SafetensorError, safe_open
@@ -160,31 +169,40 @@ class _Reader:
             self._open[file] = self.stack.enter_context(opened)
         return self._open[file]
 
-    def _check(
-        self, shape: tuple[int, ...], dim: int | None, names: list[str], stored: list[Stored]
-    ) -> None:
-        """Each source, cut in tp pieces along dim and put one below the other, must give `shape`."""
-        rows = 0
-        for name, tensor in zip(names, stored, strict=True):
-            whole = [size * (self.tp if axis == dim else 1) for axis, size in enumerate(shape)]
-            alike = len(tensor.shape) == len(shape) and all(
-                axis == 0 or got == want
-                for axis, (got, want) in enumerate(zip(tensor.shape, whole, strict=True))
-            )
-            if not alike or tensor.shape[0] % (self.tp if dim == 0 else 1):
-                self._refuse(name, tensor, whole if len(names) == 1 else ["…", *whole[1:]])
-            rows += tensor.shape[0]
-        wanted = shape[0] * (self.tp if dim == 0 else 1)
-        if rows != wanted:
-            self._refuse(" + ".join(names), stored[0], [wanted, *shape[1:]], rows)
 
-    def _refuse(
-        self, name: str, stored: Stored, wanted: list[Any], rows: int | None = None
-    ) -> None:
-        got = list(stored.shape) if rows is None else [rows, *stored.shape[1:]]
-        want = "[" + ", ".join(str(size) for size in wanted) + "]"
+@dataclass(frozen=True)
+class _Source:
+    """A tensor that a parameter is made from, the pieces that it is cut into, and which one is wanted."""
+
+    name: str
+    stored: Stored
+    pieces: int
+    piece: int
+
+
+def _check(shape: tuple[int, ...], dim: int | None, sources: Sequence[_Source]) -> None:
+    """A piece of each source along `dim`, put one below the other, must give `shape`."""
+    rows = 0
+    for source in sources:
+        stored, pieces = source.stored, source.pieces
+        cut = [pieces if axis == dim else 1 for axis in range(len(shape))]
+        whole = [size * times for size, times in zip(shape, cut, strict=True)]
+        alone = len(sources) == 1
+        alike = len(stored.shape) == len(shape) and stored.shape[1:] == tuple(whole[1:])
+        if not alike or stored.shape[0] % cut[0] or (alone and stored.shape[0] != whole[0]):
+            want = ", ".join(map(str, whole if alone else ["…", *whole[1:]]))
+            raise BadInput(
+                f"{source.name} has shape {list(stored.shape)}, the plan wants [{want}]",
+                where=stored.file,
+                do=_OTHER,
+            )
+        rows += stored.shape[0] // cut[0]
+    if rows != shape[0]:
+        names = " + ".join(source.name for source in sources)
         raise BadInput(
-            f"{name} has shape {got}, the plan wants {want}", where=stored.file, do=_OTHER
+            f"a rank's pieces of {names} have {rows} rows, the plan wants {shape[0]}",
+            where=sources[0].stored.file,
+            do=_OTHER,
         )
 
 

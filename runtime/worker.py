@@ -28,6 +28,7 @@ import zmq
 
 from .. import artifact
 from ..errors import MnemocError, RuntimeFault
+from . import cores
 from .batch import Batches, Wanted
 from .comm import connect
 from .growth import Growth
@@ -86,7 +87,7 @@ class Worker:
         self.last_stage = stage == layout.spp - 1
         self.device = _device(plan.target, settings)
         if self.device.type == "cpu":
-            _settle_on_cores(settings)
+            cores.settle(settings.local_rank, settings.world, settings.threads)
         role = plan.stages[stage].role
         wanted = ("kernels/", f"schedule/{role}.py", "schedule/__init__", "schedule/collectives")
         program = ArtifactModules(settings.artifact, contents, wanted).load(f"schedule.{role}")
@@ -96,12 +97,11 @@ class Worker:
             program.PARAMETERS,
             program.FIRST_LAYER,
             program.NUM_LAYERS,
-            layout.tp,
-            tp_rank,
+            {axis: layout.along(axis, settings.rank) for axis in ("tp", "tp_kvp")},
             self.device,
         )
         self.kv = [_caches(program, self.device) for _ in range(program.NUM_LAYERS)]
-        growth = Growth(layout.kvp, plan.group_tokens)
+        growth = Growth.of(plan)
         self.sequences = Sequences(growth, self.group, plan.num_pages, plan.page_size, self.device)
         peers = [layout.rank(stage, group, tp_rank) for group in range(layout.kvp)]
         self.batches = Batches(growth, plan.page_size, peers, self.device)
@@ -194,21 +194,6 @@ def _device(target: str, settings: Settings) -> torch.device:
         )
     torch.cuda.set_device(settings.local_rank % torch.cuda.device_count())
     return torch.device("cuda", torch.cuda.current_device())
-
-
-def _settle_on_cores(settings: Settings) -> None:
-    """Where the workers fill this machine, each keeps to cores of its own.
-
-    Linux draws two processes that talk over loopback to one core, where they take turns instead of
-    working side by side; a message then waits for a time slice, milliseconds instead of a tenth.
-    """
-    if settings.world == 1 or not hasattr(os, "sched_setaffinity"):
-        return
-    cores = sorted(os.sched_getaffinity(0))
-    if settings.world * settings.threads < len(cores):
-        return
-    first = settings.local_rank * settings.threads
-    os.sched_setaffinity(0, {cores[i % len(cores)] for i in range(first, first + settings.threads)})
 
 
 def _caches(program: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,7 +1,8 @@
 """Attention over a KV cache that is sharded along the sequence, and the merge of its parts.
 
 `attend` is one op that yields (out, lse) over the local KV shard; `merge` combines the partial
-results of the KVP groups by online softmax:
+results of the KVP groups by online softmax, and `merge_scatter` does so with each group a share of
+the heads:
 
     m = max_j lse_j ;  w_j = exp(lse_j − m) ;  out = Σ_j w_j·out_j / Σ_j w_j ;  lse = m + log Σ_j w_j
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from ..graph import Op
 from ..sizes import KD, KV, QK, X, any_of
-from ..types import Partial, TensorType
+from ..types import PRODUCT, Partial, TensorType, degree
 from .base import (
     Array,
     Attrs,
@@ -77,6 +78,19 @@ def infer_merge(types: Types, attrs: Attrs, mesh: Mesh) -> Types:
     return dataclasses.replace(out, partial=None), dataclasses.replace(lse, partial=None)
 
 
+def infer_merge_scatter(types: Types, attrs: Attrs, mesh: Mesh) -> Types:
+    out, lse = infer_merge(types, attrs, mesh)
+    heads, axis = out.shape[1], out.axes[1]
+    require(attrs["axis"] == "kvp", "heads are scattered over kvp alone, within a tp rank's")
+    require(axis == "tp" or (axis is None and mesh["tp"] == 1), f"heads of {out} are not over tp")
+    ranks = degree(PRODUCT, mesh)
+    require(heads % ranks == 0, f"{ranks} ranks do not divide the heads of {out}")
+    return tuple(
+        dataclasses.replace(value, axes=(value.axes[0], PRODUCT, *value.axes[2:]))
+        for value in (out, lse)
+    )
+
+
 def infer_rope_append(types: Types, attrs: Attrs, mesh: Mesh) -> Types:
     qkv, _, kv = types[:3]
     complete(qkv)
@@ -117,8 +131,10 @@ def attend_work(site: Site) -> tuple[Work, ...]:
 
 
 def merge_work(site: Site) -> tuple[Work, ...]:
-    """Partial rows travel as f32 with their lse, then are read, weighed in and written."""
-    _, heads, dim = site.operands[0].local_shape(site.mesh)
+    """Partial rows travel as f32 with their lse, then are read, weighed in and written: of the heads
+    that a rank merges.
+    """
+    _, heads, dim = site.op.type.local_shape(site.mesh)
     payload = 4 * X * heads * (dim + 1)
     return (
         Work("communication", "exchange", 0, payload, str(site.op.attrs["axis"]), any_of(X)),
@@ -176,6 +192,11 @@ def merge_ranks(op: Op, args: Sequence[Sequence[Array]]) -> list[tuple[Array, ..
     return [merged] * len(args)
 
 
+def merge_scatter_ranks(op: Op, args: Sequence[Sequence[Array]]) -> list[tuple[Array, ...]]:
+    merged = merge_partials([(out, lse) for out, lse in args])
+    return list(zip(*(np.split(value, len(args), axis=1) for value in merged), strict=True))
+
+
 OPS = {
     "cache": OpDef("", no_work, evaluate=lambda op, args, rank: (rank.cache(),)),
     "rope": OpDef(
@@ -199,5 +220,12 @@ OPS = {
     ),
     "merge": OpDef(
         "out, lse", merge_work, infer_merge, collective=merge_ranks, attrs={"axis": str}
+    ),
+    "merge_scatter": OpDef(
+        "out, lse",
+        merge_work,
+        infer_merge_scatter,
+        collective=merge_scatter_ranks,
+        attrs={"axis": str},
     ),
 }

@@ -35,7 +35,7 @@ class Work:
               or a collective: "all_reduce", "all_gather", "exchange"
     flops:    multiply and add counted apart; 0 where only bytes matter
     bytes:    device memory traffic; for collectives the payload that one rank ends up with
-    axis:     the mesh axis that a collective crosses
+    axis:     the axis that a collective crosses
     grain:    the flops (bytes where only they matter, messages of a collective) that one step of the
               kernel's own size brings. Its speed grows with that size, x = flops / grain: rows of a
               matrix product, bytes of a stream; a call costs as much as so and so many grains more
@@ -82,7 +82,7 @@ class OpDef:
     """The rules of one op.
 
     signature: operands in words, optional ones with "?": "x, w, b?"
-    attrs:     attribute names and their types
+    attrs:     attribute names and their types; `optional`: those that may be absent
     infer:     operand types → result types; None for ops whose type is declared (param, cache)
     works:     exact work per rank
     evaluate:  reference on one rank's pieces; None for collectives
@@ -96,6 +96,7 @@ class OpDef:
     evaluate: Callable[[Op, Sequence[Array], Rank], tuple[Array, ...]] | None = None
     collective: Callable[[Op, Sequence[Sequence[Array]]], list[tuple[Array, ...]]] | None = None
     attrs: Mapping[str, type] = field(default_factory=dict)
+    optional: Mapping[str, type] = field(default_factory=dict)
 
     @property
     def arity(self) -> tuple[int, int]:

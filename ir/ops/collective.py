@@ -1,4 +1,4 @@
-"""Collectives over one mesh axis, inserted by the shard pass."""
+"""Collectives over an axis of the mesh, or the product of both, inserted by the shard pass."""
 
 from __future__ import annotations
 

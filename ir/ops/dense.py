@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..graph import Op
-from ..types import Partial, TensorType, tensor
+from ..types import Partial, TensorType, degree, tensor
 from .base import (
     Array,
     Attrs,
@@ -113,8 +113,8 @@ def infer_split_heads(types: Types, attrs: Attrs, mesh: Mesh) -> Types:
     heads = integer(attrs, "heads")
     assert isinstance(width, int)
     require(width % heads == 0, f"{heads} heads do not divide {x}")
-    degree = mesh[x.axes[1]] if x.axes[1] else 1
-    require(heads % degree == 0, f"{degree} ranks do not divide {heads} heads")
+    ranks = degree(x.axes[1], mesh) if x.axes[1] else 1
+    require(heads % ranks == 0, f"{ranks} ranks do not divide {heads} heads")
     return (TensorType(x.dtype, (rows, heads, width // heads), (x.axes[0], x.axes[1], None)),)
 
 
@@ -213,7 +213,13 @@ def evaluate_rotary(op: Op, args: Sequence[Array], rank: Rank) -> tuple[Array, .
 
 
 OPS = {
-    "param": OpDef("", no_work, evaluate=evaluate_param, attrs={"sources": tuple}),
+    "param": OpDef(
+        "",
+        no_work,
+        evaluate=evaluate_param,
+        attrs={"sources": tuple},
+        optional={"copies": tuple},
+    ),
     "embed": OpDef("ids, table", gather_work, infer_embed, evaluate_embed),
     "rotary": OpDef(
         "pos",

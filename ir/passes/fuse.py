@@ -10,8 +10,9 @@ Joined weights keep a list of sources; each rank's piece is the concatenation of
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
-from ..graph import Function, Module, Op, Value
+from ..graph import Attr, Function, Module, Op, Value, sources_and_copies
 from ..ops import make
 
 
@@ -103,11 +104,17 @@ def _joined_linear(
     joined = []
     for position, prefix in list(enumerate(("", "w", "b")))[1 : len(linears[0].operands)]:
         params = [producer[linear.operands[position]] for linear in linears]
-        sources = tuple(s for op in params for s in _sources(op))
+        sources, copies = (
+            tuple(itertools.chain.from_iterable(column))
+            for column in zip(*map(sources_and_copies, params), strict=True)
+        )
         first = params[0].type
         rows = sum(size for op in params if isinstance(size := op.type.shape[0], int))
         type = dataclasses.replace(first, shape=(rows, *first.shape[1:]))
-        param = Op("param", (), {"sources": sources}, (Value(f"{prefix}_{name}", type),))
+        attrs: dict[str, Attr] = {"sources": sources}
+        if any(count > 1 for count in copies):
+            attrs["copies"] = copies
+        param = Op("param", (), attrs, (Value(f"{prefix}_{name}", type),))
         new.append(param)
         joined.append(param.results[0])
     x = linears[0].operands[0]
@@ -115,12 +122,6 @@ def _joined_linear(
     operand = next(value for value in owner.results if value.name == x)
     new.append(make("linear", [operand, *joined], [name], {}, module.mesh))
     return new[-1].results[0]
-
-
-def _sources(param: Op) -> tuple[str, ...]:
-    sources = param.attrs["sources"]
-    assert isinstance(sources, tuple)
-    return tuple(str(source) for source in sources)
 
 
 def _producers(function: Function) -> dict[str, Op]:

@@ -28,6 +28,7 @@ KERNELS = {
     "attend": "kernels.attention",
     "swiglu": "kernels.swiglu",
     "merge": "kernels.merge",
+    "merge_scatter": "kernels.merge",
     "all_reduce": "dist",
     "all_gather": "dist",
 }

@@ -123,7 +123,9 @@ def test_a_negative_or_unparsable_count(value: str, mnemoc: Any) -> None:
 
 
 @pytest.mark.usefixtures("nothing_left")
-@pytest.mark.parametrize("value", ["tp=0", "tp", "tp=two", "ep=4", "tp=1,tp=2", "tp=1;spp=2"])
+@pytest.mark.parametrize(
+    "value", ["tp=0", "tp", "tp=two", "ep=4", "tp=1,tp=2", "tp=1;spp=2", "ffn=4"]
+)
 def test_a_layout_that_is_none(value: str, mnemoc: Any) -> None:
     ran = mnemoc("plan", "tiny-llama", *LOCAL, "--layout", value, "-o", "plan")
     assert ran.code == 2
@@ -222,10 +224,10 @@ def test_a_changed_plan_never_runs(command: str, made: Path, mnemoc: Any) -> Non
 def test_a_plan_of_another_format_version(made: Path, tmp_path: Path, mnemoc: Any) -> None:
     shutil.copytree(made / "plan", tmp_path / "plan")
     manifest = tmp_path / "plan" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 1'))
     ran = mnemoc("show", tmp_path / "plan")
     assert ran.code == 4
-    assert "format 2" in ran.sentence
+    assert "format 1" in ran.sentence
     assert "plan again" in ran.sentence
 
 

@@ -65,7 +65,7 @@ def test_ten_million_tokens_are_planned_in_two_seconds_without_torch(tmp_path: P
 
 def test_the_json_says_all_that_a_machine_needs(mnemoc: Any) -> None:
     plan = json.loads(mnemoc("plan", *LONG, "--ttft", "600s", "--json").out)
-    assert set(plan["layout"]) == {"tp", "spp", "kvp"}
+    assert set(plan["layout"]) == {"tp", "spp", "kvp", "ffn"}
     assert {"start", "end", "chunk", "iteration_s"} <= set(plan["chunks"][0])
     assert {"ttft_s", "tbt_s", "throughput_tokens_per_s"} <= set(plan["predicted"])
     assert set(plan["memory"]) == {

@@ -52,7 +52,7 @@ def make_plan(layout, layers, dtype="float32", target="cpu"):
 
 def schedule(spec, layout, layers, **plan):
     plan = make_plan(layout, layers, **plan)
-    sharded = shard(build(spec, plan.dtype), tp=layout.tp, kvp=layout.kvp)
+    sharded = shard(build(spec, plan.dtype), tp=layout.tp, kvp=layout.kvp, ffn=layout.ffn)
     names = [stage.role for stage in plan.stages]
     return plan, render_schedule(
         lower(split_stages(fuse(sharded), layers, names), plan.target), plan
@@ -65,6 +65,13 @@ def test_golden_text_of_both_stages_of_a_3d_layout(golden):
         golden(Path(path).name, files[path])
 
 
+def test_golden_text_of_a_layer_with_helix(golden):
+    _, files = schedule(QWEN, Layout(2, 1, 2, "helix"), [3])
+    program = files["schedule/stage_0.py"]
+    golden("helix.py", program[program.index("# What a rank loads") : program.index("\ndef head")])
+    golden("helix_collectives.py", files["schedule/collectives.py"])
+
+
 def test_golden_text_of_a_single_rank(golden):
     _, files = schedule(load_model("tiny-llama"), Layout(1, 1, 1), [4])
     assert set(files) == {"schedule/__init__.py", "schedule/stage_0.py"}
@@ -75,7 +82,7 @@ def test_the_same_plan_gives_the_same_text():
     assert schedule(QWEN, Layout(2, 2, 2), [2, 1]) == schedule(QWEN, Layout(2, 2, 2), [2, 1])
 
 
-@pytest.mark.parametrize("layout", [Layout(1, 1, 1), Layout(2, 2, 2)])
+@pytest.mark.parametrize("layout", [Layout(1, 1, 1), Layout(2, 2, 2), Layout(2, 2, 2, "helix")])
 def test_programs_import_torch_and_their_own_kernels_and_nothing_else(layout):
     layers = [3] if layout.spp == 1 else [2, 1]
     _, files = schedule(QWEN, layout, layers)

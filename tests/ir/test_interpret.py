@@ -19,7 +19,9 @@ TINY = load_model("tiny-llama")
 
 @st.composite
 def models(draw):
-    kv_heads, group, dim = draw(st.sampled_from([(2, 2, 8), (4, 1, 4), (4, 2, 8)]))
+    kv_heads, group, dim = draw(
+        st.sampled_from([(1, 4, 8), (2, 2, 8), (4, 1, 4), (4, 2, 8), (2, 6, 4)])
+    )
     return dataclasses.replace(
         TINY,
         num_layers=draw(st.integers(1, 3)),
@@ -27,7 +29,7 @@ def models(draw):
         num_heads=kv_heads * group,
         num_kv_heads=kv_heads,
         head_dim=dim,
-        ffn=8 * draw(st.integers(1, 3)),
+        ffn=8 * draw(st.sampled_from([1, 3])),
         vocab=draw(st.sampled_from([32, 33])),
         qkv_bias=draw(st.booleans()),
         qk_norm=draw(st.booleans()),
@@ -43,8 +45,8 @@ def random_weights(spec, seed):
     }
 
 
-def apply(module, layers, tp, kvp, split):
-    sharded = verify(shard(module, tp=tp, kvp=kvp))
+def apply(module, layers, tp, kvp, ffn, split):
+    sharded = verify(shard(module, tp=tp, kvp=kvp, ffn=ffn))
     names = [f"stage_{i}" for i in range(len(split))]
     assert sum(split) == layers
     return verify(lower(verify(split_stages(verify(fuse(sharded)), split, names)), "cpu"))
@@ -53,16 +55,18 @@ def apply(module, layers, tp, kvp, split):
 @st.composite
 def layouts(draw):
     spec = draw(models())
-    tp, kvp = draw(st.sampled_from([1, 2])), draw(st.integers(1, 3))
+    tp, kvp = draw(st.sampled_from([1, 2, 4])), draw(st.integers(1, 3))
     cut = draw(st.integers(1, spec.num_layers))
     split = [cut, spec.num_layers - cut] if cut < spec.num_layers else [spec.num_layers]
-    return spec, tp, kvp, split
+    divides = spec.num_heads % (tp * kvp) == spec.ffn % (tp * kvp) == 0
+    ffn = draw(st.sampled_from(["repeated", "helix"])) if divides else "repeated"
+    return spec, tp, kvp, ffn, split
 
 
 @settings(max_examples=40)
 @given(layouts(), st.integers(1, 7), st.integers(1, 12), st.integers(0, 2**31))
 def test_a_planned_module_computes_what_the_source_does(case, chunk, shard_tokens, seed):
-    spec, tp, kvp, split = case
+    spec, tp, kvp, ffn, split = case
     rng = np.random.default_rng(seed)
     weights = random_weights(spec, seed)
     prompts = [tuple(map(int, rng.integers(0, spec.vocab, n))) for n in rng.integers(1, 17, 2)]
@@ -70,7 +74,7 @@ def test_a_planned_module_computes_what_the_source_does(case, chunk, shard_token
     expected = [
         Interpreter(module, weights).run([Chunk(0, 0, ids)], range(len(ids))) for ids in prompts
     ]
-    planned = apply(module, spec.num_layers, tp, kvp, split)
+    planned = apply(module, spec.num_layers, tp, kvp, ffn, split)
     runner = Interpreter(
         planned, weights, owner=lambda sequence, n: (n // shard_tokens + sequence) % kvp
     )

@@ -12,7 +12,7 @@ from mnemoc.ir.model import load_model, presets
 from mnemoc.ir.passes import fuse, lower, shard, split_stages
 from mnemoc.ir.sizes import KV, SYMBOLS, T, normal
 from mnemoc.ir.text import parse, print_module
-from mnemoc.ir.types import AXES, Partial, TensorType
+from mnemoc.ir.types import AXES, PRODUCT, Partial, TensorType
 from mnemoc.ir.verify import verify
 
 TYPES = st.builds(
@@ -29,22 +29,24 @@ TYPES = st.builds(
                     lambda a, n: normal(a * n + T), st.sampled_from(SYMBOLS), st.integers(1, 9)
                 ),
             ),
-            st.sampled_from([None, *AXES]),
+            st.sampled_from([None, *AXES, PRODUCT]),
         ),
         min_size=1,
         max_size=4,
     ),
     st.one_of(
-        st.none(), st.builds(Partial, st.sampled_from(["sum", "lse"]), st.sampled_from(AXES))
+        st.none(),
+        st.builds(Partial, st.sampled_from(["sum", "lse"]), st.sampled_from([*AXES, PRODUCT])),
     ),
 )
 
 
+@pytest.mark.parametrize("ffn", ["repeated", "helix"])
 @pytest.mark.parametrize("preset", presets())
-def test_every_preset_round_trips_before_and_after_the_passes(preset):
+def test_every_preset_round_trips_before_and_after_the_passes(preset, ffn):
     module = verify(build(load_model(preset)))
     layers = load_model(preset).num_layers
-    staged = split_stages(fuse(shard(module, tp=2, kvp=2)), [layers - 1, 1], ["a", "b"])
+    staged = split_stages(fuse(shard(module, tp=2, kvp=2, ffn=ffn)), [layers - 1, 1], ["a", "b"])
     for stage in (module, verify(lower(verify(staged), "cpu"))):
         assert parse(print_module(stage)) == stage
 

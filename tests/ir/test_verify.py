@@ -9,6 +9,7 @@ from mnemoc.ir.verify import VerifyError, verify
 
 TEXT = print_module(build(load_model("tiny-llama")))
 SHARDED = print_module(fuse(shard(build(load_model("tiny-llama")), tp=2, kvp=2)))
+HELIX = print_module(fuse(shard(build(load_model("tiny-llama")), tp=2, kvp=2, ffn="helix")))
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,16 @@ SHARDED = print_module(fuse(shard(build(load_model("tiny-llama")), tp=2, kvp=2))
             "%attention = merge_heads %out",
             "is partial",
         ),
+        (TEXT, "{sources=", "{copies=2, sources=", "copies must be of type tuple"),
+        (TEXT, " : f32[256]", " : f32[256@pp]", "is placed over pp, which is no axis"),
+        (
+            HELIX,
+            'merge_scatter %out, %lse {axis="kvp"}',
+            'merge_scatter %out, %lse {axis="tp"}',
+            "nothing to merge over tp",
+        ),
+        (HELIX, "f32[256, 256@tp_kvp]", "f32[256, 256@tp]", "inner dims are sharded differently"),
+        (HELIX, 'all_reduce %o {axis="tp_kvp"}', 'all_reduce %o {axis="tp"}', "not a partial sum"),
         (SHARDED, 'all_reduce %o {axis="tp"}', 'all_reduce %o {axis="kvp"}', "not a partial sum"),
     ],
 )

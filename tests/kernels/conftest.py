@@ -35,6 +35,7 @@ def make_spec(
         hidden=sizes[0],
         num_heads=heads[0],
         num_kv_heads=heads[1],
+        merged_heads=heads[0],
         head_dim=head_dim,
         ffn=sizes[1],
         page_size=page_size,

@@ -81,8 +81,8 @@ def test_rendering_loads_neither_torch_nor_triton() -> None:
         "import sys\n"
         "from mnemoc.codegen.kernels import KernelSpec, render_kernels\n"
         "for target, dtype in ('cpu', 'float32'), ('cuda:sm_90', 'bfloat16'):\n"
-        "    sizes = dict(hidden=64, num_heads=2, num_kv_heads=1, head_dim=32, ffn=64, page_size=16)\n"
-        "    render_kernels(KernelSpec(target, dtype, **sizes, norm_eps=1e-5, qk_norm=False,\n"
+        "    sizes = dict(hidden=64, num_heads=2, num_kv_heads=1, merged_heads=2, head_dim=32, ffn=64)\n"
+        "    render_kernels(KernelSpec(target, dtype, **sizes, page_size=16, norm_eps=1e-5, qk_norm=False,\n"
         "                              inv_freq=(1.0,) * 16, attention_factor=1.0))\n"
         "sys.exit(bool({'torch', 'triton'} & sys.modules.keys()))\n"
     )

@@ -26,6 +26,7 @@ WORKLOAD = Workload(9000, 3.0, 0.2, 64, 2)
     tbt_s=st.floats(0.001, 2),
     layers=st.integers(1, 9),
     objective=st.sampled_from(["gpus", "ttft", "throughput"]),
+    kv_heads=st.sampled_from([1, 2, 4]),
     tied=st.booleans(),
     bias=st.booleans(),
     numbers=st.fixed_dictionaries(
@@ -49,11 +50,14 @@ def test_every_plan_passes_the_independent_check(
     tbt_s: float,
     layers: int,
     objective: str,
+    kv_heads: int,
     tied: bool,
     bias: bool,
     numbers: dict[str, float],
 ) -> None:
-    spec = small_model(num_layers=layers, tied_embeddings=tied, qkv_bias=bias)
+    spec = small_model(
+        num_layers=layers, num_kv_heads=kv_heads, tied_embeddings=tied, qkv_bias=bias
+    )
     machine = small_cluster(**numbers)
     workload = Workload(context, ttft_s, tbt_s, output, concurrency, objective)
     try:
@@ -62,6 +66,33 @@ def test_every_plan_passes_the_independent_check(
         assume(infeasible.binding in ("ttft", "tbt", "memory"))
         return
     assert violations(made.plan, spec, machine, workload, made.formulas) == ()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    context=st.integers(1, 100_000),
+    concurrency=st.integers(1, 5),
+    tp=st.sampled_from([1, 2, 4]),
+    kvp=st.sampled_from([2, 4]),
+    kv_heads=st.sampled_from([1, 2, 4]),
+    devices_per_node=st.sampled_from([4, 8, 16]),
+)
+def test_every_helix_plan_passes_the_independent_check(
+    context: int, concurrency: int, tp: int, kvp: int, kv_heads: int, devices_per_node: int
+) -> None:
+    spec = small_model(num_kv_heads=kv_heads, num_heads=16)
+    machine = small_cluster(devices_per_node=devices_per_node, nodes=4)
+    workload = Workload(context, 1e4, 10.0, 100, concurrency)
+    pins = {"tp": tp, "kvp": kvp, "ffn": "helix"}
+    made = make_plan(spec, machine, workload, gpus=16, pinned=pins)
+    assert made.plan.layout.helix
+    assert violations(made.plan, spec, machine, workload, made.formulas) == ()
+    for broken in ("repeated", "helix"):
+        layout = dataclasses.replace(
+            made.plan.layout, ffn=broken, kvp=kvp if broken[0] == "r" else 3
+        )
+        wrong = dataclasses.replace(made.plan, layout=layout)
+        assert violations(wrong, spec, machine, workload, made.formulas)
 
 
 @cache

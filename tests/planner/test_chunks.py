@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mnemoc.planner.chunks import (
     Riders,
+    Spread,
     active_groups,
     decode_sizes,
     make_grid,
@@ -48,16 +49,27 @@ def test_quantities_equal_counting_key_by_key(
         sum(1 for q in queries for key in range(q + 1) if key // group == g)
         for g in range(owner + 1)
     ]
-    sizes = prefill_sizes(np.array(float(start)), np.array(float(size)), group, ALONE)
+    sizes = prefill_sizes(np.array(float(start)), np.array(float(size)), Spread(group), ALONE)
     assert per_group[0] == max(per_group)
     counted = (per_group[0], min(start + size, group), size * owner)
     assert counted == (sizes.QK, sizes.KV, sizes.X)
     assert active_groups(np.array(float(start + size)), group) == owner + 1
     ridden = prefill_sizes(
-        np.array(float(start)), np.array(float(size)), group, Riders(peers, 7, 3)
+        np.array(float(start)), np.array(float(size)), Spread(group), Riders(peers, 7, 3)
     )
     expected = (size + peers, 7 * peers, size * owner + 2 * peers)
     assert expected == (ridden.T, ridden.KD, ridden.X)
+
+
+def test_under_helix_all_groups_compute_all_rows_and_blind_ones_bring_no_keys() -> None:
+    spread, start, size = Spread(100, groups=4), np.array(50.0), np.array(20.0)
+    alone = prefill_sizes(start, size, spread, ALONE)
+    assert (alone.T, alone.QK, alone.X) == (20, 50 * 20 + 210, 20 * 3)
+    riders = Riders(count=2, tokens=100, groups=4, blind=3)
+    ridden = prefill_sizes(start, size, spread, riders)
+    assert (ridden.T, ridden.R, ridden.KD, ridden.X) == (25, 3, 200, 25 * 3)
+    decodes = decode_sizes(riders)
+    assert (decodes.T, decodes.R, decodes.KD, decodes.X) == (5, 2, 200, 15)
 
 
 def test_decodes_alone_bring_no_prefill() -> None:
@@ -75,7 +87,7 @@ def test_samples_bound_the_sum_over_a_bucket_from_above_and_closely(
     samples = sample(grid, group)
 
     def seconds(start: np.ndarray, size: np.ndarray) -> np.ndarray:
-        z = prefill_sizes(start, size, group, ALONE)
+        z = prefill_sizes(start, size, Spread(group), ALONE)
         return 1 + np.maximum(z.QK, 40 * z.KV) + 3 * z.T + z.X
 
     b = data.draw(st.integers(0, len(grid.starts) - 1))

@@ -35,14 +35,17 @@ from .conftest import CURVES
 ONE = np.ones(())
 
 
-def terms_of(name: str, tp: int, kvp: int) -> tuple[Terms, Footprint]:
-    module = fuse(shard(build(load_model(name)), tp=tp, kvp=kvp))
+def terms_of(name: str, tp: int, kvp: int, ffn: str = "repeated") -> tuple[Terms, Footprint]:
+    module = fuse(shard(build(load_model(name)), tp=tp, kvp=kvp, ffn=ffn))
     cluster, links = load_cluster("dgx-h100"), Links("inter", "inter")
     dtype = load_model(name).dtype
     return price_terms(count(module), cluster, dtype, module.mesh, links), footprint(module)
 
 
-WIRINGS = {key: terms_of("qwen3-8b", *key)[0] for key in ((1, 1), (8, 1), (4, 2))}
+WIRINGS = {
+    key: terms_of("qwen3-8b", *key)[0]
+    for key in ((1, 1, "repeated"), (8, 1, "repeated"), (4, 2, "repeated"), (4, 4, "helix"))
+}
 
 
 @settings(max_examples=60, deadline=None)
@@ -51,7 +54,7 @@ WIRINGS = {key: terms_of("qwen3-8b", *key)[0] for key in ((1, 1), (8, 1), (4, 2)
     numbers=st.tuples(*(st.integers(0, 10**7) for _ in SYMBOLS)),
 )
 def test_the_table_equals_the_formulas_that_the_artifact_prints(
-    wiring: tuple[int, int], numbers: tuple[int, ...]
+    wiring: tuple[int, int, str], numbers: tuple[int, ...]
 ) -> None:
     terms = WIRINGS[wiring]
     formulas = stage_formulas(terms)
@@ -163,6 +166,27 @@ def test_collectives_follow_their_algorithm_and_link() -> None:
     exchange = 12e-6 + 3000 * 4 * (128 + 1) * 4 / inter
     more = seconds(peers)["layer"]["communication"] - seconds(rows)["layer"]["communication"]
     assert more == pytest.approx(exchange)
+
+
+def test_helix_reduces_within_the_node_first_and_a_share_of_it_between_nodes() -> None:
+    """Per layer: two all-reduces over 4 × 2 ranks, and an exchange of 1/2 of a rank's 8 heads."""
+    terms, held = terms_of("llama-3-8b", 4, 2, "helix")
+    cluster, rows = load_cluster("dgx-h100"), 1000
+    sizes = Sizes(*(ONE * n for n in (rows, 0, 0, 0, 0, rows)))
+    seconds = compile_parts(stage_formulas(terms))(sizes)["layer"]["communication"]
+    rate = {
+        link: cluster[f"links.{link}.bandwidth"] * cluster["efficiency.link"]
+        for link in ("intra", "inter")
+    }
+    alpha = {link: cluster[f"links.{link}.latency"] for link in rate}
+    payload = rows * 4096 * 2
+    once_s = 2 * 2 * alpha["intra"] + 2 * 3 / 4 * payload / rate["intra"]
+    once_s += 2 * 1 * alpha["inter"] + 2 * 1 / 2 * payload / 4 / rate["inter"]
+    exchange_s = alpha["inter"] + rows * 4 * (128 + 1) * 4 / rate["inter"]
+    assert seconds == pytest.approx(2 * once_s + exchange_s)
+    _, whole = terms_of("llama-3-8b", 4, 2)
+    shared = (4096 * 4096 + 3 * 14336 * 4096) * 2
+    assert whole.layer - held.layer == shared / 4 - shared / 8
 
 
 @pytest.mark.parametrize(

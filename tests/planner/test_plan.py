@@ -186,6 +186,66 @@ def test_pipeline_stages_shorten_a_long_prefill_and_groups_shorten_decodes(
     assert groups.predicted.tbt_s < 0.7 * one.predicted.tbt_s
 
 
+FEW_KV_HEADS = dataclasses.replace(load_model("llama-3-8b"), num_kv_heads=1)
+LONG_DECODES = Workload(1_000_000, 1e4, 1.0, objective="throughput")
+
+
+def test_helix_is_chosen_where_decodes_read_weights_and_kv_heads_are_few() -> None:
+    """tp would repeat the one KV head; kvp cuts the cache, and helix the weights with it."""
+    best, repeated = (
+        make_plan(FEW_KV_HEADS, load_cluster("dgx-h100"), LONG_DECODES, gpus=8, pinned=pins).plan
+        for pins in ({}, {"ffn": "repeated"})
+    )
+    assert best.layout.helix
+    assert best.layout.kvp > repeated.layout.tp
+    assert not repeated.layout.helix
+    gain = best.predicted.throughput_tokens_per_s / repeated.predicted.throughput_tokens_per_s
+    assert gain > 1.1
+
+
+def test_helix_needs_no_room_for_weights_that_each_group_repeats() -> None:
+    pins = {"tp": 2, "spp": 1, "kvp": 4}
+    heavy, workload = load_model("llama-3-70b"), Workload(131_072, 1e4, 10.0)
+    args = (heavy, load_cluster("dgx-h100"), workload)
+    assert make_plan(*args, pinned={**pins, "ffn": "helix"}).plan.layout.helix
+    with pytest.raises(Infeasible, match="memory"):
+        make_plan(*args, pinned={**pins, "ffn": "repeated"})
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    context=st.integers(200, 20_000),
+    concurrency=st.integers(1, 4),
+    objective=st.sampled_from(["gpus", "ttft", "throughput"]),
+    ttft_s=st.sampled_from([0.2, 1.0, 10.0]),
+    latency=st.sampled_from([1e-6, 1e-4]),
+)
+def test_a_plan_is_never_worse_for_having_had_the_choice_of_helix(
+    context: int, concurrency: int, objective: str, ttft_s: float, latency: float
+) -> None:
+    workload = Workload(context, ttft_s, 0.1, 16, concurrency, objective)
+    machine = small_cluster(links__intra__latency=latency, devices_per_node=8)
+
+    def found(pins: dict[str, int | str]) -> tuple[float, float] | None:
+        """The named objective, smaller is better, then TTFT."""
+        try:
+            plan = make_plan(
+                small_model(num_kv_heads=1), machine, workload, gpus=8, pinned=pins
+            ).plan
+        except Infeasible:
+            return None
+        sign = -1 if objective == "throughput" else 1
+        return sign * plan.optimality.objective, plan.predicted.ttft_s
+
+    free, repeated = found({}), found({"ffn": "repeated"})
+    if repeated is None:
+        return
+    assert free is not None
+    assert free[0] <= repeated[0] + 1e-5 * abs(repeated[0])
+    if free[0] == pytest.approx(repeated[0], rel=1e-7):
+        assert free[1] <= repeated[1] * (1 + 1e-5)
+
+
 def test_an_embedding_or_head_weighs_in_where_layers_are_split(
     model: Callable[..., ModelSpec], cluster: Callable[..., Cluster]
 ) -> None:

@@ -41,6 +41,15 @@ def test_the_screen_says_what_was_decided_why_and_what_next() -> None:
     assert "-o DIR" in screen(None)
 
 
+def test_the_screen_names_helix() -> None:
+    pins = {"tp": 1, "spp": 2, "kvp": 2, "ffn": "helix"}
+    plan = make_plan(small_model(), small_cluster(), WORKLOAD, pinned=pins).plan
+    console = Console(file=io.StringIO(), width=110, color_system=None)
+    console.print(render_plan("tiny", "small", WORKLOAD, plan, None))
+    assert isinstance(console.file, io.StringIO)
+    assert "2 KVP   FFN over TP × KVP (helix)" in console.file.getvalue()
+
+
 def test_it_stays_one_screen() -> None:
     lines = screen(None).splitlines()
     assert len(lines) <= 45

@@ -27,7 +27,7 @@ def test_every_layout_fits_heads_node_layers_and_devices() -> None:
 @pytest.mark.parametrize(
     ("pinned", "error", "complaint"),
     [
-        ({"tp": 16}, BadInput, "does not divide the 8 KV heads"),
+        ({"tp": 16}, BadInput, "tp=16 is more than the 8 devices of a node"),
         ({"tp": 3}, BadInput, "does not divide the 32 heads"),
         ({"spp": 33}, BadInput, "spp=33 is more than the 32 layers"),
         ({"tp": 8, "spp": 32, "kvp": 2}, BadInput, "needs 512 devices; the plan may use 256"),
@@ -51,28 +51,80 @@ def test_tp_never_straddles_nodes(
         layouts(wide, cluster(devices_per_node=4), 8, {"tp": 6})
 
 
+def test_tp_divides_the_kv_heads_or_is_a_multiple_of_them(
+    cluster: Callable[..., Cluster], model: Callable[..., ModelSpec]
+) -> None:
+    machine = cluster(nodes=1, devices_per_node=12)
+    spec = model(num_heads=12, num_kv_heads=3, ffn=720)
+    assert {layout.tp for layout in layouts(spec, machine, 12, {})} == {1, 3, 6, 12}
+    with pytest.raises(BadInput, match="tp=4 neither divides nor repeats the 3 KV heads"):
+        layouts(spec, machine, 12, {"tp": 4})
+
+
 def test_pins_leave_only_what_has_them() -> None:
     found = layouts(load_model("llama-3-8b"), load_cluster("dgx-h100"), 64, {"tp": 4, "kvp": 2})
     assert {(layout.tp, layout.kvp) for layout in found} == {(4, 2)}
-    assert [layout.spp for layout in found] == list(range(1, 9))
+    assert [layout.spp for layout in found if not layout.helix] == list(range(1, 9))
+
+
+def test_helix_is_offered_where_there_are_groups_and_all_sizes_divide() -> None:
+    spec = load_model("llama-3-8b")
+    found = layouts(spec, load_cluster("dgx-h100"), 256, {"spp": 1})
+    helix = {(layout.tp, layout.kvp) for layout in found if layout.helix}
+    every = {(layout.tp, layout.kvp) for layout in found if not layout.helix}
+    assert helix == {(t, k) for t, k in every if k > 1 and 32 % (t * k) == 0}
+    assert {
+        layout.ffn for layout in layouts(spec, load_cluster("dgx-h100"), 8, {"ffn": "helix"})
+    } == {"helix"}
+
+
+@pytest.mark.parametrize(
+    ("pinned", "error", "complaint"),
+    [
+        ({"ffn": "spiral"}, UsageError, "one of repeated, helix"),
+        ({"ffn": "helix", "tp": 8, "kvp": 3}, BadInput, "tp=8,kvp=3 does not allow ffn=helix"),
+        ({"ffn": "helix", "tp": 2, "kvp": 1}, BadInput, "helix needs kvp of at least 2"),
+        ({"ffn": "helix", "kvp": 1}, BadInput, "no layout of llama-3-8b .* has ffn=helix"),
+        ({"kvp": "helix"}, UsageError, "kvp must be at least 1"),
+    ],
+)
+def test_a_helix_that_no_layout_has_is_refused(
+    pinned: dict[str, int | str], error: type[Exception], complaint: str
+) -> None:
+    with pytest.raises(error, match=complaint):
+        layouts(load_model("llama-3-8b"), load_cluster("dgx-h100"), 256, pinned)
+
+
+FOUR = Layout(1, 1, 4)
 
 
 def test_growth_spreads_requests_over_the_ring_of_groups() -> None:
     four = Workload(10_000, 1, 1, output_tokens=240, concurrency=6)
-    by_groups = {g.groups: g for g in growths(4, four, False)}
+    by_groups = {g.groups: g for g in growths(FOUR, four, False)}
     assert set(by_groups) == {1, 2, 4}
     assert by_groups[1].tokens == 10_240
     assert by_groups[2].tokens == 5_120
     assert [by_groups[a].riders(6).count for a in (1, 2, 4)] == [2, 3, 6]
     assert by_groups[2].pages == 3 * 5_120 // 64
     alone = Workload(10_000, 1, 1, output_tokens=240)
-    assert [g.groups for g in growths(4, alone, False)] == [4]
-    assert [g.groups for g in growths(4, alone, True)] == [1, 2, 4]
+    assert [g.groups for g in growths(FOUR, alone, False)] == [4]
+    assert [g.groups for g in growths(FOUR, alone, True)] == [1, 2, 4]
+
+
+def test_under_helix_each_group_computes_the_decodes_of_all_requests() -> None:
+    four = Workload(10_000, 1, 1, output_tokens=240, concurrency=6)
+    by_groups = {g.groups: g for g in growths(Layout(1, 1, 4, "helix"), four, False)}
+    assert set(by_groups) == {1, 2, 4}
+    for growth in by_groups.values():
+        riders = growth.riders(6)
+        assert (riders.rows, riders.swapped) == (6, 18)
+        assert growth.spread.groups == 4
+    assert [by_groups[a].riders(6).count for a in (1, 2, 4)] == [2, 3, 6]
 
 
 def test_a_group_that_would_hold_nothing_is_no_growth() -> None:
     tiny = Workload(20, 1, 1, output_tokens=4)
-    assert [g.groups for g in growths(8, tiny, True)] == [1, 2]
+    assert [g.groups for g in growths(Layout(1, 1, 8), tiny, True)] == [1, 2]
 
 
 def compositions(layers: int, stages: int) -> list[tuple[int, ...]]:

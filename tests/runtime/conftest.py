@@ -63,6 +63,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "model_type": "qwen2",
         "tie_word_embeddings": True,
     },
+    "qwen2_mqa": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "num_key_value_heads": 1,
+    },
     "qwen3": {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 32},
 }
 
@@ -120,7 +125,8 @@ def compile_plan(model: Path, plan: Plan, workload: Workload, directory: Path) -
     """The plan's artifact, by way of IR and code generator."""
     spec = load_model(str(model))
     source = build(spec, plan.dtype)
-    sharded = fuse(shard(source, tp=plan.layout.tp, kvp=plan.layout.kvp))
+    layout = plan.layout
+    sharded = fuse(shard(source, tp=layout.tp, kvp=layout.kvp, ffn=layout.ffn))
     counts, roles = [s.num_layers for s in plan.stages], [s.role for s in plan.stages]
     planned = lower(split_stages(sharded, counts, roles), "cpu")
     seconds = sympy.Float(1e-6) * (sizes.T + sizes.QK / 1000 + sizes.KD / 1000)
@@ -134,11 +140,11 @@ def compile_plan(model: Path, plan: Plan, workload: Workload, directory: Path) -
 
 @pytest.fixture(scope="session")
 def plans(tmp_path_factory: pytest.TempPathFactory) -> MakePlan:
-    """plans(model, tp=2, spp=1, kvp=2, **plan fields) → an artifact's directory."""
+    """plans(model, tp=2, spp=1, kvp=2, ffn="helix", **plan fields) → an artifact's directory."""
 
     def make(model: Path, tp: int = 1, spp: int = 1, kvp: int = 1, **changes: Any) -> Path:
-        context = changes.pop("context", 2048)
-        layout = Layout(tp, spp, kvp)
+        context, ffn = changes.pop("context", 2048), changes.pop("ffn", "repeated")
+        layout = Layout(tp, spp, kvp, ffn)
         plan = hand_made_plan(layout, load_model(str(model)).num_layers, **changes)
         workload = Workload(context=context, ttft_s=10.0, tbt_s=1.0)
         return compile_plan(model, plan, workload, tmp_path_factory.mktemp("plan") / "plan")

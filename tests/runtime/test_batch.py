@@ -1,7 +1,8 @@
 """What every KVP group computes, together, is plain causal attention over everything so far.
 
 A step is replayed on all groups with caches that hold (request, position) instead of keys: each row
-must see, over all groups, exactly the positions up to its own, once each.
+must see, over all groups, exactly the positions up to its own, once each; and whoever computes a row must
+hear of all who saw any of them.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def admit(id: int, home: int, prompt: int, new: int, logits: Logits = "none") ->
 
 
 @given(
-    st.builds(Growth, kvp=st.integers(1, 3), group_tokens=st.integers(3, 30)),
+    st.builds(Growth, st.integers(1, 3), st.integers(3, 30), st.booleans()),
     st.lists(st.tuples(st.integers(1, 40), st.integers(1, 4)), min_size=1, max_size=4),
     st.integers(0, 2**32),
 )
@@ -108,7 +109,10 @@ def expect(groups: list[Group], step: Step, cached: dict[int, int]) -> None:
         for i in range(rows)
     }
     seen: dict[Row, list[Row]] = defaultdict(list)
-    swapped: dict[tuple[int, int], list[Row]] = {}
+    sent: dict[tuple[int, int], list[Row]] = {}
+    received: dict[tuple[int, int], list[Row]] = {}
+    holders: dict[Row, set[int]] = defaultdict(set)
+    computed: dict[int, list[Row]] = {}
     answers: list[Row] = []
     for number, group in enumerate(groups):
         batch, wanted, rows = group.run(step)
@@ -120,13 +124,22 @@ def expect(groups: list[Group], step: Step, cached: dict[int, int]) -> None:
         assert sorted(parts) == list(range(len(rows)))
         for row, keys in parts.items():
             seen[rows[row]] += keys
+            holders[rows[row]] |= {number} if keys else set()
+        computed[number] = rows
         for swap in batch.exchange:
-            swapped[number, swap.peer] = [rows[i] for i in swap.rows.tolist()]
+            sent[number, swap.peer] = [rows[i] for i in swap.sent.tolist()]
+            received[swap.peer, number] = [rows[i] for i in swap.received.tolist()]
         assert len(wanted) == batch.last.shape[0]
         answers += [rows[i] for i in batch.last.tolist()]
     assert {row: sorted(keys) for row, keys in seen.items()} == want
-    for (group_, peer), rows_ in swapped.items():
-        assert swapped[peer, group_] == rows_
+    assert sent == received
+    for number, rows_ in computed.items():
+        for row_ in rows_:
+            heard = {peer for peer in computed if row_ in sent.get((peer, number), ())}
+            assert holders[row_] <= heard | {number}
+    if groups[0].sequences.growth.helix:
+        assert all(sorted(rows_) == sorted(want) for rows_ in computed.values())
+        assert len(computed) == len(groups) or not want
     assert len(set(answers)) == len(answers), "one group answers for a row"
     assert {id for id, _ in step.decodes} <= {id for id, _ in answers}
 
@@ -139,10 +152,30 @@ def test_rows_that_no_peer_shares_are_not_swapped() -> None:
     assert first is not None
     assert second is not None
     assert (first.pos.shape[0], second.pos.shape[0]) == (15, 19)
-    assert first.exchange[0].rows.tolist() == second.exchange[0].rows.tolist() == list(range(15))
+    (ours,), (theirs,) = first.exchange, second.exchange
+    for rows in (ours.sent, ours.received, theirs.sent, theirs.received):
+        assert rows.tolist() == list(range(15))
     assert second.prefill is not None
     assert second.prefill.past.tolist() == [-10, 0]
     assert second.slots.tolist()[:10] == [-1] * 10
+
+
+def test_under_helix_all_groups_have_all_rows_in_one_order_and_blind_ones_only_listen() -> None:
+    growth = Growth(kvp=2, group_tokens=10, helix=True)
+    groups = [Group(growth, 0), Group(growth, 1)]
+    step = Step(0, [admit(0, 0, 15, 2), admit(1, 1, 4, 2)], [], [(0, 15), (1, 4)])
+    (first, wanted, rows), (second, others, others_rows) = (group.run(step) for group in groups)
+    assert first is not None
+    assert second is not None
+    assert rows == others_rows
+    (ours,), (theirs,) = first.exchange, second.exchange
+    assert ours.sent.tolist() == theirs.received.tolist() == list(range(15))
+    assert ours.received.tolist() == theirs.sent.tolist() == list(range(19))
+    assert first.prefill is not None
+    assert first.prefill.kv_len.tolist() == [10, 0]
+    assert first.prefill.pages.shape[0] == 2
+    assert first.slots.tolist()[15:] == [-1] * 4
+    assert (wanted, [want.sequence.id for want in others]) == ([], [0, 1])
 
 
 @pytest.mark.parametrize(

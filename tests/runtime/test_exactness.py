@@ -97,19 +97,66 @@ def test_a_layout_gives_the_logits_and_the_greedy_tokens_of_transformers(
     nursery: NurseryProcess,
     references: References,
 ) -> None:
-    model = models(family)
     which = (tp + spp + kvp + FAMILIES.index(family)) % 2
     chunks = POLICIES[("shrinking", "large")[which]]
+    model = models(family)
     plan = plans(model, tp=tp, spp=spp, kvp=kvp, chunks=chunks)
+    expect(plan, model, nursery, references(family))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize(("tp", "spp"), [(1, 1), (1, 2), (2, 1), (2, 2)])
+def test_a_layout_with_helix_is_as_exact(
+    tp: int,
+    spp: int,
+    family: str,
+    models: Callable[..., Path],
+    plans: Callable[..., Path],
+    nursery: NurseryProcess,
+    references: References,
+) -> None:
+    """Requests live on one group and are computed by both; the longer ones come to live on both."""
+    model = models(family)
+    chunks = POLICIES[("shrinking", "large")[(tp + spp + len(family)) % 2]]
+    plan = plans(model, tp=tp, spp=spp, kvp=2, ffn="helix", chunks=chunks)
+    expect(plan, model, nursery, references(family))
+
+
+def test_helix_is_exact_on_groups_that_a_request_never_reaches(
+    models: Callable[..., Path],
+    plans: Callable[..., Path],
+    nursery: NurseryProcess,
+    references: References,
+) -> None:
+    """Four groups, of which most requests fill one or two and none fills all; one KV head."""
+    model = models("qwen2_mqa")
+    plan = plans(model, kvp=4, ffn="helix", group_tokens=112)
+    expect(plan, model, nursery, references("qwen2_mqa"))
+
+
+@pytest.mark.parametrize("kvp", [1, 2])
+def test_ranks_that_share_a_kv_head_are_exact_too(
+    kvp: int,
+    models: Callable[..., Path],
+    plans: Callable[..., Path],
+    nursery: NurseryProcess,
+    references: References,
+) -> None:
+    model = models("qwen2_mqa")
+    expect(plans(model, tp=2, kvp=kvp), model, nursery, references("qwen2_mqa"))
+
+
+def expect(plan: Path, model: Path, nursery: NurseryProcess, wanted: list[Expected]) -> None:
+    """All requests at once; what comes back is what transformers says."""
     sampling = Sampling(ignore_eos=True)
     with Engine.start(plan, model, nursery=nursery) as engine:
         handles = [
             engine.submit(Request(want.prompt, NEW_TOKENS, sampling, logits="all"))
-            for want in references(family)
+            for want in wanted
         ]
         results = [handle.result() for handle in handles]
         mixed = [i for i in engine.stats.iterations if i.decodes and i.prefill_tokens]
-    for want, got in zip(references(family), results, strict=True):
+    for want, got in zip(wanted, results, strict=True):
         assert got.logits.shape == want.logits.shape
         assert float(np.abs(got.logits - want.logits).max()) <= TOLERANCE
         assert got.tokens == want.tokens

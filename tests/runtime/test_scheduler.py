@@ -41,6 +41,7 @@ PLAN = Plan(
     alternatives=(),
 )
 ON_TWO_GROUPS = dataclasses.replace(PLAN, layout=Layout(1, 2, 2), group_tokens=100)
+HELIX = dataclasses.replace(ON_TWO_GROUPS, layout=Layout(1, 2, 2, "helix"))
 
 
 def make(plan: Plan = PLAN, tbt_s: float = 1.0) -> Scheduler:
@@ -137,6 +138,26 @@ def test_a_request_takes_on_its_next_group_in_the_middle_of_a_chunk() -> None:
     ]
 
 
+def test_under_helix_every_group_takes_part_in_every_micro_batch() -> None:
+    loads: list[Load] = []
+
+    class Seen(Rate):
+        def crossing_s(self, load: Load) -> float:
+            loads.append(load)
+            return super().crossing_s(load)
+
+    scheduler = Scheduler(HELIX, Seen(), context=1000, tbt_s=1.0)
+    scheduler.add(0, prompt=30, kv_tokens=30, now_s=0.0)
+    scheduler.add(1, prompt=40, kv_tokens=40, now_s=0.0)
+    micro_batch = scheduler.next(0.0)
+    assert micro_batch is not None
+    assert micro_batch.groups == {0, 1}
+    assert rows(micro_batch) == {0: 30, 1: 40}
+    assert [(load.T, load.X) for load in loads] == [(70, 70), (70, 70)]
+    assert sorted(load.QK for load in loads) == [30 * 31 // 2, 40 * 41 // 2]
+    assert [load.R for load in loads] == [1, 1]
+
+
 def test_a_request_waits_until_all_its_pages_are_free_and_a_dropped_one_frees_them() -> None:
     scheduler = make()
     scheduler.add(0, prompt=600, kv_tokens=700, now_s=0.0)
@@ -157,7 +178,7 @@ def test_a_request_waits_until_all_its_pages_are_free_and_a_dropped_one_frees_th
 
 @given(
     st.lists(st.tuples(st.integers(1, 300), st.integers(1, 30)), min_size=1, max_size=10),
-    st.sampled_from([PLAN, ON_TWO_GROUPS]),
+    st.sampled_from([PLAN, ON_TWO_GROUPS, HELIX]),
     st.integers(0, 2**32),
 )
 def test_every_request_finishes_in_order_and_leaves_nothing_behind(

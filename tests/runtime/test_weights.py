@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mnemoc.artifact import Layout
 from mnemoc.errors import BadInput
 from mnemoc.runtime.weights import Checkpoint, load_weights, numpy_weights
 from safetensors.torch import save_file
@@ -26,8 +28,17 @@ TENSORS = {
 }
 
 
-def parameter(name: str, shape: tuple[int, ...], *sources: str, dim: int | None) -> dict[str, Any]:
+def parameter(
+    name: str,
+    shape: tuple[int, ...],
+    *sources: str,
+    dim: int | None,
+    axis: str = "tp",
+    copies: Sequence[int] = (),
+) -> dict[str, Any]:
     return {
+        "axis": None if dim is None else axis,
+        "copies": copies or (1,) * len(sources),
         "name": name,
         "per_layer": "{layer}" in sources[0],
         "shape": shape,
@@ -65,7 +76,8 @@ def write_shards(directory: Path) -> Path:
 
 def load(directory: Path, tp_rank: int = 1, first: int = 0, num: int = 2) -> Any:
     checkpoint = Checkpoint.open(directory)
-    return load_weights(checkpoint, PARAMETERS, first, num, 2, tp_rank, torch.device("cpu"))
+    along = {"tp": (2, tp_rank)}
+    return load_weights(checkpoint, PARAMETERS, first, num, along, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("write", [write_single, write_shards])
@@ -77,6 +89,32 @@ def test_a_rank_gets_its_piece_of_each_source_joined(tmp_path: Path, write: Any)
         assert torch.equal(layer.qk, torch.cat([q[2:], k[1:]]))
         assert torch.equal(layer.o, TENSORS[f"layers.{i}.o"][:, 2:])
     assert torch.equal(w.norm, TENSORS["norm"])
+
+
+def test_neighbouring_ranks_get_the_same_piece_of_what_is_copied(tmp_path: Path) -> None:
+    """Two KV heads on four ranks, beside four query heads."""
+    checkpoint = Checkpoint.open(write_single(tmp_path))
+    sources = ("layers.{layer}.q", "layers.{layer}.k")
+    qk = parameter("qk", (2, 6), *sources, dim=0, copies=(1, 2))
+    for rank in range(4):
+        w = load_weights(checkpoint, (qk,), 0, 1, {"tp": (4, rank)}, torch.device("cpu"))
+        q, k = TENSORS["layers.0.q"], TENSORS["layers.0.k"]
+        assert torch.equal(w.layers[0].qk, torch.cat([q[rank : rank + 1], k[rank // 2][None]]))
+
+
+def test_what_helix_cuts_is_cut_over_both_axes(tmp_path: Path) -> None:
+    layout = Layout(tp=2, spp=1, kvp=2, ffn="helix")
+    checkpoint = Checkpoint.open(write_single(tmp_path))
+    o = parameter("o", (6, 1), "layers.{layer}.o", dim=1, axis="tp_kvp")
+    k = parameter("k", (1, 6), "layers.{layer}.k", dim=0)
+    column = {}
+    for rank in range(4):
+        along = {axis: layout.along(axis, rank) for axis in ("tp", "tp_kvp")}
+        w = load_weights(checkpoint, (o, k), 0, 1, along, torch.device("cpu"))
+        _, group, tp_rank = layout.coordinates(rank)
+        column[group, tp_rank] = TENSORS["layers.0.o"].T.tolist().index(w.layers[0].o.T[0].tolist())
+        assert torch.equal(w.layers[0].k[0], TENSORS["layers.0.k"][tp_rank])
+    assert column == {(0, 0): 0, (1, 0): 1, (0, 1): 2, (1, 1): 3}
 
 
 def test_a_stage_gets_its_own_layers(tmp_path: Path) -> None:
@@ -153,7 +191,7 @@ def test_a_bad_index_is_bad_input(tmp_path: Path, index: str, says: str) -> None
         ("norm", torch.zeros(7), r"norm has shape \[7\], the plan wants \[6\]"),
         ("embed", torch.zeros(9, 6), r"embed has shape \[9, 6\], the plan wants \[8, 6\]"),
         ("layers.0.q", torch.zeros(4, 5), r"layers.0.q has shape \[4, 5\].*\[…, 6\]"),
-        ("layers.0.k", torch.zeros(4, 6), r"layers.0.q \+ layers.0.k has shape \[8, 6\].*\[6, 6\]"),
+        ("layers.0.k", torch.zeros(4, 6), r"layers.0.q \+ layers.0.k have 4 rows.*wants 3"),
         ("layers.0.o", torch.zeros(6, 2), r"layers.0.o has shape \[6, 2\].*\[6, 4\]"),
         ("norm", torch.zeros(6, dtype=torch.int64), "the tensor norm is I64"),
     ],

@@ -22,7 +22,7 @@ def merge_over_kvp(out, lse, exchange, group):
     """
     if not exchange:
         return
-    mine = [pack(out, lse, swap.rows) for swap in exchange]
+    mine = [pack(out, lse, swap.sent) for swap in exchange]
     theirs = [torch.empty_like(partial) for partial in mine]
     swaps = []
     for swap, sent, received in zip(exchange, mine, theirs, strict=True):
@@ -31,4 +31,4 @@ def merge_over_kvp(out, lse, exchange, group):
     for work in dist.batch_isend_irecv(swaps):
         work.wait()
     for swap, received in zip(exchange, theirs, strict=True):
-        merge(out, lse, received, swap.rows)
+        merge(out, lse, received, swap.received)

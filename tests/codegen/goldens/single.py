@@ -21,8 +21,8 @@ DTYPE = "float32"  # of weights and activations
 KV_DTYPE = "float32"
 KV_SHAPE = (4, 64, 16, 32)  # KV heads, pages, tokens of a page, head dim: of K, and of V
 
-# What a rank loads: each source is cut along `dim` into one piece per tp rank (dim None: whole), and
-# the rank's pieces of all sources are joined along dim 0.
+# What a rank loads: each source is cut along `dim` into one piece per rank of `axis` (None: whole), or one for
+# as many neighbouring ranks as its `copies` says; the rank's pieces of all sources are joined along dim 0.
 PARAMETERS = (
     {
         "name": "embedding",
@@ -32,7 +32,9 @@ PARAMETERS = (
         "sources": [
             "model.embed_tokens.weight",
         ],
+        "copies": [1],
         "dim": None,
+        "axis": None,
     },
     {
         "name": "attention_norm",
@@ -42,7 +44,9 @@ PARAMETERS = (
         "sources": [
             "model.layers.{layer}.input_layernorm.weight",
         ],
+        "copies": [1],
         "dim": None,
+        "axis": None,
     },
     {
         "name": "w_qkv",
@@ -54,7 +58,9 @@ PARAMETERS = (
             "model.layers.{layer}.self_attn.k_proj.weight",
             "model.layers.{layer}.self_attn.v_proj.weight",
         ],
+        "copies": [1, 1, 1],
         "dim": None,
+        "axis": None,
     },
     {
         "name": "w_o",
@@ -64,7 +70,9 @@ PARAMETERS = (
         "sources": [
             "model.layers.{layer}.self_attn.o_proj.weight",
         ],
+        "copies": [1],
         "dim": None,
+        "axis": None,
     },
     {
         "name": "ffn_norm",
@@ -74,7 +82,9 @@ PARAMETERS = (
         "sources": [
             "model.layers.{layer}.post_attention_layernorm.weight",
         ],
+        "copies": [1],
         "dim": None,
+        "axis": None,
     },
     {
         "name": "w_gate_up",
@@ -85,7 +95,9 @@ PARAMETERS = (
             "model.layers.{layer}.mlp.gate_proj.weight",
             "model.layers.{layer}.mlp.up_proj.weight",
         ],
+        "copies": [1, 1],
         "dim": None,
+        "axis": None,
     },
     {
         "name": "w_down",
@@ -95,7 +107,9 @@ PARAMETERS = (
         "sources": [
             "model.layers.{layer}.mlp.down_proj.weight",
         ],
+        "copies": [1],
         "dim": None,
+        "axis": None,
     },
     {
         "name": "final_norm",
@@ -105,7 +119,9 @@ PARAMETERS = (
         "sources": [
             "model.norm.weight",
         ],
+        "copies": [1],
         "dim": None,
+        "axis": None,
     },
     {
         "name": "w_head",
@@ -115,7 +131,9 @@ PARAMETERS = (
         "sources": [
             "lm_head.weight",
         ],
+        "copies": [1],
         "dim": None,
+        "axis": None,
     },
 )
 

@@ -22,8 +22,8 @@ DTYPE = "bfloat16"  # of weights and activations
 KV_DTYPE = "bfloat16"
 KV_SHAPE = (1, 64, 16, 16)  # KV heads, pages, tokens of a page, head dim: of K, and of V
 
-# What a rank loads: each source is cut along `dim` into one piece per tp rank (dim None: whole), and
-# the rank's pieces of all sources are joined along dim 0.
+# What a rank loads: each source is cut along `dim` into one piece per rank of `axis` (None: whole), or one for
+# as many neighbouring ranks as its `copies` says; the rank's pieces of all sources are joined along dim 0.
 PARAMETERS = (
     {
         "name": "attention_norm",
@@ -33,7 +33,9 @@ PARAMETERS = (
         "sources": [
             "model.layers.{layer}.input_layernorm.weight",
         ],
+        "copies": [1],
         "dim": None,
+        "axis": None,
     },
     {
         "name": "w_qkv",
@@ -45,7 +47,9 @@ PARAMETERS = (
             "model.layers.{layer}.self_attn.k_proj.weight",
             "model.layers.{layer}.self_attn.v_proj.weight",
         ],
+        "copies": [1, 1, 1],
         "dim": 0,
+        "axis": "tp",
     },
     {
         "name": "q_norm",
@@ -55,7 +59,9 @@ PARAMETERS = (
         "sources": [
             "model.layers.{layer}.self_attn.q_norm.weight",
         ],
+        "copies": [1],
         "dim": None,
+        "axis": None,
     },
     {
         "name": "k_norm",
@@ -65,7 +71,9 @@ PARAMETERS = (
         "sources": [
             "model.layers.{layer}.self_attn.k_norm.weight",
         ],
+        "copies": [1],
         "dim": None,
+        "axis": None,
     },
     {
         "name": "w_o",
@@ -75,7 +83,9 @@ PARAMETERS = (
         "sources": [
             "model.layers.{layer}.self_attn.o_proj.weight",
         ],
+        "copies": [1],
         "dim": 1,
+        "axis": "tp",
     },
     {
         "name": "ffn_norm",
@@ -85,7 +95,9 @@ PARAMETERS = (
         "sources": [
             "model.layers.{layer}.post_attention_layernorm.weight",
         ],
+        "copies": [1],
         "dim": None,
+        "axis": None,
     },
     {
         "name": "w_gate_up",
@@ -96,7 +108,9 @@ PARAMETERS = (
             "model.layers.{layer}.mlp.gate_proj.weight",
             "model.layers.{layer}.mlp.up_proj.weight",
         ],
+        "copies": [1, 1],
         "dim": 0,
+        "axis": "tp",
     },
     {
         "name": "w_down",
@@ -106,7 +120,9 @@ PARAMETERS = (
         "sources": [
             "model.layers.{layer}.mlp.down_proj.weight",
         ],
+        "copies": [1],
         "dim": 1,
+        "axis": "tp",
     },
     {
         "name": "final_norm",
@@ -116,7 +132,9 @@ PARAMETERS = (
         "sources": [
             "model.norm.weight",
         ],
+        "copies": [1],
         "dim": None,
+        "axis": None,
     },
     {
         "name": "w_head",
@@ -126,7 +144,9 @@ PARAMETERS = (
         "sources": [
             "lm_head.weight",
         ],
+        "copies": [1],
         "dim": 0,
+        "axis": "tp",
     },
 )
 
