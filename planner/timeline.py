@@ -58,11 +58,10 @@ def _times(
 ) -> Floats:
     """Seconds of each chunk in each stage by part: [stages, parts, chunks]."""
     groups = math.ceil(total_tokens(workload) / plan.group_tokens)
-    growth = Growth(
-        plan.layout.kvp, groups, plan.group_tokens, plan.page_size, workload.concurrency
-    )
+    layout, tokens = plan.layout, plan.group_tokens
+    growth = Growth(layout.kvp, groups, tokens, plan.page_size, workload.concurrency, layout.helix)
     riders = growth.riders(workload.concurrency - 1)
-    blocks = compile_parts(formulas)(prefill_sizes(starts, sizes, plan.group_tokens, riders))
+    blocks = compile_parts(formulas)(prefill_sizes(starts, sizes, growth.spread, riders))
     split = tuple(stage.num_layers for stage in plan.stages)
     stages = [stage_parts(blocks, s, split, heads=riders.count > 0) for s in range(len(split))]
     return np.stack([np.stack([stage[part] for part in PARTS]) for stage in stages])
