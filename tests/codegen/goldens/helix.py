@@ -161,7 +161,7 @@ def layer(w, k_cache, v_cache, batch, decode, prefill, comm, x, rot):
     # %normed = rms_norm %x, %attention_norm {eps=1e-06} : f32[T, 64]
     normed = rms_norm(x, w.attention_norm)
     # %qkv = linear %normed, %w_qkv : f32[T, 128@tp]
-    qkv = F.linear(normed, w.w_qkv)
+    qkv = linear(normed, w.w_qkv)
     # %q_rotated, %kv_new = rope_append %qkv, %rot, %kv, %q_norm, %k_norm {eps=1e-06, heads=4}
     #   : f32[T, 4@tp, 16]; f32[KV@kvp, 2, 2@tp, 16]
     q_rotated = rope_append(qkv, rot, k_cache, v_cache, batch.slots, w.q_norm, w.k_norm)
@@ -178,7 +178,7 @@ def layer(w, k_cache, v_cache, batch, decode, prefill, comm, x, rot):
     # %attention = merge_heads %out_merged : f32[T, 64@tp_kvp]
     attention = out_merged.flatten(1)
     # %o = linear %attention, %w_o : f32[T, 64]+sum(tp_kvp)
-    o = F.linear(attention, w.w_o)
+    o = linear(attention, w.w_o)
     # %o_reduced = all_reduce %o {axis="tp_kvp"} : f32[T, 64]
     dist.all_reduce(o, group=comm.tp_kvp)
     o_reduced = o
@@ -186,11 +186,11 @@ def layer(w, k_cache, v_cache, batch, decode, prefill, comm, x, rot):
     #   : f32[T, 64]; f32[T, 64]
     ffn_input, x_attention = add_rms_norm(o_reduced, x, w.ffn_norm)
     # %gate_up = linear %ffn_input, %w_gate_up : f32[T, 192@tp_kvp]
-    gate_up = F.linear(ffn_input, w.w_gate_up)
+    gate_up = linear(ffn_input, w.w_gate_up)
     # %active = swiglu %gate_up : f32[T, 96@tp_kvp]
     active = swiglu(gate_up)
     # %down = linear %active, %w_down : f32[T, 64]+sum(tp_kvp)
-    down = F.linear(active, w.w_down)
+    down = linear(active, w.w_down)
     # %down_reduced = all_reduce %down {axis="tp_kvp"} : f32[T, 64]
     dist.all_reduce(down, group=comm.tp_kvp)
     down_reduced = down
