@@ -74,15 +74,13 @@ def uses_of(
     riders = riders_of(question, question.layout.kvp * question.cp)
     read = float(riders.count * riders.tokens * held.kv_per_token)
     weights = held.layer / 4  # of four products
-    matmul = cluster.curves["matmul"]
-    streams = not matmul.points or riders.count < matmul.smallest
     link = slowest_link(question, cluster)
     found = []
     for figure, linear, attention in (
         ("ttft", ("matmul", few, many), ("attention_prefill", few * sharing, many * sharing)),
         (
             "tbt",
-            ("memory", weights, weights) if streams else ("matmul", riders.count, riders.count),
+            ("memory", weights, weights),
             ("attention_decode", read, read),
         ),
     ):

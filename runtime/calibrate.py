@@ -65,7 +65,7 @@ class Sizes:
 
 
 FULL = Sizes(
-    rows=(1, 4, 16, 64, 128, 256, 512),
+    rows=(16, 32, 64, 128, 256, 512),
     weights=(256 << 10, 1 << 20, 4 << 20, 16 << 20),
     chunks=(16, 64, 128, 256, 512),
     contexts=(1024, 8192),
@@ -74,7 +74,7 @@ FULL = Sizes(
     least_s=0.4,
 )
 QUICK = Sizes(
-    rows=(1, 16, 128, 512),
+    rows=(16, 128, 512),
     weights=(1 << 20, 8 << 20),
     chunks=(16, 128, 512),
     contexts=(2048,),
