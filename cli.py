@@ -23,6 +23,7 @@ from .options import (
     EMITTABLE,
     OBJECTIVES,
     calibrate_option,
+    chunk_size,
     count,
     duration,
     emitted,
@@ -147,6 +148,68 @@ def plan(
         console.print_plan(
             planned.spec.name, planned.cluster.name, planned.workload, planned.plan, out
         )
+
+
+@cli.command()
+@click.argument("model")
+@click.option(
+    "--cluster", required=True, metavar="NAME|FILE", help="A shipped one, or a TOML file."
+)
+@click.option("--layout", callback=pins, metavar="tp=T,spp=P,kvp=K", help="Degrees; 1 by default.")
+@click.option(
+    "--cp", type=click.IntRange(1), default=1, help="Ring attention over N ranks instead."
+)
+@click.option("--prompt", callback=count, required=True, metavar="TOKENS", help="Such as 1M.")
+@click.option(
+    "--cached", callback=count, metavar="TOKENS", help="Before the prompt, prefilled already."
+)
+@click.option("--output", callback=count, default="256", show_default=True, metavar="TOKENS")
+@click.option("--concurrency", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--chunk", callback=chunk_size, default="auto", show_default=True, metavar="auto|TOKENS"
+)
+@calibrate_option
+@json_flag
+def predict(
+    model: str,
+    cluster: str,
+    layout: dict[str, int],
+    cp: int,
+    prompt: int,
+    cached: int | None,
+    output: int,
+    concurrency: int,
+    chunk: int | None,
+    calibrate: bool,
+    as_json: bool,
+) -> None:
+    """Predict what a pinned configuration does: TTFT, TBT, throughput, memory, and how sure that is.
+
+    TTFT is that of one prompt that has the engine to itself, TBT that of all requests decoding together.
+
+    \b
+    Example:
+      mnemoc predict llama-3-8b --cluster dgx-h100 --layout tp=8,spp=4,kvp=2 --prompt 1M
+    """
+    from . import pipeline
+    from .artifact import Layout
+    from .codec import to_json
+    from .planner import Question
+    from .planner.tell import tell
+
+    degrees = Layout(**{"tp": 1, "spp": 1, "kvp": 1} | layout)
+    question = Question(degrees, prompt, cached or 0, output, concurrency, chunk, cp)
+    with console.progress_bar() as progress:
+        measure_if_local(cluster, calibrate, progress)
+        progress("predicting")
+        spec, machine, said = pipeline.predict(model, cluster, question)
+    if as_json:
+        body = {"model": spec.name, "cluster": machine.name, "gpus": question.ranks}
+        click.echo(
+            json.dumps(body | {"question": to_json(question)} | to_json(said) | {"fits": said.fits})
+        )
+    else:
+        click.echo("\n".join(tell(spec.name, machine.name, question, said)))
 
 
 @cli.command()

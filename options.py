@@ -72,6 +72,11 @@ def count(_context: click.Context, param: click.Parameter, value: str | None) ->
     return None if value is None else parse_count(value, param.opts[0])
 
 
+def chunk_size(_context: click.Context, param: click.Parameter, value: str) -> int | None:
+    """A positive count, or None for auto."""
+    return None if value == "auto" else parse_count(value, param.opts[0])
+
+
 def duration(_context: click.Context, param: click.Parameter, value: str | None) -> float | None:
     """A positive duration with its unit: 400s, 30ms."""
     return None if value is None else parse_duration_s(value, param.opts[0])

@@ -1,5 +1,6 @@
 """Joins the stages: each function here is one job of mnemoc, one named call per stage.
 
+predict   ModelSpec + Cluster + a pinned configuration → figures with bands
 plan      ModelSpec + Cluster + Workload → Plan → per-rank modules → artifact
 export    an artifact → the command or file that comes closest on another engine
 verify    the plan's runtime against the interpreter on the unsharded module
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from .codegen import Export
     from .ir.graph import Module
     from .ir.model import ModelSpec
-    from .planner import Cluster, StageFormulas
+    from .planner import Cluster, Forecast, Question, StageFormulas
 
 Progress = Callable[[str], None]
 VERIFY_TOKENS = 2048
@@ -78,6 +79,15 @@ def plan_for(
         spec, cluster, workload, nodes=nodes, gpus=gpus, target=target, pinned=pinned or {}
     )
     return Planned(spec, cluster, workload, made.plan, made.formulas)
+
+
+def predict(model: str, cluster: str, question: Question) -> tuple[ModelSpec, Cluster, Forecast]:
+    """What a pinned configuration is predicted to do, with the model and cluster that it was asked of."""
+    from .ir.model import load_model
+    from .planner import forecast, load_cluster
+
+    spec, machine = load_model(model), load_cluster(cluster)
+    return spec, machine, forecast(spec, machine, question)
 
 
 def apply(planned: Planned) -> tuple[Module, Module]:

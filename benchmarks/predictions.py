@@ -1,7 +1,8 @@
 """Predicted over measured TTFT and time between tokens on this machine, after `mnemoc calibrate`.
 
 Layouts of one and two ranks, contexts from 2 K to 32 K, and chunk sizes that different TBT promises lead to.
-Each configuration is planned, run alone with one thread a worker, and held against its own plan.
+Each configuration is planned, run alone with one thread a worker, and held against its own plan. All of
+them take turns in each round, and the best of the rounds counts: both sides mean an undisturbed machine.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ from typing import Any
 
 from harness import (
     Figure,
+    Timing,
     engine,
     make_model,
     make_plan,
-    median_tbt_s,
-    median_ttft_s,
     mnemoc,
     prompt,
     say,
@@ -71,19 +71,32 @@ CONFIGURATIONS = (
 )
 
 
-def run(case: Configuration, work: Path, cluster: Path, repeats: int) -> dict[str, Any]:
-    """What was predicted and what was measured, in seconds."""
-    model, folder = work / case.model, work / "plan"
-    plan = make_plan(folder, model, cluster, case.layout, case.tokens, OUT, tbt=case.tbt)
+def plan_of(case: Configuration, work: Path, cluster: Path) -> dict[str, Any]:
+    """Plan it into its own folder."""
+    return make_plan(
+        work / str(case), work / case.model, cluster, case.layout, case.tokens, OUT, tbt=case.tbt
+    )
+
+
+def measure(case: Configuration, work: Path) -> Timing:
+    """One run of it, after a warm-up that does not count."""
     ids = prompt(case.tokens)
-    with engine(folder, model) as request:
-        request(ids[:600], 2)  # a warm-up that does not count
-        timings = [request(ids, OUT) for _ in range(repeats)]
+    with engine(work / str(case), work / case.model) as request:
+        request(ids[:600], 2)
+        return request(ids, OUT)
+
+
+def held(case: Configuration, plan: dict[str, Any], timings: list[Timing]) -> dict[str, Any]:
+    """What was predicted and what was measured, in seconds: of the rounds the best, as calibrate does."""
     return {
         "configuration": str(case),
         "chunks": [rule["chunk"] for rule in plan["chunks"]],
         "predicted": plan["predicted"],
-        "measured": {"ttft_s": median_ttft_s(timings), "tbt_s": median_tbt_s(timings)},
+        "measured": {
+            "ttft_s": min(timing.ttft_s for timing in timings),
+            "tbt_s": min(timing.tbt_s for timing in timings),
+        },
+        "rounds": [vars(timing) for timing in timings],
     }
 
 
@@ -108,7 +121,7 @@ def figures(runs: list[dict[str, Any]]) -> list[Figure]:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--repeats", type=int, default=2)
+    options.add_argument("--rounds", type=int, default=2, help="over all configurations")
     options.add_argument("--cluster", type=Path, help="measured already; else measured first")
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="mnemoc-predictions.") as folder:
@@ -119,10 +132,14 @@ def main() -> None:
             mnemoc("calibrate", "-o", cluster)
         for name, config in MODELS.items():
             make_model(work / name, **config)
-        runs = []
-        for case in CONFIGURATIONS:
-            runs.append(run(case, work, cluster, chosen.repeats))
-            say(f"{case}: {runs[-1]['predicted']} against {runs[-1]['measured']}")
+        plans = {case: plan_of(case, work, cluster) for case in CONFIGURATIONS}
+        timings: dict[Configuration, list[Timing]] = {case: [] for case in CONFIGURATIONS}
+        for _ in range(chosen.rounds):
+            for case in CONFIGURATIONS:
+                timings[case].append(measure(case, work))
+                said = plans[case]["predicted"]
+                say(f"{case}: {said['ttft_s']:.4g}, {said['tbt_s']:.4g} s; {timings[case][-1]}")
+        runs = [held(case, plans[case], timings[case]) for case in CONFIGURATIONS]
         text = cluster.read_text()
     write_report(
         "predictions", "Predicted over measured", figures(runs), {"runs": runs, "cluster": text}

@@ -3,16 +3,23 @@
 from .cluster import CALIBRATED, Cluster, clusters, load_cluster, measured_path, write_cluster
 from .cost import StageFormulas
 from .curves import through
+from .evidence import Estimate
+from .forecast import Forecast, forecast
 from .plan import Made, make_plan
 from .price import one_layer
+from .question import Question
 from .timeline import make_timeline
 
 __all__ = [
     "CALIBRATED",
     "Cluster",
+    "Estimate",
+    "Forecast",
     "Made",
+    "Question",
     "StageFormulas",
     "clusters",
+    "forecast",
     "load_cluster",
     "make_plan",
     "make_timeline",

@@ -44,7 +44,7 @@ from sympy.printing.pycode import PythonCodePrinter
 from ..artifact import Layout
 from ..ir.graph import Module
 from ..ir.ops import Work, works
-from ..ir.sizes import KD, SYMBOLS, Size, X, any_of
+from ..ir.sizes import KD, QK, SYMBOLS, Size, X, any_of
 from .chunks import Floats, Sizes
 from .cluster import Cluster
 
@@ -55,7 +55,7 @@ PARTS = ("linear", "attention", "communication", "launch", "other")
 Row = tuple[float, ...]
 """Coefficients of an affine size or time: of 1, of each symbol, and of `any_of` those that gate."""
 
-BASIS: tuple[sympy.Expr, ...] = (sympy.S.One, *SYMBOLS, any_of(KD), any_of(X))
+BASIS: tuple[sympy.Expr, ...] = (sympy.S.One, *SYMBOLS, any_of(QK), any_of(KD), any_of(X))
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def tabulate(terms: Terms) -> Callable[[Sizes], Mapping[str, Floats]]:
     def evaluate(sizes: Sizes) -> Mapping[str, Floats]:
         shape = sizes.T.shape
         columns = [np.ones(shape), *(getattr(sizes, str(symbol)) for symbol in SYMBOLS)]
-        columns += [np.minimum(sizes.KD, 1), np.minimum(sizes.X, 1)]
+        columns += [np.minimum(gate, 1) for gate in (sizes.QK, sizes.KD, sizes.X)]
         table = np.stack(columns).reshape(len(columns), -1)
         seconds = np.maximum(uppers @ table, lowers @ table)
         totals = {name: seconds[i:j].sum(axis=0) for name, (i, j) in ranges.items()}

@@ -46,8 +46,8 @@ def predict(finding: Finding, formulas: StageFormulas, pricer: Pricer) -> Predic
     if finding.tbt_s > outlook.decode_s:
         at = np.unravel_index(np.where(weight > 0, totals.max(axis=0), 0).argmax(), weight.shape)
         crossing = parts_of(_map(picked, lambda values: values[at]))
-        bubble = max(0.0, finding.tbt_s - sum(_crossing(crossing, p, split) for p in PARTS))
-    tbt = {part: _crossing(crossing, part, split) for part in PARTS} | {"bubble": bubble}
+        bubble = max(0.0, finding.tbt_s - sum(crossing_s(crossing, p, split) for p in PARTS))
+    tbt = {part: crossing_s(crossing, part, split) for part in PARTS} | {"bubble": bubble}
     return Prediction(
         ttft_s=sum(ttft.values()),
         tbt_s=sum(tbt.values()),
@@ -142,7 +142,7 @@ def _stage_total(
     return np.asarray(sum(n * blocks[block] for block, n in _blocks(stage, split, heads).items()))
 
 
-def _crossing(parts: Mapping[str, Parts], part: str, split: tuple[int, ...]) -> float:
+def crossing_s(parts: Mapping[str, Parts], part: str, split: tuple[int, ...]) -> float:
     return sum(
         float(n * parts[block][part])
         for stage in range(len(split))

@@ -67,7 +67,7 @@ class Sizes:
 
 
 FULL = Sizes(
-    rows=(1, 4, 16, 64, 128, 256, 512),
+    rows=(16, 32, 64, 128, 256, 512),
     weights=(256 << 10, 1 << 20, 4 << 20, 16 << 20),
     chunks=(16, 64, 128, 256, 512),
     contexts=(1024, 8192),
@@ -76,7 +76,7 @@ FULL = Sizes(
     least_s=0.4,
 )
 QUICK = Sizes(
-    rows=(1, 16, 128, 512),
+    rows=(16, 128, 512),
     weights=(1 << 20, 8 << 20),
     chunks=(16, 128, 512),
     contexts=(2048,),
@@ -227,7 +227,7 @@ class _Bench:
         self.k, self.v = torch.randn(shape), torch.randn(shape)
         self.hidden: int = self.w.attention_norm.shape[0]
         self.heads: int = self.w.w_o.shape[1] // self.dim
-        self.between = _products(1, [w for w in vars(self.w).values() if w.dim() == 2])
+        self.between = self.products(1, [w for w in vars(self.w).values() if w.dim() == 2])
 
     def figures(self) -> Figures:
         probes = [*self.probes()]
@@ -273,12 +273,17 @@ class _Bench:
         layers = self.layers if rows < 64 else self.layers[:1]
         weights = [w for layer in layers for w in vars(layer).values() if w.dim() == 2]
         flops = 2 * rows * sum(weight.numel() for weight in weights)
-        return Probe("matmul", rows, flops, _products(rows, weights))
+        return Probe("matmul", rows, flops, self.products(rows, weights))
+
+    def products(self, rows: int, weights: Sequence[torch.Tensor]) -> Callable[[], object]:
+        linear = self.program.linear
+        inputs = {w.shape[1]: torch.randn(rows, w.shape[1]) for w in weights}
+        return lambda: [linear(inputs[w.shape[1]], w) for w in weights]
 
     def one_row(self, size: int) -> Probe:
         """Bytes of weights of some size, for one row."""
         weights = torch.randn(COLD_BYTES // size, size // self.hidden // 4, self.hidden)
-        return Probe("memory", size, weights.nbytes, _products(1, list(weights)))
+        return Probe("memory", size, weights.nbytes, self.products(1, list(weights)))
 
     def prefill(self, chunk: int) -> Probe:
         """FLOP of chunks after each context; their size: rows that share a KV head's keys."""
@@ -365,12 +370,6 @@ class _Bench:
 
         pages = torch.arange(first, first - (-kv_len // self.page_size), dtype=torch.int32)[None]
         return Segments(table(0, rows), table(kv_len), table(kv_len - rows), pages, rows, kv_len)
-
-
-def _products(rows: int, weights: Sequence[torch.Tensor]) -> Callable[[], object]:
-    linear = torch.nn.functional.linear
-    inputs = {w.shape[1]: torch.randn(rows, w.shape[1]) for w in weights}
-    return lambda: [linear(inputs[w.shape[1]], w) for w in weights]
 
 
 def _free_port() -> int:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..graph import Op
+from ..sizes import QK, T, any_of
 from ..types import Partial, TensorType, degree, tensor
 from .base import (
     Array,
@@ -148,10 +149,14 @@ def infer_rotary(types: Types, attrs: Attrs, mesh: Mesh) -> Types:
 
 
 def linear_work(site: Site) -> tuple[Work, ...]:
+    """Its grain is a row, where there is prefill: the few rows of decodes alone, or of a head, stream the
+    weights in a kernel of their own, and pay for bytes.
+    """
     rows, inner = site.operands[0].local_shape(site.mesh)
     columns = site.op.type.local_shape(site.mesh)[1]
     row = 2 * inner * columns
-    return (Work("linear", "matmul", rows * row, site.moved_bytes(), grain=row),)
+    grain = row * any_of(QK) if rows == T else 0
+    return (Work("linear", "matmul", rows * row, site.moved_bytes(), grain=grain),)
 
 
 def gather_work(site: Site) -> tuple[Work, ...]:

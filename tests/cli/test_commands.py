@@ -312,3 +312,39 @@ def test_init_model_refuses_a_folder_with_something_in_it(tmp_path: Path, mnemoc
     assert ran.code == 4
     assert "not empty" in ran.sentence
     assert [p.name for p in tmp_path.rglob("*")] == ["m", "thesis.txt"]
+
+
+def test_predict_prints_figures_with_bands_for_people_and_machines(mnemoc: Any) -> None:
+    question = (
+        "predict", "llama-3-8b", "--cluster", "dgx-h100", "--layout", "tp=8,spp=4,kvp=2",
+        "--prompt", "1M", "--cached", "100K", "--output", "1K", "--concurrency", 2, "--chunk", 4096,
+    )  # fmt: skip
+    ran = mnemoc(*question)
+    assert ran.code == 0
+    assert "TTFT" in ran.out
+    assert "rests on" in ran.out
+    body = json.loads(mnemoc(*question, "--json").out)
+    assert body["gpus"] == 64
+    assert body["ttft"]["low_s"] < body["ttft"]["seconds"] < body["ttft"]["high_s"]
+    assert sum(body["tbt"]["parts_s"].values()) == pytest.approx(body["tbt"]["seconds"])
+    assert body["chunks"][0] == [100_000, 4096]
+    assert body["fits"] is True
+    assert {use["figure"] for use in body["uses"]} == {"ttft", "tbt"}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "complaint"),
+    [
+        (("--layout", "tp=8,spp=2", "--cp", "2"), 2, "takes the place"),
+        (("--layout", "tp=3"), 4, "does not divide"),
+        (("--layout", "pp=3"), 2, "not a layout"),
+        (("--chunk", "often"), 4, "not a positive count"),
+        (("--cp", "1000"), 4, "needs 1000 devices"),
+    ],
+)
+def test_predict_refuses_what_makes_no_sense(
+    words: tuple[str, ...], code: int, complaint: str, mnemoc: Any
+) -> None:
+    ran = mnemoc("predict", "llama-3-8b", "--cluster", "dgx-h100", "--prompt", "1M", *words)
+    assert ran.code == code
+    assert complaint in ran.sentence

@@ -14,7 +14,7 @@ import pytest
 from mnemoc import cli
 from mnemoc.errors import BadInput, Infeasible, RuntimeFault, UsageError
 
-COMMANDS = ("plan", "run", "serve", "verify", "show", "init-model", "calibrate")
+COMMANDS = ("plan", "predict", "run", "serve", "verify", "show", "init-model", "calibrate")
 MNEMOC = (sys.executable, "-m", "mnemoc")
 
 

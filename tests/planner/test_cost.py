@@ -126,8 +126,8 @@ def test_a_size_that_halves_the_speed_costs_as_much_again(
         return float(compile_parts(stage_formulas(terms))(Sizes(**given))["layer"][part])
 
     rows = CURVES["matmul"].half
-    at_best = layer("linear", 1e12, T=1e9) * rows / 1e9
-    assert layer("linear", 1e12, T=rows) == pytest.approx(2 * at_best, rel=1e-3)
+    at_best = layer("linear", 1e12, T=1e9, QK=1) * rows / 1e9
+    assert layer("linear", 1e12, T=rows, QK=1) == pytest.approx(2 * at_best, rel=1e-3)
     chunk = CURVES["attention_prefill"].half * spec.num_kv_heads / spec.num_heads
     at_best = layer("attention", 1e12, QK=1e13, KV=1e7) * chunk / 1e6
     got = layer("attention", 1e12, QK=chunk * 1e7, KV=1e7)

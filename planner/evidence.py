@@ -1,0 +1,145 @@
+"""How sure a prediction is: what its figures rest on, and whether the question stays where they were taken.
+
+Each curve that a prediction uses was asked at some sizes and has points at some. Within them it interpolates,
+beyond them it extrapolates. The band of a part is what its curve missed at its own points, plus what such
+a source is usually off by, plus more per factor of ten of extrapolation. These allowances are judgement, not
+measurement; bands of parts are added as if all erred to the same side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..ir.model import ModelSpec
+from ..units import format_count
+from .chunks import Floats
+from .cluster import Cluster
+from .curves import Curve
+from .footprint import Footprint
+from .question import Question, riders_of, slowest_link
+
+ALLOWANCE: Mapping[str, float] = {"measured": 0.05, "published": 0.10, "datasheet": 0.15}
+"""What a kind of source is off by, as a share; of all others, ASSUMED."""
+ASSUMED = 0.25
+PER_DECADE = 0.10
+"""And by so much more for each factor of ten beyond the outermost point."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a part of a figure rests on.
+
+    figure: "ttft" or "tbt"; part: of it; key: of the cluster file; asked: smallest and largest size;
+    beyond: the factor by which they leave the points, 1 where they do not; band: ± as a share
+    """
+
+    figure: str
+    part: str
+    key: str
+    asked: tuple[float, float] | None
+    beyond: float
+    band: float
+    source: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds with a band, and parts that add up to it."""
+
+    seconds: float
+    low_s: float
+    high_s: float
+    parts_s: Mapping[str, float]
+
+
+def estimate(parts: Mapping[str, float], uses: Sequence[Use]) -> Estimate:
+    """The bubble is as sure as all the rest."""
+    bands = {use.part: use.band for use in uses}
+    known = sum(seconds for part, seconds in parts.items() if part != "bubble")
+    off = sum(seconds * bands[part] for part, seconds in parts.items() if part != "bubble")
+    whole = sum(parts.values())
+    share = off / known if known else 0.0
+    return Estimate(whole, whole / (1 + share), whole * (1 + share), parts)
+
+
+def uses_of(
+    question: Question, spec: ModelSpec, cluster: Cluster, held: Footprint, sizes: Floats
+) -> tuple[Use, ...]:
+    """What each part of each figure rests on, at the sizes that are asked."""
+    few, many = float(sizes.min()), float(sizes.max())
+    sharing = spec.num_heads / spec.num_kv_heads
+    riders = riders_of(question, question.layout.kvp * question.cp)
+    read = float(riders.count * riders.tokens * held.kv_per_token)
+    weights = held.layer / 4  # of four products
+    link = slowest_link(question, cluster)
+    found = []
+    for figure, linear, attention in (
+        ("ttft", ("matmul", few, many), ("attention_prefill", few * sharing, many * sharing)),
+        (
+            "tbt",
+            ("memory", weights, weights),
+            ("attention_decode", read, read),
+        ),
+    ):
+        found += [
+            of_curve(cluster, linear[0], figure, "linear", linear[1:]),
+            of_curve(cluster, attention[0], figure, "attention", attention[1:]),
+            of_number(cluster, link, figure, "communication"),
+            of_number(cluster, "overhead.launch", figure, "launch"),
+            of_curve(cluster, "memory", figure, "other", (weights, weights)),
+        ]
+    return tuple(found)
+
+
+def of_curve(
+    cluster: Cluster, name: str, figure: str, part: str, asked: tuple[float, float]
+) -> Use:
+    """A part that a curve prices, asked at sizes between two."""
+    curve = cluster.curves[name]
+    beyond = _beyond(curve, asked)
+    band = curve.residual + _allowance(curve.source) + PER_DECADE * math.log10(beyond)
+    words = f"{_sizes(asked, curve.unit)}: {_covered(curve, beyond)}"
+    return Use(figure, part, f"efficiency.{name}", asked, beyond, band, curve.source, words)
+
+
+def of_number(cluster: Cluster, key: str, figure: str, part: str) -> Use:
+    """A part that one figure prices."""
+    source = cluster.numbers[key].source
+    return Use(
+        figure, part, key, None, 1.0, _allowance(source), source, "one figure for every size"
+    )
+
+
+def kind(source: str) -> str:
+    """ "measured", "published", "datasheet" or "assumed": the first word of a source says it."""
+    word = source.partition(":")[0].split()[0].lower() if source.strip() else ""
+    return word if word in ALLOWANCE else "assumed"
+
+
+def _allowance(source: str) -> float:
+    return ALLOWANCE.get(kind(source), ASSUMED)
+
+
+def _beyond(curve: Curve, asked: tuple[float, float]) -> float:
+    if not curve.points:
+        return 1.0
+    small, large = (max(size, 1e-9) for size in asked)
+    return max(1.0, curve.smallest / small, large / curve.largest)
+
+
+def _sizes(asked: tuple[float, float], unit: str) -> str:
+    small, large = (format_count(size) for size in asked)
+    return f"{small} {unit}" if small == large else f"{small} to {large} {unit}"
+
+
+def _covered(curve: Curve, beyond: float) -> str:
+    if not curve.points:
+        return "one figure for every size"
+    if len(curve.points) == 1:
+        where = f"one point at {format_count(curve.smallest)} {curve.unit}"
+        return where if beyond < 2 else f"extrapolates {beyond:.3g}× from {where}"
+    where = f"points from {format_count(curve.smallest)} to {format_count(curve.largest)}"
+    return f"interpolates {where}" if beyond == 1 else f"extrapolates {beyond:.3g}× from {where}"

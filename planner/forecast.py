@@ -1,0 +1,227 @@
+"""What a pinned configuration is predicted to do: TTFT, TBT and throughput with bands, and memory.
+
+**TTFT** is that of a prompt that has the engine to itself, after `cached` tokens that are there already. Its
+chunks are laid out as the scheduler cuts them and go through the stages one behind the other. **TBT** is
+that of `concurrency` such requests that decode together, half way through their output; throughput is
+concurrency / TBT.
+
+**Context parallelism** (`cp` = N, ring attention) in place of SPP and KVP, for comparison: each of N ranks
+(of tp devices) holds every layer and 1/N of the prompt, striped so that causal work is even. One pass, no
+chunks; in each layer N steps of attention over one rank's keys, while those keys travel on round the ring:
+
+    layer = rest(T = prompt/N) + attention/N + (N − 1)·max(attention/N, α + bytes/β)
+
+where attention has the merge of each step's partial result in it. Decodes under it merge partial
+results over the N ranks as KVP groups do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..artifact import ChunkRule, Layout, Memory, Workload
+from ..ir.model import ModelSpec
+from .candidate import best_chunks, make_candidate
+from .chunks import Floats, Riders, Sizes, decode_sizes, prefill_sizes
+from .cluster import Cluster
+from .cost import PARTS, compile_parts, links_of
+from .evidence import Estimate, Use, estimate, uses_of
+from .predict import chunk_rules, crossing_s, stage_parts
+from .price import NEVER, Outlook, Pricer
+from .question import Question, check_question, growth_of, riders_of
+from .search import Finding
+
+Parts = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The answer. chunks: (first token, tokens of each chunk) where the size changes."""
+
+    ttft: Estimate
+    tbt: Estimate
+    throughput_tokens_per_s: float
+    memory: Memory
+    stages: tuple[int, ...]
+    chunks: tuple[tuple[int, int], ...]
+    uses: tuple[Use, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        held = self.memory.weights_bytes + self.memory.kv_bytes + self.memory.activation_bytes
+        return held <= self.memory.capacity_bytes
+
+
+def forecast(spec: ModelSpec, cluster: Cluster, question: Question) -> Forecast:
+    """BadInput and UsageError say what about the question makes no sense."""
+    check_question(spec, cluster, question)
+    dtype = "float32" if cluster.target == "cpu" else spec.dtype
+    workload = Workload(question.tokens, NEVER, NEVER, question.output)
+    pricer = Pricer(spec, cluster, dtype, workload)
+    if question.cp > 1:
+        return _ring(pricer, question)
+    outlook = pricer.outlook(question.layout, growth_of(question, question.layout.kvp))
+    found = _best(outlook)
+    rules = chunk_rules(found, pricer)
+    starts, sizes = _lay_out(question, rules)
+    split = found.candidate.split
+    parts = compile_parts(pricer.formulas(question.layout))
+    chunks = prefill_sizes(starts, sizes, outlook.growth.tokens, Riders(0, 0, 1))
+    blocks = parts(chunks)
+    stages = [stage_parts(blocks, s, split, heads=False) for s in range(len(split))]
+    head = parts(decode_sizes(Riders(1, 1, 1)))["head"]
+    for part in PARTS:
+        stages[-1][part] = stages[-1][part] + head[part] * (
+            np.arange(len(starts)) == len(starts) - 1
+        )
+    ttft = _pipelined(stages)
+    activations = int(outlook.footprint.activations(chunks).max())
+    return _answer(
+        pricer,
+        question,
+        outlook,
+        split,
+        (starts, sizes),
+        ttft,
+        _decode(pricer, question, split),
+        activations,
+    )
+
+
+def _best(outlook: Outlook) -> Finding:
+    """The split and chunks of least TTFT, whether or not memory holds them."""
+    found: Finding | None = None
+    for split in outlook.splits():
+        candidate = make_candidate(outlook, split, NEVER, 1 << 62)
+        best = best_chunks(candidate)
+        assert best is not None, "without promises every chunk is allowed"
+        if found is None or best[0] < found.ttft_s:
+            found = Finding(candidate, best[1], best[0])
+    assert found is not None
+    return found
+
+
+def _lay_out(question: Question, rules: tuple[ChunkRule, ...]) -> tuple[Floats, Floats]:
+    """Start and size of every chunk of the prompt, as the scheduler cuts them."""
+    if question.chunk is not None:
+        edges = [*range(question.cached, question.tokens, question.chunk), question.tokens]
+        return np.array(edges[:-1], dtype=float), np.diff(edges).astype(float)
+    starts: list[int] = []
+    at = question.cached
+    for rule in rules:
+        starts.extend(range(at, rule.end, rule.chunk))
+        if at < rule.end:
+            at = starts[-1] + rule.chunk
+    edges = [*starts, question.tokens]
+    return np.array(edges[:-1], dtype=float), np.diff(edges).astype(float)
+
+
+def _pipelined(stages: list[dict[str, Floats]]) -> Parts:
+    """Parts of the busiest stage, and the bubble: how much later than it the last stage is done."""
+    times = [np.asarray(sum(stage.values())) for stage in stages]
+    done = np.zeros_like(times[0])
+    for spent in times:
+        until = np.cumsum(spent)
+        done = until + np.maximum.accumulate(done - until + spent)
+    busiest = max(range(len(stages)), key=lambda s: float(times[s].sum()))
+    parts = {part: float(seconds.sum()) for part, seconds in stages[busiest].items()}
+    return parts | {"bubble": max(0.0, float(done[-1]) - sum(parts.values()))}
+
+
+def _decode(pricer: Pricer, question: Question, split: tuple[int, ...]) -> Parts:
+    """A token's way through all stages, with the other requests' tokens beside it."""
+    groups = question.layout.kvp * question.cp
+    layout = Layout(question.layout.tp, question.layout.spp, groups)
+    blocks = compile_parts(pricer.formulas(layout))(decode_sizes(riders_of(question, groups)))
+    return {part: crossing_s(blocks, part, split) for part in PARTS}
+
+
+def _ring(pricer: Pricer, question: Question) -> Forecast:
+    """Ring attention, as above."""
+    cluster, layers, ranks = pricer.cluster, pricer.spec.num_layers, question.cp
+    layout = Layout(question.layout.tp, 1, 1)
+    outlook = pricer.outlook(layout, growth_of(question, ranks))
+    rows = question.prompt / ranks
+    pairs = rows * question.cached + rows * (question.prompt + 1) / 2
+    received = rows * (ranks - 1)
+    numbers = (rows, 1.0, pairs, float(question.tokens), 0.0, received)
+    chunk = Sizes(*(np.array(number) for number in numbers))
+    blocks = compile_parts(pricer.formulas(Layout(layout.tp, 1, ranks)))
+    parts = {part: crossing_s(blocks(chunk), part, (layers,)) for part in PARTS}
+    unmoved = blocks(dataclasses.replace(chunk, X=np.zeros(())))
+    parts["communication"] = crossing_s(unmoved, "communication", (layers,))
+    link = f"links.{links_of(Layout(layout.tp, 1, ranks), cluster).kvp}"
+    keys = outlook.footprint.kv_per_token * question.tokens / ranks
+    travel_s = cluster[f"{link}.latency"] + keys / (
+        cluster[f"{link}.bandwidth"] * cluster["efficiency.link"]
+    )
+    step_s = parts["attention"] / layers / ranks
+    parts["communication"] += layers * (ranks - 1) * max(0.0, travel_s - step_s)
+    held = int(outlook.footprint.activations(chunk)) + 2 * math.ceil(keys)
+    once = (np.array([float(question.cached)]), np.array([rows]))
+    decode = _decode(pricer, question, (layers,))
+    return _answer(
+        pricer, question, outlook, (layers,), once, parts | {"bubble": 0.0}, decode, held
+    )
+
+
+def _answer(
+    pricer: Pricer,
+    question: Question,
+    outlook: Outlook,
+    split: tuple[int, ...],
+    chunks: tuple[Floats, Floats],
+    ttft: Parts,
+    tbt: Parts,
+    activation_bytes: int,
+) -> Forecast:
+    uses = uses_of(question, pricer.spec, pricer.cluster, outlook.footprint, chunks[1])
+    sizes = outlook.stage_bytes(split)
+    fullest = sizes.index(max(sizes))
+    kv = split[fullest] * outlook.growth.pages * outlook.growth.page_size
+    kv_bytes = kv * outlook.footprint.kv_per_token
+    memory = Memory(
+        weights_bytes=sizes[fullest] - kv_bytes,
+        kv_bytes=kv_bytes,
+        activation_bytes=activation_bytes,
+        capacity_bytes=pricer.cluster.usable_bytes,
+    )
+    decode_s = sum(tbt.values())
+    return Forecast(
+        ttft=estimate(ttft, [u for u in uses if u.figure == "ttft"]),
+        tbt=estimate(tbt, [u for u in uses if u.figure == "tbt"]),
+        throughput_tokens_per_s=question.concurrency / decode_s,
+        memory=memory,
+        stages=split,
+        chunks=_changes(*chunks),
+        uses=uses,
+        notes=tuple(_notes(pricer.spec, question, memory)),
+    )
+
+
+def _changes(starts: Floats, sizes: Floats) -> tuple[tuple[int, int], ...]:
+    first = np.concatenate([[True], np.diff(sizes) != 0])
+    return tuple(
+        zip(starts[first].astype(int).tolist(), sizes[first].astype(int).tolist(), strict=True)
+    )
+
+
+def _notes(spec: ModelSpec, question: Question, memory: Memory) -> list[str]:
+    notes = []
+    held = memory.weights_bytes + memory.kv_bytes + memory.activation_bytes
+    if held > memory.capacity_bytes:
+        notes.append("It does not fit: the fullest rank needs more memory than it may use.")
+    if question.tokens + question.output > spec.max_position:
+        notes.append(
+            f"{spec.name} was trained for {spec.max_position:,} positions; "
+            f"{question.tokens + question.output:,} need RoPE scaling to give useful answers."
+        )
+    if question.cp > 1:
+        notes.append("Ring attention is a comparison: no plan is made or emitted for it.")
+    return notes

@@ -1,0 +1,63 @@
+"""A forecast as text: figures with bands, what they are made of, what they rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..units import format_bytes, format_count, format_duration
+from .evidence import Estimate
+from .forecast import Forecast
+from .question import Question
+
+_FEW = 6  # chunk sizes that are named
+
+
+def tell(model: str, cluster: str, question: Question, said: Forecast) -> Iterator[str]:
+    """Line by line, for a terminal of 110 columns."""
+    where = f"tp={question.layout.tp} cp={question.cp}" if question.cp > 1 else str(question.layout)
+    after = f" after {format_count(question.cached)} cached" if question.cached else ""
+    yield f"{model} on {cluster}: {where}, {question.ranks} devices"
+    yield (
+        f"{format_count(question.prompt)} tokens of prompt{after}, "
+        f"{format_count(question.output)} of output, {question.concurrency} at once"
+    )
+    yield ""
+    yield from _figure("TTFT", said.ttft)
+    yield from _figure("TBT", said.tbt)
+    yield f"  decode  {said.throughput_tokens_per_s:,.1f} tokens/s"
+    held = said.memory
+    yield (
+        f"  memory  weights {format_bytes(held.weights_bytes)}, KV {format_bytes(held.kv_bytes)}, "
+        f"activations {format_bytes(held.activation_bytes)} "
+        f"of {format_bytes(held.capacity_bytes)} on the fullest rank"
+    )
+    yield f"  chunks  {_chunks(said)}"
+    yield ""
+    yield "rests on"
+    for use in said.uses:
+        whole = said.ttft if use.figure == "ttft" else said.tbt
+        share = whole.parts_s[use.part] / whole.seconds
+        if share >= 0.005:
+            name = f"{use.figure.upper()} {use.part}"
+            yield f"  {name:<19} {share:>4.0%}  ±{use.band:.0%}  {use.words}; {_short(use.source)}"
+    for note in said.notes:
+        yield f"note: {note}"
+
+
+def _figure(name: str, figure: Estimate) -> Iterator[str]:
+    between = f"{format_duration(figure.low_s)} to {format_duration(figure.high_s)}"
+    parts = sorted(figure.parts_s.items(), key=lambda item: -item[1])
+    shares = ", ".join(f"{part} {s / figure.seconds:.0%}" for part, s in parts if s > 0)
+    yield f"  {name:<6}  {format_duration(figure.seconds)}  ({between})  {shares}"
+
+
+def _chunks(said: Forecast) -> str:
+    named = [f"{format_count(size)} from {format_count(start)}" for start, size in said.chunks]
+    if len(named) > _FEW:
+        named = [*named[: _FEW - 2], "…", named[-1]]
+    return ", ".join(named)
+
+
+def _short(source: str) -> str:
+    """A source in one line."""
+    return source if len(source) <= 72 else f"{source[:71]}…"
