@@ -173,7 +173,7 @@ def plan(
 def predict(
     model: str,
     cluster: str,
-    layout: dict[str, int],
+    layout: dict[str, int | str],
     cp: int,
     prompt: int,
     cached: int | None,
@@ -193,23 +193,25 @@ def predict(
     """
     from . import pipeline
     from .artifact import Layout
-    from .codec import to_json
-    from .planner import Question
+    from .codec import from_json, to_json
+    from .planner import Configuration
     from .planner.tell import tell
 
-    degrees = Layout(**{"tp": 1, "spp": 1, "kvp": 1} | layout)
-    question = Question(degrees, prompt, cached or 0, output, concurrency, chunk, cp)
+    pinned = from_json(Layout, {"tp": 1, "spp": 1, "kvp": 1} | layout, "--layout")
+    asked = Configuration(pinned, prompt, cached or 0, output, concurrency, chunk, cp)
     with console.progress_bar() as progress:
         measure_if_local(cluster, calibrate, progress)
         progress("predicting")
-        spec, machine, said = pipeline.predict(model, cluster, question)
+        spec, machine, said = pipeline.predict(model, cluster, asked)
     if as_json:
-        body = {"model": spec.name, "cluster": machine.name, "gpus": question.ranks}
+        body = {"model": spec.name, "cluster": machine.name, "gpus": asked.ranks}
         click.echo(
-            json.dumps(body | {"question": to_json(question)} | to_json(said) | {"fits": said.fits})
+            json.dumps(
+                body | {"configuration": to_json(asked)} | to_json(said) | {"fits": said.fits}
+            )
         )
     else:
-        click.echo("\n".join(tell(spec.name, machine.name, question, said)))
+        click.echo("\n".join(tell(spec.name, machine.name, asked, said)))
 
 
 @cli.command()

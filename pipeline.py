@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .codegen import Export
     from .ir.graph import Module
     from .ir.model import ModelSpec
-    from .planner import Cluster, Forecast, Question, StageFormulas
+    from .planner import Cluster, Forecast, StageFormulas
 
 Progress = Callable[[str], None]
 VERIFY_TOKENS = 2048
@@ -81,13 +81,13 @@ def plan_for(
     return Planned(spec, cluster, workload, made.plan, made.formulas)
 
 
-def predict(model: str, cluster: str, question: Question) -> tuple[ModelSpec, Cluster, Forecast]:
+def predict(model: str, cluster: str, asked: Configuration) -> tuple[ModelSpec, Cluster, Forecast]:
     """What a pinned configuration is predicted to do, with the model and cluster that it was asked of."""
     from .ir.model import load_model
     from .planner import forecast, load_cluster
 
     spec, machine = load_model(model), load_cluster(cluster)
-    return spec, machine, forecast(spec, machine, question)
+    return spec, machine, forecast(spec, machine, asked)
 
 
 def apply(planned: Planned) -> tuple[Module, Module]:

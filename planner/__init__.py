@@ -1,22 +1,22 @@
 """Model, cluster and promise → plan: cost model, chunk schedule, program for HiGHS, explanation."""
 
 from .cluster import CALIBRATED, Cluster, clusters, load_cluster, measured_path, write_cluster
+from .configuration import Configuration
 from .cost import StageFormulas
 from .curves import through
 from .evidence import Estimate
 from .forecast import Forecast, forecast
 from .plan import Made, make_plan
 from .price import one_layer
-from .question import Question
 from .timeline import make_timeline
 
 __all__ = [
     "CALIBRATED",
     "Cluster",
+    "Configuration",
     "Estimate",
     "Forecast",
     "Made",
-    "Question",
     "StageFormulas",
     "clusters",
     "forecast",

@@ -16,9 +16,9 @@ from ..ir.model import ModelSpec
 from ..units import format_count
 from .chunks import Floats
 from .cluster import Cluster
+from .configuration import Configuration, riders_of, slowest_link
 from .curves import Curve
 from .footprint import Footprint
-from .question import Question, riders_of, slowest_link
 
 ALLOWANCE: Mapping[str, float] = {"measured": 0.05, "published": 0.10, "datasheet": 0.15}
 """What a kind of source is off by, as a share; of all others, ASSUMED."""
@@ -66,15 +66,15 @@ def estimate(parts: Mapping[str, float], uses: Sequence[Use]) -> Estimate:
 
 
 def uses_of(
-    question: Question, spec: ModelSpec, cluster: Cluster, held: Footprint, sizes: Floats
+    asked: Configuration, spec: ModelSpec, cluster: Cluster, held: Footprint, sizes: Floats
 ) -> tuple[Use, ...]:
     """What each part of each figure rests on, at the sizes that are asked."""
     few, many = float(sizes.min()), float(sizes.max())
     sharing = spec.num_heads / spec.num_kv_heads
-    riders = riders_of(question, question.layout.kvp * question.cp)
+    riders = riders_of(asked, asked.layout.kvp * asked.cp)
     read = float(riders.count * riders.tokens * held.kv_per_token)
     weights = held.layer / 4  # of four products
-    link = slowest_link(question, cluster)
+    link = slowest_link(asked, cluster)
     found = []
     for figure, linear, attention in (
         ("ttft", ("matmul", few, many), ("attention_prefill", few * sharing, many * sharing)),

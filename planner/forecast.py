@@ -29,11 +29,11 @@ from ..ir.model import ModelSpec
 from .candidate import best_chunks, make_candidate
 from .chunks import Floats, Riders, Sizes, decode_sizes, prefill_sizes
 from .cluster import Cluster
+from .configuration import Configuration, check_configuration, growth_of, riders_of
 from .cost import PARTS, compile_parts, links_of
 from .evidence import Estimate, Use, estimate, uses_of
 from .predict import chunk_rules, crossing_s, stage_parts
 from .price import NEVER, Outlook, Pricer
-from .question import Question, check_question, growth_of, riders_of
 from .search import Finding
 
 Parts = Mapping[str, float]
@@ -58,21 +58,21 @@ class Forecast:
         return held <= self.memory.capacity_bytes
 
 
-def forecast(spec: ModelSpec, cluster: Cluster, question: Question) -> Forecast:
+def forecast(spec: ModelSpec, cluster: Cluster, asked: Configuration) -> Forecast:
     """BadInput and UsageError say what about the question makes no sense."""
-    check_question(spec, cluster, question)
+    check_configuration(spec, cluster, asked)
     dtype = "float32" if cluster.target == "cpu" else spec.dtype
-    workload = Workload(question.tokens, NEVER, NEVER, question.output)
+    workload = Workload(asked.tokens, NEVER, NEVER, asked.output)
     pricer = Pricer(spec, cluster, dtype, workload)
-    if question.cp > 1:
-        return _ring(pricer, question)
-    outlook = pricer.outlook(question.layout, growth_of(question, question.layout.kvp))
+    if asked.cp > 1:
+        return _ring(pricer, asked)
+    outlook = pricer.outlook(asked.layout, growth_of(asked, asked.layout.kvp))
     found = _best(outlook)
     rules = chunk_rules(found, pricer)
-    starts, sizes = _lay_out(question, rules)
+    starts, sizes = _lay_out(asked, rules)
     split = found.candidate.split
-    parts = compile_parts(pricer.formulas(question.layout))
-    chunks = prefill_sizes(starts, sizes, outlook.growth.tokens, Riders(0, 0, 1))
+    parts = compile_parts(pricer.formulas(asked.layout))
+    chunks = prefill_sizes(starts, sizes, outlook.growth.spread, Riders(0, 0, 1))
     blocks = parts(chunks)
     stages = [stage_parts(blocks, s, split, heads=False) for s in range(len(split))]
     head = parts(decode_sizes(Riders(1, 1, 1)))["head"]
@@ -84,12 +84,12 @@ def forecast(spec: ModelSpec, cluster: Cluster, question: Question) -> Forecast:
     activations = int(outlook.footprint.activations(chunks).max())
     return _answer(
         pricer,
-        question,
+        asked,
         outlook,
         split,
         (starts, sizes),
         ttft,
-        _decode(pricer, question, split),
+        _decode(pricer, asked, split),
         activations,
     )
 
@@ -107,18 +107,18 @@ def _best(outlook: Outlook) -> Finding:
     return found
 
 
-def _lay_out(question: Question, rules: tuple[ChunkRule, ...]) -> tuple[Floats, Floats]:
+def _lay_out(asked: Configuration, rules: tuple[ChunkRule, ...]) -> tuple[Floats, Floats]:
     """Start and size of every chunk of the prompt, as the scheduler cuts them."""
-    if question.chunk is not None:
-        edges = [*range(question.cached, question.tokens, question.chunk), question.tokens]
+    if asked.chunk is not None:
+        edges = [*range(asked.cached, asked.tokens, asked.chunk), asked.tokens]
         return np.array(edges[:-1], dtype=float), np.diff(edges).astype(float)
     starts: list[int] = []
-    at = question.cached
+    at = asked.cached
     for rule in rules:
         starts.extend(range(at, rule.end, rule.chunk))
         if at < rule.end:
             at = starts[-1] + rule.chunk
-    edges = [*starts, question.tokens]
+    edges = [*starts, asked.tokens]
     return np.array(edges[:-1], dtype=float), np.diff(edges).astype(float)
 
 
@@ -134,46 +134,44 @@ def _pipelined(stages: list[dict[str, Floats]]) -> Parts:
     return parts | {"bubble": max(0.0, float(done[-1]) - sum(parts.values()))}
 
 
-def _decode(pricer: Pricer, question: Question, split: tuple[int, ...]) -> Parts:
+def _decode(pricer: Pricer, asked: Configuration, split: tuple[int, ...]) -> Parts:
     """A token's way through all stages, with the other requests' tokens beside it."""
-    groups = question.layout.kvp * question.cp
-    layout = Layout(question.layout.tp, question.layout.spp, groups)
-    blocks = compile_parts(pricer.formulas(layout))(decode_sizes(riders_of(question, groups)))
+    groups = asked.layout.kvp * asked.cp
+    layout = dataclasses.replace(asked.layout, kvp=groups)
+    blocks = compile_parts(pricer.formulas(layout))(decode_sizes(riders_of(asked, groups)))
     return {part: crossing_s(blocks, part, split) for part in PARTS}
 
 
-def _ring(pricer: Pricer, question: Question) -> Forecast:
+def _ring(pricer: Pricer, asked: Configuration) -> Forecast:
     """Ring attention, as above."""
-    cluster, layers, ranks = pricer.cluster, pricer.spec.num_layers, question.cp
-    layout = Layout(question.layout.tp, 1, 1)
-    outlook = pricer.outlook(layout, growth_of(question, ranks))
-    rows = question.prompt / ranks
-    pairs = rows * question.cached + rows * (question.prompt + 1) / 2
+    cluster, layers, ranks = pricer.cluster, pricer.spec.num_layers, asked.cp
+    layout = Layout(asked.layout.tp, 1, 1)
+    outlook = pricer.outlook(layout, growth_of(asked, ranks))
+    rows = asked.prompt / ranks
+    pairs = rows * asked.cached + rows * (asked.prompt + 1) / 2
     received = rows * (ranks - 1)
-    numbers = (rows, 1.0, pairs, float(question.tokens), 0.0, received)
+    numbers = (rows, 1.0, pairs, float(asked.tokens), 0.0, received)
     chunk = Sizes(*(np.array(number) for number in numbers))
     blocks = compile_parts(pricer.formulas(Layout(layout.tp, 1, ranks)))
     parts = {part: crossing_s(blocks(chunk), part, (layers,)) for part in PARTS}
     unmoved = blocks(dataclasses.replace(chunk, X=np.zeros(())))
     parts["communication"] = crossing_s(unmoved, "communication", (layers,))
     link = f"links.{links_of(Layout(layout.tp, 1, ranks), cluster).kvp}"
-    keys = outlook.footprint.kv_per_token * question.tokens / ranks
+    keys = outlook.footprint.kv_per_token * asked.tokens / ranks
     travel_s = cluster[f"{link}.latency"] + keys / (
         cluster[f"{link}.bandwidth"] * cluster["efficiency.link"]
     )
     step_s = parts["attention"] / layers / ranks
     parts["communication"] += layers * (ranks - 1) * max(0.0, travel_s - step_s)
     held = int(outlook.footprint.activations(chunk)) + 2 * math.ceil(keys)
-    once = (np.array([float(question.cached)]), np.array([rows]))
-    decode = _decode(pricer, question, (layers,))
-    return _answer(
-        pricer, question, outlook, (layers,), once, parts | {"bubble": 0.0}, decode, held
-    )
+    once = (np.array([float(asked.cached)]), np.array([rows]))
+    decode = _decode(pricer, asked, (layers,))
+    return _answer(pricer, asked, outlook, (layers,), once, parts | {"bubble": 0.0}, decode, held)
 
 
 def _answer(
     pricer: Pricer,
-    question: Question,
+    asked: Configuration,
     outlook: Outlook,
     split: tuple[int, ...],
     chunks: tuple[Floats, Floats],
@@ -181,7 +179,7 @@ def _answer(
     tbt: Parts,
     activation_bytes: int,
 ) -> Forecast:
-    uses = uses_of(question, pricer.spec, pricer.cluster, outlook.footprint, chunks[1])
+    uses = uses_of(asked, pricer.spec, pricer.cluster, outlook.footprint, chunks[1])
     sizes = outlook.stage_bytes(split)
     fullest = sizes.index(max(sizes))
     kv = split[fullest] * outlook.growth.pages * outlook.growth.page_size
@@ -196,12 +194,12 @@ def _answer(
     return Forecast(
         ttft=estimate(ttft, [u for u in uses if u.figure == "ttft"]),
         tbt=estimate(tbt, [u for u in uses if u.figure == "tbt"]),
-        throughput_tokens_per_s=question.concurrency / decode_s,
+        throughput_tokens_per_s=asked.concurrency / decode_s,
         memory=memory,
         stages=split,
         chunks=_changes(*chunks),
         uses=uses,
-        notes=tuple(_notes(pricer.spec, question, memory)),
+        notes=tuple(_notes(pricer.spec, asked, memory)),
     )
 
 
@@ -212,16 +210,16 @@ def _changes(starts: Floats, sizes: Floats) -> tuple[tuple[int, int], ...]:
     )
 
 
-def _notes(spec: ModelSpec, question: Question, memory: Memory) -> list[str]:
+def _notes(spec: ModelSpec, asked: Configuration, memory: Memory) -> list[str]:
     notes = []
     held = memory.weights_bytes + memory.kv_bytes + memory.activation_bytes
     if held > memory.capacity_bytes:
         notes.append("It does not fit: the fullest rank needs more memory than it may use.")
-    if question.tokens + question.output > spec.max_position:
+    if asked.tokens + asked.output > spec.max_position:
         notes.append(
             f"{spec.name} was trained for {spec.max_position:,} positions; "
-            f"{question.tokens + question.output:,} need RoPE scaling to give useful answers."
+            f"{asked.tokens + asked.output:,} need RoPE scaling to give useful answers."
         )
-    if question.cp > 1:
+    if asked.cp > 1:
         notes.append("Ring attention is a comparison: no plan is made or emitted for it.")
     return notes

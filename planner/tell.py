@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..units import format_bytes, format_count, format_duration
+from .configuration import Configuration
 from .evidence import Estimate
 from .forecast import Forecast
-from .question import Question
 
 _FEW = 6  # chunk sizes that are named
 
 
-def tell(model: str, cluster: str, question: Question, said: Forecast) -> Iterator[str]:
+def tell(model: str, cluster: str, asked: Configuration, said: Forecast) -> Iterator[str]:
     """Line by line, for a terminal of 110 columns."""
-    where = f"tp={question.layout.tp} cp={question.cp}" if question.cp > 1 else str(question.layout)
-    after = f" after {format_count(question.cached)} cached" if question.cached else ""
-    yield f"{model} on {cluster}: {where}, {question.ranks} devices"
+    where = f"tp={asked.layout.tp} cp={asked.cp}" if asked.cp > 1 else str(asked.layout)
+    after = f" after {format_count(asked.cached)} cached" if asked.cached else ""
+    yield f"{model} on {cluster}: {where}, {asked.ranks} devices"
     yield (
-        f"{format_count(question.prompt)} tokens of prompt{after}, "
-        f"{format_count(question.output)} of output, {question.concurrency} at once"
+        f"{format_count(asked.prompt)} tokens of prompt{after}, "
+        f"{format_count(asked.output)} of output, {asked.concurrency} at once"
     )
     yield ""
     yield from _figure("TTFT", said.ttft)

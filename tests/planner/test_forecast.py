@@ -7,7 +7,7 @@ import pytest
 from mnemoc.artifact import Layout, Workload
 from mnemoc.errors import BadInput, UsageError
 from mnemoc.ir.model import load_model
-from mnemoc.planner import Forecast, Question, forecast, load_cluster, make_plan
+from mnemoc.planner import Configuration, Forecast, forecast, load_cluster, make_plan
 from mnemoc.planner.curves import through
 from mnemoc.planner.evidence import kind
 from mnemoc.planner.tell import tell
@@ -18,7 +18,7 @@ ONE = Layout(1, 1, 1)
 
 
 def asked(layout: Layout = ONE, prompt: int = 9000, **more: int) -> Forecast:
-    return forecast(small_model(), small_cluster(), Question(layout, prompt, **more))
+    return forecast(small_model(), small_cluster(), Configuration(layout, prompt, **more))
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_more_at_once_slow_a_token_and_speed_the_whole() -> None:
 
 def test_what_does_not_fit_is_said_to_not_fit() -> None:
     spec, cluster = load_model("llama-3.1-405b"), load_cluster("dgx-h100")
-    said = forecast(spec, cluster, Question(Layout(8, 1, 1), 8192))
+    said = forecast(spec, cluster, Configuration(Layout(8, 1, 1), 8192))
     assert not said.fits
     assert "does not fit" in said.notes[0]
 
@@ -77,7 +77,7 @@ def test_a_ring_of_one_step_each_hides_its_messages_behind_attention_or_shows_th
     """(N − 1) layers' messages beyond the attention of a step are what communication grows by."""
     spec, cluster = load_model("llama-3-8b"), load_cluster("dgx-h100")
     long, short = (
-        forecast(spec, cluster, Question(Layout(8, 1, 1), prompt, cp=4))
+        forecast(spec, cluster, Configuration(Layout(8, 1, 1), prompt, cp=4))
         for prompt in (10**6, 10**4)
     )
     tp_alone = 2 * (6 * 2.5e-6 + 2 * 7 / 8 * 250_000 * 4096 * 2 / (450e9 * 0.8))
@@ -91,7 +91,9 @@ def test_a_ring_of_one_step_each_hides_its_messages_behind_attention_or_shows_th
 
 def test_context_parallelism_shares_prefill_evenly_but_holds_every_weight() -> None:
     spec, cluster = load_model("llama-3-8b"), load_cluster("dgx-h100")
-    two, eight = (forecast(spec, cluster, Question(Layout(8, 1, 1), 10**6, cp=n)) for n in (2, 8))
+    two, eight = (
+        forecast(spec, cluster, Configuration(Layout(8, 1, 1), 10**6, cp=n)) for n in (2, 8)
+    )
     assert 3.5 < two.ttft.seconds / eight.ttft.seconds <= 4.01
     assert two.memory.weights_bytes == eight.memory.weights_bytes
     assert two.memory.kv_bytes == pytest.approx(4 * eight.memory.kv_bytes, rel=0.01)
@@ -101,7 +103,7 @@ def test_it_says_which_curves_it_leaves_and_by_how_much() -> None:
     spec, cluster = load_model("llama-3-8b"), load_cluster("dgx-h100")
 
     def decode_of(prompt: int) -> tuple[float, str, float]:
-        said = forecast(spec, cluster, Question(Layout(8, 1, 1), prompt))
+        said = forecast(spec, cluster, Configuration(Layout(8, 1, 1), prompt))
         (use,) = (u for u in said.uses if u.figure == "tbt" and u.part == "attention")
         return use.beyond, use.words, use.band
 
@@ -123,7 +125,7 @@ def test_a_band_grows_with_what_the_curve_misses_and_with_where_it_comes_from() 
     def high_s(curve: object) -> float:
         curves = {**machine.curves, "attention_prefill": curve}
         changed = dataclasses.replace(machine, curves=curves)
-        figure = forecast(spec, changed, Question(Layout(1, 1, 1), 9000)).ttft
+        figure = forecast(spec, changed, Configuration(Layout(1, 1, 1), 9000)).ttft
         return figure.high_s / figure.seconds
 
     assert high_s(sound) < high_s(rough)
@@ -134,40 +136,40 @@ def test_a_band_grows_with_what_the_curve_misses_and_with_where_it_comes_from() 
 
 
 @pytest.mark.parametrize(
-    ("question", "error", "complaint"),
+    ("asked", "error", "complaint"),
     [
-        (Question(Layout(1, 1, 1), 0), BadInput, "prompt must be at least 1"),
-        (Question(Layout(1, 1, 1), 10, cached=-1), BadInput, "may not be negative"),
-        (Question(Layout(3, 1, 1), 10), BadInput, "does not divide"),
-        (Question(Layout(1, 9, 1), 10), BadInput, "more than the"),
-        (Question(Layout(1, 1, 99), 10), BadInput, "needs 99 devices"),
-        (Question(Layout(1, 1, 1), 10, cp=9), BadInput, "needs 9 devices"),
-        (Question(Layout(1, 2, 1), 10, cp=2), UsageError, "takes the place of spp and kvp"),
-        (Question(Layout(1, 1, 1), 10, cp=2, chunk=5), UsageError, "one pass"),
+        (Configuration(Layout(1, 1, 1), 0), BadInput, "prompt must be at least 1"),
+        (Configuration(Layout(1, 1, 1), 10, cached=-1), BadInput, "may not be negative"),
+        (Configuration(Layout(3, 1, 1), 10), BadInput, "does not divide"),
+        (Configuration(Layout(1, 9, 1), 10), BadInput, "more than the"),
+        (Configuration(Layout(1, 1, 99), 10), BadInput, "needs 99 devices"),
+        (Configuration(Layout(1, 1, 1), 10, cp=9), BadInput, "needs 9 devices"),
+        (Configuration(Layout(1, 2, 1), 10, cp=2), UsageError, "takes the place of spp and kvp"),
+        (Configuration(Layout(1, 1, 1), 10, cp=2, chunk=5), UsageError, "one pass"),
     ],
 )
 def test_a_configuration_that_makes_no_sense_is_refused(
-    question: Question, error: type[Exception], complaint: str
+    asked: Configuration, error: type[Exception], complaint: str
 ) -> None:
     with pytest.raises(error, match=complaint):
-        forecast(small_model(), small_cluster(), question)
+        forecast(small_model(), small_cluster(), asked)
 
 
 def test_a_prediction_takes_a_fifth_of_a_second() -> None:
     spec, cluster = load_model("llama-3-70b"), load_cluster("dgx-h100")
-    question = Question(Layout(8, 4, 2), 10**6)
-    forecast(spec, cluster, question)
+    asked = Configuration(Layout(8, 4, 2), 10**6)
+    forecast(spec, cluster, asked)
     spent = []
     for _ in range(3):
         started = time.process_time()
-        forecast(spec, cluster, question)
+        forecast(spec, cluster, asked)
         spent.append(time.process_time() - started)
     assert min(spent) < 0.2
 
 
 def test_its_words_name_figures_bands_and_sources() -> None:
     spec, cluster = load_model("llama-3-8b"), load_cluster("dgx-h100")
-    question = Question(Layout(8, 4, 2), 10**6)
-    text = "\n".join(tell(spec.name, cluster.name, question, forecast(spec, cluster, question)))
+    asked = Configuration(Layout(8, 4, 2), 10**6)
+    text = "\n".join(tell(spec.name, cluster.name, asked, forecast(spec, cluster, asked)))
     for words in ("TTFT", "TBT", "tokens/s", "weights", "chunks", "interpolates", "±", "published"):
         assert words in text
