@@ -146,6 +146,61 @@ class Alternative:
 
 
 @dataclass(frozen=True)
+class Point:
+    """A plan in few figures. tbt_s: the least TBT promise that it keeps, beside a prefill too."""
+
+    layout: Layout
+    gpus: int
+    ttft_s: float
+    tbt_s: float
+
+
+@dataclass(frozen=True)
+class Marginal:
+    """The question solved again with one figure moved: what the objective becomes.
+
+    change: the figure that moved: "node", "device" (of a single machine), "ttft" or "tbt"
+    gpus, ttft_s, tbt_s: what was asked; ttft_s is None where TTFT is what more devices are to buy
+    minimised: what `before` (in the plan) and `objective` (now) are figures of, as in `Optimality`
+    point: the plan that reaches it; both are None if no plan keeps what was asked
+    """
+
+    change: str
+    gpus: int
+    ttft_s: float | None
+    tbt_s: float
+    minimised: str
+    before: float
+    objective: float | None
+    point: Point | None
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """GPUs × TTFT × TBT: for each TBT promise asked, the least TTFT of every number of GPUs.
+
+    points: by GPUs, then TTFT; none is as good as another in all three. Each is the exact optimum for its
+    GPUs and some promise of `tbt_s`; one that is less than `step` faster than one on fewer GPUs is left out.
+    """
+
+    tbt_s: tuple[float, ...]
+    step: float
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """A promise near the one asked that some plan keeps. relaxed: of "ttft", "tbt", "nodes"."""
+
+    relaxed: tuple[str, ...]
+    layout: Layout
+    nodes: int
+    gpus: int
+    ttft_s: float
+    tbt_s: float
+
+
+@dataclass(frozen=True)
 class Workload:
     """The promise: what is to be served and how quickly. Counts in tokens, times in seconds."""
 
@@ -164,6 +219,8 @@ class Plan:
     page_size: tokens per KV page; num_pages: pages per rank and layer.
     group_tokens: KVP growth: a request takes on its next group after each `group_tokens` tokens.
     max_batch: sequences that may decode together.
+    binding: the constraint without which the objective would be better: a name of the program, or "none".
+    marginals, frontier: what else could be had and at what price; the frontier only where asked for.
     """
 
     target: str
@@ -180,6 +237,8 @@ class Plan:
     optimality: Optimality
     binding: str
     alternatives: tuple[Alternative, ...]
+    marginals: tuple[Marginal, ...] = ()
+    frontier: Frontier | None = None
     notes: tuple[str, ...] = ()
 
     @property

@@ -17,7 +17,7 @@ from typing import NoReturn
 import click
 
 from . import console
-from .errors import MnemocError, UsageError
+from .errors import Infeasible, MnemocError, UsageError
 from .inspection import export, show
 from .options import (
     EMITTABLE,
@@ -94,6 +94,7 @@ def cli() -> None:
 @click.option("--layout", callback=pins, metavar="tp=T,spp=P,kvp=K,ffn=F", help="What to pin.")
 @calibrate_option
 @click.option("--emit", callback=emitted, metavar=",".join(EMITTABLE), help="Print these stages.")
+@click.option("--pareto", is_flag=True, help="Also the frontier of GPUs, TTFT and TBT.")
 @click.option("-o", "--out", type=folder, metavar="DIR", help="Write the plan as an artifact.")
 @json_flag
 def plan(
@@ -111,6 +112,7 @@ def plan(
     layout: dict[str, int | str],
     calibrate: bool,
     emit: tuple[str, ...],
+    pareto: bool,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -132,9 +134,22 @@ def plan(
     with console.progress_bar() as progress:
         measure_if_local(cluster, calibrate, progress)
         progress("planning")
-        planned = pipeline.plan(
-            model, cluster, workload, nodes=nodes, gpus=gpus, target=target, pinned=layout
-        )
+        try:
+            with console.uncollected():
+                planned = pipeline.plan(
+                    model,
+                    cluster,
+                    workload,
+                    nodes=nodes,
+                    gpus=gpus,
+                    target=target,
+                    pinned=layout,
+                    pareto=pareto or out is not None,
+                )
+        except Infeasible as error:
+            if pareto and error.frontier is not None and not as_json:
+                console.print_frontier(error.frontier, workload)
+            raise
         files = pipeline.dump(planned, emit, progress) if emit else {}
         if out is not None:
             pipeline.emit(planned, out, progress)
@@ -145,9 +160,8 @@ def plan(
             click.echo(f"# {name}")
             console.print_source(text, name)
     else:
-        console.print_plan(
-            planned.spec.name, planned.cluster.name, planned.workload, planned.plan, out
-        )
+        names = (planned.spec.name, planned.cluster.name)
+        console.print_plan(*names, planned.workload, planned.plan, out, pareto=pareto)
 
 
 @cli.command()

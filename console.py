@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -12,13 +13,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
+from .codec import to_json
 from .errors import Infeasible, MnemocError, UsageError
 from .units import format_duration
 
 if TYPE_CHECKING:
     from pygments.lexer import Lexer
+    from rich.console import Console
 
-    from .artifact import Plan, Workload
+    from .artifact import Frontier, Plan, Workload
 
 SCREEN_WIDTH = 110  # of a plan, where stdout is no terminal
 
@@ -85,6 +88,22 @@ def streaming(visible: bool) -> Iterator[tuple[Callable[[str], None], Progress]]
                 sys.stdout.write("\n")
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection while the block runs, for a short one that keeps what it makes.
+
+    Importing sympy and pricing a space make a million objects that stay: looking through them again and
+    again is a seventh of `mnemoc plan`.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def remark(text: str) -> None:
     """A line on stderr, for what runs until it is stopped."""
     print(text, file=sys.stderr, flush=True)
@@ -94,14 +113,32 @@ def _unseen(what: str, fraction: float | None = None, eta_s: float | None = None
     """Progress that nobody watches."""
 
 
-def print_plan(model: str, cluster: str, workload: Workload, plan: Plan, out: Path | None) -> None:
-    """The plan on one screen."""
-    from rich.console import Console
-
+def print_plan(
+    model: str,
+    cluster: str,
+    workload: Workload,
+    plan: Plan,
+    out: Path | None,
+    *,
+    pareto: bool = False,
+) -> None:
+    """The plan on one screen; pareto: with its frontier."""
     from .planner.render import render_plan
 
-    screen = Console(width=None if sys.stdout.isatty() else SCREEN_WIDTH, highlight=False)
-    screen.print(render_plan(model, cluster, workload, plan, out))
+    _screen().print(render_plan(model, cluster, workload, plan, out, pareto=pareto))
+
+
+def print_frontier(frontier: Frontier, workload: Workload) -> None:
+    """What can be had where the promise cannot."""
+    from .planner.render_frontier import render_frontier
+
+    _screen().print(render_frontier(frontier, workload))
+
+
+def _screen() -> Console:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else SCREEN_WIDTH, highlight=False)
 
 
 def wanted_files(contents: Mapping[str, bytes], what: tuple[str, ...]) -> list[str]:
@@ -180,9 +217,10 @@ def report(error: MnemocError, *, as_json: bool) -> None:
     print(f"mnemoc: {error}", file=sys.stderr)
     if not as_json:
         return
-    body = {"error": str(error), "exit_code": error.exit_code}
+    body: dict[str, object] = {"error": str(error), "exit_code": error.exit_code}
     if isinstance(error, Infeasible):
-        body["binding"] = error.binding
+        about = ("binding", "nearest", "frontier")
+        body |= {name: to_json(getattr(error, name)) for name in about}
     print(json.dumps(body, indent=2))
 
 

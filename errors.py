@@ -6,6 +6,11 @@ escapes is our fault (exit code 1). Asserts inside the code are for us, never fo
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .artifact import Frontier, Relaxation
+
 
 class MnemocError(Exception):
     """An error that is reported as one sentence, without a traceback.
@@ -37,12 +42,24 @@ class UsageError(MnemocError):
 
 
 class Infeasible(MnemocError):
-    """No plan keeps the promise; `binding` names the constraint that says so."""
+    """No plan keeps the promise.
+
+    binding: the constraint that says so; nearest: promises and clusters near by that can be kept;
+    frontier: what the devices can do instead, where it was asked for
+    """
 
     exit_code = 3
 
-    def __init__(self, what: str, *, binding: str, do: str | None = None) -> None:
-        self.binding = binding
+    def __init__(
+        self,
+        what: str,
+        *,
+        binding: str,
+        do: str | None = None,
+        nearest: tuple[Relaxation, ...] = (),
+        frontier: Frontier | None = None,
+    ) -> None:
+        self.binding, self.nearest, self.frontier = binding, nearest, frontier
         super().__init__(what, do=do)
 
 

@@ -53,13 +53,26 @@ def plan(
     gpus: int | None = None,
     target: str | None = None,
     pinned: Mapping[str, int | str] | None = None,
+    pareto: bool = False,
 ) -> Planned:
-    """Model, cluster and promise → the plan. Infeasible says which constraint binds."""
+    """Model, cluster and promise → the plan. Infeasible says which constraint binds.
+
+    pareto: with the frontier of GPUs, TTFT and TBT.
+    """
     from .ir.model import load_model
     from .planner import load_cluster
 
     spec, machine = load_model(model), load_cluster(cluster)
-    return plan_for(spec, machine, workload, nodes=nodes, gpus=gpus, target=target, pinned=pinned)
+    return plan_for(
+        spec,
+        machine,
+        workload,
+        nodes=nodes,
+        gpus=gpus,
+        target=target,
+        pinned=pinned,
+        pareto=pareto,
+    )
 
 
 def plan_for(
@@ -71,12 +84,20 @@ def plan_for(
     gpus: int | None = None,
     target: str | None = None,
     pinned: Mapping[str, int | str] | None = None,
+    pareto: bool = False,
 ) -> Planned:
     """The same for a model and a cluster that are loaded already."""
     from .planner import make_plan
 
     made = make_plan(
-        spec, cluster, workload, nodes=nodes, gpus=gpus, target=target, pinned=pinned or {}
+        spec,
+        cluster,
+        workload,
+        nodes=nodes,
+        gpus=gpus,
+        target=target,
+        pinned=pinned,
+        pareto=pareto,
     )
     return Planned(spec, cluster, workload, made.plan, made.formulas)
 

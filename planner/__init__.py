@@ -6,25 +6,31 @@ from .cost import StageFormulas
 from .curves import through
 from .evidence import Estimate
 from .forecast import Forecast, forecast
-from .plan import Made, make_plan
+from .frontier import frontier
+from .plan import Made, make_plan, plan_of
 from .price import one_layer
 from .timeline import make_timeline
+from .what_if import Answer, WhatIf
 
 __all__ = [
     "CALIBRATED",
+    "Answer",
     "Cluster",
     "Configuration",
     "Estimate",
     "Forecast",
     "Made",
     "StageFormulas",
+    "WhatIf",
     "clusters",
     "forecast",
+    "frontier",
     "load_cluster",
     "make_plan",
     "make_timeline",
     "measured_path",
     "one_layer",
+    "plan_of",
     "through",
     "write_cluster",
 ]

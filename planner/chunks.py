@@ -22,7 +22,8 @@ those that hold no tokens on the busiest group, rows without keys (`Riders.blind
 "middle" is the last chunk before one more group joins, where one does.
 An iteration's time is convex in n while G stays the same (a maximum of affine functions), so the
 trapezoid rule bounds the sum from above (and is exact where it is affine); where G changes between
-two samples the later, dearer one stands for all chunks between them.
+two samples, or the first of them is the one that fills the home group, the later, dearer one stands for
+all chunks between them.
 """
 
 from __future__ import annotations
@@ -148,12 +149,12 @@ def sample(grid: Grid, group_tokens: int) -> Samples:
     index = np.stack([np.zeros_like(last), middle, last])
     start = np.concatenate([starts + index * menu, (starts + whole * menu)[None]])
     size = np.concatenate([np.broadcast_to(menu, index.shape), rest[None]])
-    groups = active_groups(start + size, group_tokens)
+    groups, full = active_groups(start + size, group_tokens), start >= group_tokens
     weight = np.zeros_like(start)
     weight[0] = whole > 0
     for i in (0, 1):
         count = index[i + 1] - index[i]
-        same = groups[i] == groups[i + 1]
+        same = (groups[i] == groups[i + 1]) & (full[i] == full[i + 1])
         weight[i] += np.where(same & (count > 0), (count - 1) / 2, 0)
         weight[i + 1] += np.where(same & (count > 0), (count + 1) / 2, count)
     weight[3] = rest > 0

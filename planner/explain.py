@@ -1,30 +1,25 @@
-"""Why this plan: what binds, what else was possible and at what price, what one more node buys.
-
-And why none: the constraint that no plan keeps, and the cheapest ways to relax the promise.
-"""
+"""Why this plan: what binds, what else was possible and at what price, what a little more would buy."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
 
-import numpy as np
-
-from ..artifact import Alternative
-from ..errors import Infeasible
-from ..units import format_bytes, format_duration
-from .candidate import Candidate, best_chunks
+from ..artifact import Alternative, Marginal
+from ..units import format_duration
 from .price import NEVER, Outlook
-from .search import Finding, Promise, Search, balanced_bytes
-from .space import AXES
+from .search import Finding, Promise, Search
+from .what_if import Answer, WhatIf
+
+TTFT_SHARE = 0.1
+TBT_STEP_S = 0.005
 
 
 def binding(search: Search, found: Finding, promise: Promise, objective: str) -> str:
     """The constraint without which the objective would be better: a name of `milp`, or "none"."""
     if objective == "gpus":
-        smaller = [o for o in search.outlooks if o.gpus < found.outlook.gpus]
+        smaller = search.outlooks(found.outlook.gpus - 1)
         if not smaller:
             return "none"
         if any(search.bound_s(o, promise.tbt_s) < NEVER for o in smaller):
@@ -34,7 +29,7 @@ def binding(search: Search, found: Finding, promise: Promise, objective: str) ->
         freer = search.best(found.outlook, NEVER)
         if freer is not None and freer.ttft_s < found.ttft_s * 0.999:
             return "tbt"
-    largest = max(o.gpus for o in search.outlooks)
+    largest = max(o.gpus for o in search.outlooks(promise.devices))
     return "devices" if found.outlook.gpus == largest else "none"
 
 
@@ -52,7 +47,8 @@ def alternatives(
 
 def _contenders(search: Search, found: Finding, promise: Promise) -> Iterator[Outlook]:
     """Runner-up first, then one with fewer GPUs, then one that stays 2D, then the next best."""
-    others = [o for o in search.outlooks if o.layout != found.outlook.layout and search.fits(o)]
+    space = search.outlooks(promise.devices)
+    others = [o for o in space if o.layout != found.outlook.layout and search.fits(o)]
     keeping = [o for o in others if search.possible(o, promise.tbt_s)]
     near = sorted(keeping, key=lambda o: o.floor_s)
     same = _nearest(search, promise, (o for o in near if o.gpus == found.outlook.gpus))
@@ -107,34 +103,62 @@ def _finite(seconds: float) -> float:
     return seconds if seconds < NEVER else -1.0
 
 
-def remarks(search: Search, found: Finding, promise: Promise, objective: str) -> Iterator[str]:
-    """Sentences for people: what binds, and what one more node buys."""
-    yield _why(search, found, promise, objective)
-    if search.pinned or objective == "throughput":
-        return
-    cluster, gpus = search.pricer.cluster, found.outlook.gpus
+def marginals(question: WhatIf, found: Finding) -> Iterator[Marginal]:
+    """What one node (of a single machine: one device), 10 % of TTFT and 5 ms of TBT are worth.
+
+    Each is solved again, laxer and stricter. More GPUs cannot lessen an objective of GPUs; there they
+    buy TTFT, and fewer pay with it.
+    """
+    promise, objective = question.promise, question.workload.objective
+    cluster, gpus = question.cluster, found.outlook.gpus
+    for share in (TTFT_SHARE, -TTFT_SHARE):
+        moved_s = round(promise.ttft_s * (1 + share), 9)
+        answer = question.solve(ttft_s=moved_s)
+        asked = Promise(moved_s, promise.tbt_s, promise.devices)
+        yield _marginal(question, found, "ttft", asked, objective, answer)
+    for step_s in (TBT_STEP_S, -TBT_STEP_S):
+        moved_s = round(promise.tbt_s + step_s, 9)
+        if moved_s > 0:
+            answer = question.solve(tbt_s=moved_s)
+            asked = Promise(promise.ttft_s, moved_s, promise.devices)
+            yield _marginal(question, found, "tbt", asked, objective, answer)
     many = cluster.nodes > 1
-    devices = gpus + cluster.devices_per_node if many else cluster.devices
-    if devices <= gpus:
-        return
-    wider = Search(search.pricer, devices, search.pinned, above=gpus)
-    faster = wider.fastest(wider.outlooks, promise.tbt_s, found.ttft_s)
-    name = "One more node" if many else f"All {devices} devices"
-    if faster is None:
-        yield f"{name} would not shorten TTFT."
-    else:
-        gain = 1 - faster.ttft_s / found.ttft_s
-        yield (
-            f"{name} would cut TTFT by {gain:.0%} to {format_duration(faster.ttft_s)} "
-            f"({faster.outlook.layout})."
-        )
+    change, step = ("node", cluster.devices_per_node) if many else ("device", 1)
+    base = gpus if objective == "gpus" else promise.devices
+    minimised = "ttft" if objective == "gpus" else objective
+    ttft_s = NEVER if minimised == "ttft" else promise.ttft_s
+    for devices in (base + step, base - step):
+        if devices >= 1 and (many or devices <= cluster.devices):
+            answer = question.solve(ttft_s=ttft_s, gpus=devices, objective=minimised)
+            asked = Promise(ttft_s, promise.tbt_s, devices)
+            yield _marginal(question, found, change, asked, minimised, answer)
 
 
-def _why(search: Search, found: Finding, promise: Promise, objective: str) -> str:
+def _marginal(
+    question: WhatIf,
+    found: Finding,
+    change: str,
+    asked: Promise,
+    minimised: str,
+    answer: Answer | None,
+) -> Marginal:
+    return Marginal(
+        change=change,
+        gpus=asked.devices,
+        ttft_s=asked.ttft_s if math.isfinite(asked.ttft_s) else None,
+        tbt_s=asked.tbt_s,
+        minimised=minimised,
+        before=question.answer(found, minimised).objective,
+        objective=answer.objective if answer is not None else None,
+        point=answer.point if answer is not None else None,
+    )
+
+
+def why(search: Search, found: Finding, promise: Promise, objective: str) -> str:
+    """What binds, in a sentence."""
     name, gpus = binding(search, found, promise, objective), found.outlook.gpus
     if name == "ttft":
-        smaller = [o for o in search.outlooks if o.gpus < gpus]
-        best = search.fastest(smaller, promise.tbt_s, NEVER)
+        best = search.fastest(search.outlooks(gpus - 1), promise.tbt_s, NEVER)
         if best is not None:
             return (
                 f"TTFT binds: with fewer than {gpus} devices the best is "
@@ -149,119 +173,7 @@ def _why(search: Search, found: Finding, promise: Promise, objective: str) -> st
     if name == "memory":
         return "Memory binds: on fewer devices weights and KV cache do not fit."
     if name == "devices":
-        return f"The number of devices binds: all {search.devices} that may be used help."
+        return f"The number of devices binds: all {promise.devices} that may be used help."
     if gpus == 1:
         return "Nothing binds: one device is enough."
     return "Nothing binds: what is pinned leaves nothing better."
-
-
-# ---------------------------------------------------------------------------------- infeasible
-
-
-def infeasible(search: Search, promise: Promise) -> Infeasible:
-    """Which constraint no plan keeps, and the cheapest ways to relax the promise."""
-    devices, cluster = search.devices, search.pricer.cluster
-    if not any(search.fits(o) for o in search.outlooks):
-        least = min(balanced_bytes(o) for o in search.outlooks)
-        return Infeasible(
-            f"memory: weights and KV cache need {format_bytes(least)} on the fullest device, "
-            f"{format_bytes(cluster.usable_bytes)} are usable on {devices} devices",
-            binding="memory",
-            do=_relaxed(_more_devices(search, promise) or _more_memory(search)),
-        )
-    fast = search.fastest(search.outlooks, promise.tbt_s, NEVER)
-    options = [_more_devices(search, promise)]
-    if fast is None:
-        options.insert(0, _laxer_tbt(search, promise))
-        return Infeasible(
-            f"tbt: no layout on {devices} devices keeps TBT {format_duration(promise.tbt_s)} "
-            f"at this context",
-            binding="tbt",
-            do=_relaxed(*options),
-        )
-    options.insert(0, f"TTFT {_quoted(fast.ttft_s)} ({fast.outlook.layout})")
-    tbt_s = _least_tbt(search, promise.ttft_s)
-    options.insert(1, f"TBT {_quoted(tbt_s)}" if tbt_s < NEVER else None)
-    return Infeasible(
-        f"ttft: the best TTFT on {devices} devices is {format_duration(fast.ttft_s)} with TBT "
-        f"{format_duration(promise.tbt_s)}, promised {format_duration(promise.ttft_s)}",
-        binding="ttft",
-        do=_relaxed(*options),
-    )
-
-
-def _quoted(seconds: float) -> str:
-    """A duration rounded up to the digits that are printed: what is read must be feasible."""
-    step = 10.0 ** (math.floor(math.log10(seconds)) - 2)
-    step = 60.0 if seconds >= 3600 else 1.0 if seconds >= 600 else step
-    return format_duration(math.ceil(seconds / step * (1 - 1e-12)) * step)
-
-
-def _relaxed(*options: str | None) -> str:
-    possible = [option for option in options if option]
-    if not possible:
-        return "no relaxation of one figure alone makes it feasible: shorten the context"
-    return f"feasible with {' or '.join(possible)}"
-
-
-def _laxer_tbt(search: Search, promise: Promise) -> str | None:
-    """The least TBT that some plan keeps, with the TTFT that goes with it where that is laxer too."""
-    tbt_s = _least_tbt(search, promise.ttft_s)
-    if tbt_s < NEVER:
-        return f"TBT {_quoted(tbt_s)}"
-    tbt_s = _least_tbt(search, NEVER) * (1 + 1e-9)
-    fast = search.fastest(search.outlooks, tbt_s, NEVER) if tbt_s < NEVER else None
-    return f"TBT {_quoted(tbt_s)} and TTFT {_quoted(fast.ttft_s)}" if fast is not None else None
-
-
-def _least_tbt(search: Search, ttft_s: float) -> float:
-    """The smallest TBT promise with which some plan keeps the TTFT promise."""
-    least = NEVER
-    for outlook in sorted(search.outlooks, key=lambda o: o.decode_s):
-        if outlook.decode_s >= least:
-            break
-        if not search.within(outlook, NEVER, ttft_s):
-            continue
-        for split in outlook.splits():
-            candidate = search.candidate(outlook, split, NEVER)
-            least = max(outlook.decode_s, _least_cap(candidate, ttft_s, least))
-    return least
-
-
-def _least_cap(candidate: Candidate, ttft_s: float, below: float) -> float:
-    """The smallest cap on p·τ, if below `below`, with which the best chunks keep the TTFT promise."""
-    crossing = candidate.stages * candidate.tau_s
-    caps = np.unique(crossing[candidate.allowed & (crossing < below)])
-
-    def keeps(cap: float) -> bool:
-        allowed = candidate.allowed & (crossing <= cap)
-        best = best_chunks(dataclasses.replace(candidate, allowed=allowed))
-        return best is not None and best[0] <= ttft_s
-
-    if not len(caps) or not keeps(caps[-1]):
-        return below
-    low, high = 0, len(caps) - 1
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if keeps(caps[middle]) else (middle + 1, high)
-    return float(caps[low])
-
-
-def _more_memory(search: Search) -> str | None:
-    """The smallest number of devices that holds weights and KV, whatever the times."""
-    wider = Search(search.pricer, 4 * search.devices, search.pinned, above=search.devices)
-    holding = [o.gpus for o in wider.outlooks if search.fits(o)]
-    return f"{min(holding)} devices and laxer times" if holding else None
-
-
-def _more_devices(search: Search, promise: Promise) -> str | None:
-    """The smallest number of devices beyond those allowed that keeps the promise, up to 4 times."""
-    if search.pinned.keys() >= set(AXES):
-        return None
-    for times in (2, 4):
-        above = times // 2 * search.devices
-        wider = Search(search.pricer, times * search.devices, search.pinned, above=above)
-        found = wider.incumbent(promise, "gpus")
-        if found is not None:
-            return f"{found.outlook.gpus} devices ({found.outlook.layout})"
-    return None

@@ -6,17 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..artifact import Optimality, Plan, Stage, Workload
-from ..errors import UsageError
 from ..ir.model import ModelSpec
 from .check import violations
-from .cluster import CALIBRATED, TARGETS, Cluster
+from .cluster import CALIBRATED, Cluster
 from .cost import StageFormulas
-from .explain import alternatives, binding, infeasible, remarks
+from .explain import alternatives, binding, marginals, why
+from .frontier import frontier
+from .infeasible import infeasible
 from .predict import chunk_rules, memory, predict
-from .price import Pricer
-from .search import Finding, Promise, Search
-from .space import Pins, devices_asked
-from .workload import check_workload, workload_notes
+from .search import Finding
+from .space import Pins
+from .what_if import WhatIf
+from .workload import workload_notes
 
 
 @dataclass(frozen=True)
@@ -36,32 +37,35 @@ def make_plan(
     gpus: int | None = None,
     target: str | None = None,
     pinned: Pins | None = None,
+    pareto: bool = False,
 ) -> Made:
     """The optimal plan for a promise.
 
-    nodes, gpus: most that may be used; target: the cluster's by default; pinned: of the layout.
-    Infeasible names the binding constraint and the cheapest ways to relax it; BadInput and UsageError
-    say what about the question makes no sense.
+    nodes, gpus: most that may be used; target: the cluster's by default; pinned: of the layout;
+    pareto: with the frontier of GPUs, TTFT and TBT.
+    Infeasible names the binding constraint and the nearest promise and cluster that can be kept; BadInput
+    and UsageError say what about the question makes no sense.
     """
-    check_workload(workload)
-    target = _target(cluster, target)
-    devices = devices_asked(cluster, nodes=nodes, gpus=gpus)
-    dtype = "float32" if target == "cpu" else spec.dtype
-    pricer = Pricer(spec, cluster, dtype, workload)
-    search = Search(pricer, devices, dict(pinned or {}))
-    promise = Promise(workload.ttft_s, workload.tbt_s)
+    question = WhatIf(spec, cluster, workload, nodes=nodes, gpus=gpus, target=target, pinned=pinned)
+    return plan_of(question, pareto=pareto)
 
+
+def plan_of(question: WhatIf, *, pareto: bool = False) -> Made:
+    """The optimal plan for a question's own promise, proven by the solver; see `make_plan`."""
+    spec, cluster, workload = question.spec, question.cluster, question.workload
+    search, promise, pricer = question.search, question.promise, question.search.pricer
     solution = search.find(promise, workload.objective)
+    edge = frontier(question) if pareto else None
     if solution is None:
-        raise infeasible(search, promise)
+        raise infeasible(question, edge)
     candidate, choice = solution.candidate, solution.choice
     found = Finding(candidate, choice, candidate.ttft_s(choice))
     outlook, growth = candidate.outlook, candidate.outlook.growth
     formulas = pricer.formulas(outlook.layout)
 
     plan = Plan(
-        target=target,
-        dtype=dtype,
+        target=question.target,
+        dtype=question.dtype,
         layout=outlook.layout,
         stages=_stages(candidate.split),
         chunks=chunk_rules(found, pricer),
@@ -74,8 +78,10 @@ def make_plan(
         optimality=Optimality(workload.objective, solution.objective, solution.bound, solution.gap),
         binding=binding(search, found, promise, workload.objective),
         alternatives=alternatives(search, found, promise, workload.objective),
+        marginals=tuple(marginals(question, found)),
+        frontier=edge,
         notes=(
-            *remarks(search, found, promise, workload.objective),
+            why(search, found, promise, workload.objective),
             *workload_notes(spec, workload),
             *_sources(cluster, outlook.gpus),
         ),
@@ -84,18 +90,6 @@ def make_plan(
     if wrong:
         raise AssertionError(f"the plan fails its re-check: {'; '.join(wrong)}")
     return Made(plan, formulas)
-
-
-def _target(cluster: Cluster, target: str | None) -> str:
-    if target is None or target == cluster.target:
-        return cluster.target
-    if target not in TARGETS:
-        raise UsageError("unknown target", got=target, do=f"one of {', '.join(TARGETS)}")
-    raise UsageError(
-        f"the devices of {cluster.name} run {cluster.target}",
-        got=target,
-        do="leave --target out, or name another cluster",
-    )
 
 
 def _stages(split: tuple[int, ...]) -> tuple[Stage, ...]:

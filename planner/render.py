@@ -11,8 +11,9 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from ..artifact import ChunkRule, Plan, Workload
+from ..artifact import ChunkRule, Marginal, Plan, Workload
 from ..units import format_bytes, format_count, format_duration
+from .render_frontier import render_frontier
 
 _COLOURS = {
     "linear": "cyan",
@@ -27,9 +28,18 @@ _RULES = 9
 
 
 def render_plan(
-    model: str, cluster: str, workload: Workload, plan: Plan, out: Path | None = None
+    model: str,
+    cluster: str,
+    workload: Workload,
+    plan: Plan,
+    out: Path | None = None,
+    *,
+    pareto: bool = False,
 ) -> RenderableType:
-    """The whole screen, for `rich.console.Console.print`. Takes nothing but what a manifest holds."""
+    """The whole screen, for `rich.console.Console.print`. Takes nothing but what a manifest holds.
+
+    pareto: with the frontier, where the plan has one.
+    """
     body: list[RenderableType] = [
         _layout(plan),
         Text(),
@@ -41,6 +51,10 @@ def render_plan(
     ]
     if plan.alternatives:
         body += [Text(), _alternatives(plan)]
+    if plan.marginals:
+        body += [Text(), _marginals(plan)]
+    if pareto and plan.frontier is not None:
+        body += [Text(), render_frontier(plan.frontier, workload, plan.layout)]
     body += [Text(), Rule("why", style="dim", align="left"), *_notes(plan)]
     body += [Rule("what next", style="dim", align="left"), _next(out)]
     title = (
@@ -62,7 +76,7 @@ def _layout(plan: Plan) -> Text:
         text.append(f"{' × ' if i else ''}{degree} ", style="bold")
         text.append(name, style="dim")
     if layout.helix:
-        text.append("  FFN over TP × KVP (helix)", style="dim")
+        text.append("   FFN over TP × KVP (helix)", style="dim")
     text.append(f"   layers per stage {_counts([s.num_layers for s in plan.stages])}", style="dim")
     text.append(f"   {plan.dtype}, {plan.target}", style="dim")
     return text
@@ -180,6 +194,53 @@ def _alternatives(plan: Plan) -> Table:
             Text(other.reason, style="dim"),
         )
     return table
+
+
+def _marginals(plan: Plan) -> Table:
+    """A row per figure that moves: the laxer question (or more devices), the stricter one."""
+    table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold", pad_edge=False)
+    for column in ("what if", "laxer", "stricter"):
+        table.add_column(column)
+    rows: dict[str, list[Text]] = {}
+    for marginal in plan.marginals:
+        rows.setdefault(marginal.change, []).append(_moved(marginal, plan))
+    names = {"ttft": "TTFT", "tbt": "TBT", "node": "one node", "device": "one device"}
+    for change, cells in rows.items():
+        table.add_row(names[change], *cells)
+    return table
+
+
+def _moved(marginal: Marginal, plan: Plan) -> Text:
+    """ "33 s → 112 GPUs (−16)"."""
+    devices = "GPUs" if plan.target != "cpu" else "workers"
+    asked = {
+        "ttft": format_duration(marginal.ttft_s or 0.0),
+        "tbt": format_duration(marginal.tbt_s),
+    }.get(marginal.change, f"{marginal.gpus} {devices}")
+    value, point, before = marginal.objective, marginal.point, marginal.before
+    if value is None or point is None:
+        return Text(f"{asked} → no plan", style="dim")
+    if marginal.minimised == "gpus" and value == before:
+        share = point.ttft_s / plan.predicted.ttft_s - 1
+        moved = f"still {value:.0f} {devices}"
+        moved += f", TTFT {_signed(share, '.0%')}" if abs(share) >= 0.005 else ""
+    elif marginal.minimised == "gpus":
+        moved = f"{value:.0f} {devices} ({_signed(value - before, '.0f')})"
+    elif marginal.minimised == "ttft":
+        moved = f"TTFT {format_duration(value)} ({_change(value, before)})"
+    else:
+        moved = f"{value:,.0f} tokens/s ({_change(value, before)})"
+    return Text(f"{asked} → {moved}")
+
+
+def _change(value: float, before: float) -> str:
+    share = value / before - 1
+    return "same" if abs(share) < 0.0005 else _signed(share, ".1%")
+
+
+def _signed(value: float, form: str) -> str:
+    """With a sign as wide as a digit."""
+    return f"{value:+{form}}".replace("-", "−")
 
 
 def _notes(plan: Plan) -> list[Text]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -20,13 +21,16 @@ from .milp import Problem, Solution, solve
 from .price import NEVER, Outlook, Pricer
 from .space import Pins, growths, layouts
 
+_ROUNDING = 1 + 1e-9  # a bound may be reached: it is then another sum of the same seconds
+
 
 @dataclass(frozen=True)
 class Promise:
-    """What a plan must keep."""
+    """What a plan must keep: its times, and the devices that it may use."""
 
     ttft_s: float
     tbt_s: float
+    devices: int
 
 
 @dataclass(frozen=True)
@@ -44,30 +48,49 @@ class Finding:
     @property
     def tbt_s(self) -> float:
         """What decodes see at worst: alone at full length, or riding with the dearest chunk."""
+        return self.kept_tbt_s if self.outlook.rides else self.outlook.decode_s
+
+    @property
+    def kept_tbt_s(self) -> float:
+        """The least TBT promise that it keeps, also for decodes of others beside a prompt alone."""
         rows = np.arange(len(self.choice))
         slowest = float(self.candidate.tau_s[rows, self.choice].max())
-        mixed = self.candidate.stages * slowest if self.outlook.rides else 0.0
-        return max(self.outlook.decode_s, mixed)
+        return max(self.outlook.decode_s, self.candidate.stages * slowest)
 
 
 class Search:
-    """The space of one question, priced as far as it has been looked at."""
+    """The space of one model, cluster and workload, priced as far as it has been looked at.
 
-    def __init__(self, pricer: Pricer, devices: int, pinned: Pins, *, above: int = 0) -> None:
-        """Layouts of more than `above` and at most `devices` devices."""
-        self.pricer, self.devices, self.pinned = pricer, devices, pinned
-        self.outlooks = tuple(
-            pricer.outlook(layout, growth)
-            for layout in layouts(pricer.spec, pricer.cluster, devices, pinned)
-            if layout.gpus > above
-            for growth in growths(layout, pricer.workload, "kvp" in pinned)
-        )
+    Nothing that was priced is priced again: other promises and more devices go on from there.
+    """
+
+    def __init__(self, pricer: Pricer, pinned: Pins) -> None:
+        self.pricer, self.pinned = pricer, pinned
+        self._space: tuple[Outlook, ...] = ()
+        self._reach = 0
+        self._fits: dict[int, bool] = {}
         self._bounds: dict[tuple[int, float], float] = {}
         self._bests: dict[tuple[int, float], Finding | None] = {}
 
+    def outlooks(self, devices: int) -> tuple[Outlook, ...]:
+        """Layouts with their growth of at most so many devices, by GPUs."""
+        if devices > self._reach:
+            pricer = self.pricer
+            self._space += tuple(
+                pricer.outlook(layout, growth)
+                for layout in layouts(pricer.spec, pricer.cluster, devices, self.pinned)
+                if layout.gpus > self._reach
+                for growth in growths(layout, pricer.workload, "kvp" in self.pinned)
+            )
+            self._reach = devices
+        return self._space[: bisect_right(self._space, devices, key=lambda o: o.gpus)]
+
     def fits(self, outlook: Outlook) -> bool:
         """Whether perfectly balanced stages would hold weights and KV."""
-        return balanced_bytes(outlook) <= self.pricer.cluster.usable_bytes
+        key = id(outlook)
+        if key not in self._fits:
+            self._fits[key] = balanced_bytes(outlook) <= self.pricer.cluster.usable_bytes
+        return self._fits[key]
 
     def possible(self, outlook: Outlook, tbt_s: float) -> bool:
         """Decodes alone keep TBT, and memory holds weights and KV."""
@@ -78,11 +101,12 @@ class Search:
         key = (id(outlook), tbt_s)
         if key not in self._bounds:
             possible = self.possible(outlook, tbt_s)
-            self._bounds[key] = outlook.bound_s(tbt_s) if possible else NEVER
+            self._bounds[key] = outlook.bound_s(tbt_s * _ROUNDING) if possible else NEVER
         return self._bounds[key]
 
     def within(self, outlook: Outlook, tbt_s: float, limit_s: float) -> bool:
         """Whether bounds, the cheap one first, leave a TTFT within the limit possible."""
+        limit_s *= _ROUNDING
         return (
             self.possible(outlook, tbt_s)
             and outlook.floor_s <= limit_s
@@ -116,7 +140,7 @@ class Search:
         found: Finding | None = None
         for outlook in sorted(possible, key=lambda o: (o.floor_s, o.gpus)):
             limit_s = limit_s if found is None else found.ttft_s
-            if outlook.floor_s > limit_s:
+            if outlook.floor_s > limit_s * _ROUNDING:
                 break
             if not self.within(outlook, tbt_s, limit_s):
                 continue
@@ -145,12 +169,12 @@ class Search:
             return None
         best_rank = self.rank(incumbent.outlook, objective)
         pool: list[tuple[Candidate, float]] = []
-        for outlook in self.outlooks:
+        for outlook in self.outlooks(promise.devices):
             rank = self.rank(outlook, objective)
             if rank > best_rank:
                 continue
             limit = promise.ttft_s if rank < best_rank else incumbent.ttft_s
-            if not self.within(outlook, promise.tbt_s, limit * (1 + 1e-9)):
+            if not self.within(outlook, promise.tbt_s, limit):
                 continue
             for split in outlook.splits():
                 candidate = self.candidate(outlook, split, promise.tbt_s)
@@ -164,13 +188,13 @@ class Search:
             ttft_s=promise.ttft_s,
             tbt_s=promise.tbt_s,
             usable_bytes=self.pricer.cluster.usable_bytes,
-            devices=self.devices,
+            devices=promise.devices,
         )
         return solve(problem)
 
     def incumbent(self, promise: Promise, objective: str) -> Finding | None:
         """A plan that keeps the promise and is best by exact search, layout by layout."""
-        ranked = sorted(self.outlooks, key=lambda o: self.rank(o, objective))
+        ranked = sorted(self.outlooks(promise.devices), key=lambda o: self.rank(o, objective))
         for _, group in itertools.groupby(ranked, key=lambda o: self.rank(o, objective)):
             found = self.fastest(group, promise.tbt_s, promise.ttft_s)
             if found is not None:

@@ -78,13 +78,14 @@ def layouts(spec: ModelSpec, cluster: Cluster, devices: int, pinned: Pins) -> tu
             for k in [pins["kvp"]] if "kvp" in pins else degrees[: devices // (t * p)]:
                 if t * p * k > devices:
                     continue
-                found += [Layout(t, p, k, ffn) for ffn in modes if _fits(ffn, t, k, spec)]
+                found += [Layout(t, p, k, ffn) for ffn in modes if ffn_fits(ffn, t, k, spec)]
     if not found:
         raise BadInput(f"no layout of {spec.name} on {devices} devices has ffn=helix", do=_HELIX)
     return tuple(sorted(found, key=lambda layout: (layout.gpus, -layout.tp, layout.spp)))
 
 
-def _fits(ffn: str, t: int, k: int, spec: ModelSpec) -> bool:
+def ffn_fits(ffn: str, t: int, k: int, spec: ModelSpec) -> bool:
+    """Whether layouts of so many ranks to a stage can have this FFN mode."""
     if ffn == "repeated":
         return True
     return k > 1 and spec.num_heads % (t * k) == 0 and spec.ffn % (t * k) == 0
@@ -126,7 +127,7 @@ def check_pins(spec: ModelSpec, cluster: Cluster, devices: int, pinned: Pins) ->
     if (
         "kvp" in pins
         and "tp" in pins
-        and not _fits(str(pinned.get("ffn", "repeated")), pins["tp"], pins["kvp"], spec)
+        and not ffn_fits(str(pinned.get("ffn", "repeated")), pins["tp"], pins["kvp"], spec)
     ):
         raise BadInput(f"{text} does not allow ffn=helix for {spec.name}", do=_HELIX)
     return pins

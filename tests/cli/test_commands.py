@@ -89,6 +89,36 @@ def test_an_impossible_promise_exits_with_3_and_says_what_binds_and_what_would_d
     assert json.loads(ran.out)["binding"] == "ttft"
 
 
+def test_the_json_says_what_else_could_be_had(mnemoc: Any) -> None:
+    plan = json.loads(mnemoc("plan", *LONG, "--ttft", "600s", "--pareto", "--json").out)
+    assert {marginal["change"] for marginal in plan["marginals"]} == {"ttft", "tbt", "node"}
+    laxer = plan["marginals"][0]
+    assert laxer["ttft_s"] == 660
+    assert laxer["objective"] <= laxer["before"] == plan["gpus"]
+    points = plan["frontier"]["points"]
+    assert len(points) > 20
+    assert {"layout", "gpus", "ttft_s", "tbt_s"} == set(points[0])
+    assert any(p["gpus"] == plan["gpus"] and p["layout"] == plan["layout"] for p in points)
+    assert json.loads(mnemoc("plan", *LONG, "--ttft", "600s", "--json").out)["frontier"] is None
+
+
+def test_the_frontier_is_printed_where_it_is_asked_for_and_marks_the_plan(mnemoc: Any) -> None:
+    printed = mnemoc("plan", *LONG, "--ttft", "600s", "--pareto").out
+    assert "promised" in printed
+    assert "●" in printed
+    assert "least TTFT" not in mnemoc("plan", *LONG, "--ttft", "600s").out
+
+
+def test_an_impossible_promise_still_gets_its_frontier(mnemoc: Any) -> None:
+    ran = mnemoc("plan", *LONG, "--ttft", "60s", "--pareto")
+    assert ran.code == 3
+    assert "least TTFT" in ran.out
+    body = json.loads(mnemoc("plan", *LONG, "--ttft", "60s", "--pareto", "--json").out)
+    assert body["frontier"]["points"]
+    assert body["nearest"][0]["relaxed"] == ["ttft"]
+    assert body["nearest"][0]["ttft_s"] > 60
+
+
 def test_the_human_plan_is_one_screen(mnemoc: Any) -> None:
     ran = mnemoc("plan", *LONG, "--ttft", "600s")
     assert ran.code == 0

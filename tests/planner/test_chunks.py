@@ -100,3 +100,15 @@ def test_samples_bound_the_sum_over_a_bucket_from_above_and_closely(
     exact = seconds(starts, sizes).sum()
     assert exact * (1 - 1e-12) <= bounded <= exact * 1.25
     assert (samples.weight * samples.size).sum(axis=0)[b, c] == pytest.approx(sizes.sum())
+
+
+def test_a_first_chunk_that_fills_the_home_group_does_not_stand_for_the_dearer_ones_after_it() -> (
+    None
+):
+    """Chunks of 48 from 1,920 on: the first sees fewer keys than all others of its bucket."""
+    samples = sample(make_grid(5764), 1922)
+    pairs = prefill_sizes(samples.start, samples.size, Spread(1922), ALONE).QK
+    starts = np.arange(1920, 3840, 48, dtype=float)
+    exact = prefill_sizes(starts, np.full_like(starts, 48), Spread(1922), ALONE).QK
+    assert exact[0] < exact[1] == exact[-1]
+    assert (samples.weight * pairs).sum(axis=0)[1, 2] >= exact.sum()

@@ -1,5 +1,6 @@
 """The plan against brute force: every layout × growth × split × chunk vector, enumerated."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from mnemoc.artifact import Workload
 from mnemoc.errors import Infeasible
 from mnemoc.ir.model import ModelSpec
-from mnemoc.planner import Cluster, make_plan
+from mnemoc.planner import Cluster, WhatIf, plan_of
 from mnemoc.planner.candidate import best_chunks, make_candidate
 from mnemoc.planner.milp import Problem, solve
 from mnemoc.planner.price import Outlook, Pricer
@@ -45,7 +46,7 @@ def best_option(options: list[Option], objective: str) -> Option:
     return min(options, key=lambda option: tuple(option[i] for i in order))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=220, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     context=st.integers(200, 3000),
     ttft_s=st.sampled_from([0.05, 0.2, 0.5, 2.0]),
@@ -79,15 +80,16 @@ def test_the_plan_is_the_best_of_all_plans(
     )
     spec = small_model(num_layers=layers, num_kv_heads=kv_heads, vocab=4096)
     workload = Workload(context, ttft_s, tbt_s, 16, concurrency, objective)
-    pricer = Pricer(spec, machine, "float32", workload)
+    question = WhatIf(spec, machine, workload, gpus=devices)
+    pricer = question.search.pricer
     assume(math.prod(pricer.grid.shape) <= 32)
     options = [option for _, option in every_option(pricer, devices)]
     if not options:
         with pytest.raises(Infeasible):
-            make_plan(spec, machine, workload, gpus=devices)
+            plan_of(question)
         return
     gpus, rate, best_ttft_s = best_option(options, objective)
-    plan = make_plan(spec, machine, workload, gpus=devices).plan
+    plan = plan_of(question).plan
     assert plan.optimality.gap <= 1e-6
     assert plan.optimality.minimised == objective
     assert plan.predicted.ttft_s == pytest.approx(best_ttft_s, rel=1e-5)
@@ -126,3 +128,50 @@ def test_the_solver_agrees_with_exact_search_where_nothing_is_pruned(
     assert solution.objective == pytest.approx(exact, rel=1e-5)
     assert solution.candidate.ttft_s(solution.choice) == pytest.approx(exact, rel=1e-5)
     assert solution.bound <= solution.objective * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("name", ["ttft", "tbt", "memory", "devices"])
+def test_each_row_of_the_program_binds_where_it_is_asked_to(name: str) -> None:
+    """Candidates that know of no promise: what HiGHS chooses under one equals exact search under it."""
+    from .conftest import small_cluster, small_model
+
+    spec, machine = small_model(), small_cluster()
+    pricer = Pricer(spec, machine, "float32", Workload(12_000, 1e4, 1e4, 16, 2))
+    loose = Problem("gpus", (), (), 100.0, 1e3, 10**12, 4)
+    tight = {
+        "ttft": dataclasses.replace(loose, ttft_s=4.0),
+        "tbt": dataclasses.replace(loose, tbt_s=0.05),
+        "memory": dataclasses.replace(loose, usable_bytes=112_000_000),
+        "devices": dataclasses.replace(loose, objective="ttft", devices=2),
+    }[name]
+    chosen = []
+    for asked in (dataclasses.replace(loose, objective=tight.objective), tight):
+        usable = asked.usable_bytes
+        free, kept = (
+            [
+                make_candidate(outlook, split, tbt_s, usable_bytes)
+                for layout in layouts(spec, machine, 4, {})
+                for growth in growths(layout, pricer.workload, False)
+                for outlook in [pricer.outlook(layout, growth)]
+                for split in outlook.splits()
+            ]
+            for tbt_s, usable_bytes in ((math.inf, 10**12), (asked.tbt_s, usable))
+        )
+        within = [c for c in free if (best := best_chunks(c)) and best[0] <= asked.ttft_s]
+        problem = dataclasses.replace(
+            asked, candidates=tuple(within), limits=tuple(asked.ttft_s for _ in within)
+        )
+        solution = solve(problem)
+        assert solution is not None
+        exact = min(
+            (c.outlook.gpus if asked.objective == "gpus" else 0, best[0])
+            for c in kept
+            if c.outlook.gpus <= asked.devices
+            and (best := best_chunks(c)) is not None
+            and best[0] <= asked.ttft_s
+        )
+        found = solution.candidate
+        gpus = found.outlook.gpus if asked.objective == "gpus" else 0
+        assert (gpus, found.ttft_s(solution.choice)) == pytest.approx(exact, rel=1e-5)
+        chosen.append(exact)
+    assert chosen[1] > chosen[0], "it binds: without it there is better"

@@ -1,7 +1,6 @@
 """What experts know, asked of the planner."""
 
 import dataclasses
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +14,6 @@ from mnemoc.codec import from_json, to_json
 from mnemoc.errors import BadInput, Infeasible, UsageError
 from mnemoc.ir.model import ModelSpec, load_model
 from mnemoc.planner import Cluster, load_cluster, make_plan
-from mnemoc.units import parse_duration_s
 
 from .conftest import small_cluster, small_model
 
@@ -78,36 +76,6 @@ def test_the_relaxation_that_is_offered_is_feasible_and_a_little_less_is_not() -
         make_plan(spec, cluster, dataclasses.replace(TEN_MILLION, ttft_s=least * 0.999), nodes=16)
 
 
-@settings(max_examples=15, deadline=None)
-@given(
-    context=st.integers(500, 60_000),
-    ttft_s=st.floats(0.01, 1),
-    tbt_s=st.floats(0.002, 0.1),
-    concurrency=st.integers(1, 2),
-)
-def test_every_relaxation_that_is_offered_is_feasible(
-    context: int, ttft_s: float, tbt_s: float, concurrency: int
-) -> None:
-    workload = Workload(context, ttft_s, tbt_s, 16, concurrency)
-    sentence = why_not(workload, small_cluster())
-    for offer in sentence.split("feasible with")[-1].split(" or ") if sentence else ():
-        seconds = {
-            name.lower() + "_s": parse_duration_s(text, name)
-            for name, text in re.findall(r"(TTFT|TBT) ([0-9.]+ [mµ]?s)", offer)
-        }
-        devices = re.search(r"(\d+) devices \(", offer)
-        wider = small_cluster(nodes=-(-int(devices[1]) // 4)) if devices else small_cluster()
-        assert why_not(dataclasses.replace(workload, **seconds), wider) == "", (sentence, offer)
-
-
-def why_not(workload: Workload, cluster: Cluster) -> str:
-    try:
-        make_plan(small_model(), cluster, workload)
-    except Infeasible as infeasible:
-        return str(infeasible)
-    return ""
-
-
 def test_decodes_that_are_too_slow_name_tbt() -> None:
     with pytest.raises(Infeasible, match="tbt: no layout") as caught:
         make_plan(
@@ -130,45 +98,8 @@ def test_weights_that_do_not_fit_name_memory() -> None:
         )
     assert caught.value.binding == "memory"
     assert "devices" in str(caught.value).split(";")[-1]
-
-
-@settings(max_examples=8, deadline=None)
-@given(
-    context=st.integers(500, 30_000),
-    concurrency=st.integers(1, 3),
-    tbt_s=st.sampled_from([0.02, 0.1, 1.0]),
-    capacity=st.sampled_from([1.3e8, 1e9]),
-)
-def test_more_devices_never_make_the_best_ttft_worse(
-    context: int, concurrency: int, tbt_s: float, capacity: float
-) -> None:
-    workload = Workload(context, 1e4, tbt_s, 16, concurrency, "ttft")
-    machine = small_cluster(memory__capacity=capacity)
-    best = float("inf")
-    for devices in range(1, 9):
-        try:
-            plan = make_plan(small_model(), machine, workload, gpus=devices).plan
-        except Infeasible:
-            assert best == float("inf"), "what fits on fewer devices fits on more"
-            continue
-        assert plan.predicted.ttft_s <= best * (1 + 1e-5)
-        best = plan.predicted.ttft_s
-
-
-@settings(max_examples=8, deadline=None)
-@given(context=st.integers(500, 30_000), step=st.floats(1.05, 3))
-def test_laxer_promises_never_need_more_devices(context: int, step: float) -> None:
-    needed = 9
-    ttft_s, tbt_s = 0.3, 0.01
-    for _ in range(5):
-        ttft_s, tbt_s = ttft_s * step, tbt_s * step
-        try:
-            plan = make_plan(small_model(), small_cluster(), Workload(context, ttft_s, tbt_s)).plan
-        except Infeasible:
-            assert needed == 9
-            continue
-        assert plan.gpus <= needed
-        needed = plan.gpus
+    (nearest,) = caught.value.nearest
+    assert nearest.nodes == 2
 
 
 def test_pipeline_stages_shorten_a_long_prefill_and_groups_shorten_decodes(
@@ -274,7 +205,6 @@ def test_it_says_what_binds_and_what_else_there_was() -> None:
     assert len(plan.alternatives) >= 3
     assert all(other.layout != plan.layout and other.reason for other in plan.alternatives)
     assert any("binds" in note for note in plan.notes)
-    assert any("node" in note for note in plan.notes)
     assert any("RoPE" in note for note in plan.notes)
 
 
