@@ -25,7 +25,7 @@ def asked(layout: Layout = ONE, prompt: int = 9000, **more: int) -> Forecast:
     "layout", [Layout(1, 1, 1), Layout(2, 1, 1), Layout(1, 2, 1), Layout(1, 2, 2)]
 )
 def test_it_says_what_the_plan_of_the_same_layout_says(layout: Layout) -> None:
-    pins = {"tp": layout.tp, "spp": layout.spp, "kvp": layout.kvp}
+    pins = dataclasses.asdict(layout)
     workload = Workload(9000, 1e6, 1e6, 256, objective="ttft")
     plan = make_plan(small_model(), small_cluster(), workload, pinned=pins).plan
     said = asked(layout)
