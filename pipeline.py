@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .codegen import Export
     from .ir.graph import Module
     from .ir.model import ModelSpec
-    from .planner import Cluster, Forecast, StageFormulas
+    from .planner import Cluster, Configuration, Forecast, StageFormulas
 
 Progress = Callable[[str], None]
 VERIFY_TOKENS = 2048

@@ -70,7 +70,10 @@ def test_an_infeasible_plan_is_json_where_a_machine_reads(
     failing(monkeypatch, Infeasible("no plan", binding="TTFT", do="allow 80s"))
     ran = mnemoc("fail", "--json")
     assert ran.code == 3
-    assert json.loads(ran.out) == {"error": "no plan; allow 80s", "exit_code": 3, "binding": "TTFT"}
+    assert json.loads(ran.out) == {
+        **{"error": "no plan; allow 80s", "exit_code": 3, "binding": "TTFT"},
+        **{"nearest": [], "frontier": None},
+    }
 
 
 def test_debugging_shows_the_traceback(mnemoc: Any, monkeypatch: pytest.MonkeyPatch) -> None:
