@@ -23,9 +23,10 @@ import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ..artifact import Plan, Workload
+from ..artifact import Layout, Plan, Workload
 from ..errors import UsageError
 from ..ir.model import ModelSpec
+from ..ir.types import DTYPE_NAMES, ITEMSIZE
 from ..units import format_bytes
 from .templating import render
 
@@ -130,7 +131,7 @@ def vllm(it: Subject) -> Export:
 
 def _wide_group(it: Subject, tp: int, dcp: int) -> Gap:
     layout = it.plan.layout
-    what = f"KVP over {layout.kvp} groups of {layout.tp}"
+    what = _groups(layout)
     if tp == layout.tp:
         return Gap(
             what,
@@ -285,10 +286,15 @@ def _one_chunk_size(why: str, budget: int) -> Gap:
     )
 
 
+def _groups(layout: Layout) -> str:
+    ffn = ", with the FFN over all of them" if layout.helix else ""
+    return f"KVP over {layout.kvp} groups of {layout.tp}{ffn}"
+
+
 def _no_kvp(it: Subject, why: str) -> Gap:
     layout = it.plan.layout
     return Gap(
-        f"KVP over {layout.kvp} groups of {layout.tp}, and its growth",
+        f"{_groups(layout)}, and its growth",
         f"{why}; {layout.tp * layout.spp} of {layout.gpus} GPUs are used, and each rank holds "
         f"requests whole",
     )
@@ -305,7 +311,7 @@ def _common(it: Subject, tp: int, kv_bytes: int) -> list[Gap]:
     """What none of them has; and memory, where the engine needs more than there is."""
     held, layout = it.plan.memory, it.plan.layout
     gaps = []
-    needed = held.weights_bytes * layout.tp // tp + kv_bytes + held.activation_bytes
+    needed = _weights_bytes(it) * layout.tp // tp + kv_bytes + held.activation_bytes
     if needed > held.capacity_bytes:
         have = format_bytes(held.capacity_bytes)
         gaps.append(Gap("Memory", f"{format_bytes(needed)} needed on a rank that may fill {have}"))
@@ -317,6 +323,17 @@ def _common(it: Subject, tp: int, kv_bytes: int) -> list[Gap]:
         Gap("The promise", "requests are admitted and ordered without asking what they will take")
     )
     return gaps
+
+
+def _weights_bytes(it: Subject) -> int:
+    """Weights on a rank of the fullest stage, cut over the plan's tp alone, whatever helix saves."""
+    spec, plan, layout = it.spec, it.plan, it.plan.layout
+    if not layout.helix:
+        return plan.memory.weights_bytes
+    item = ITEMSIZE[DTYPE_NAMES[plan.dtype]]
+    layer = spec.hidden * (spec.num_heads * spec.head_dim + 3 * spec.ffn) * item
+    saved = layer // layout.tp - layer // (layout.tp * layout.kvp)
+    return plan.memory.weights_bytes + max(it.split) * saved
 
 
 def _kv_bytes(it: Subject, tp: int, shards: int) -> int:

@@ -69,7 +69,11 @@ def render_report(report: Report) -> str:
         axes=[
             (layout.tp, "tensor", "heads and columns"),
             (layout.spp, "pipeline", "stages of layers"),
-            (layout.kvp, "sequence", "groups of KV cache"),
+            (
+                layout.kvp,
+                "sequence",
+                f"groups of KV cache{', FFN over all' if layout.helix else ''}",
+            ),
         ],
         sections=[name for name in SECTIONS if name != "alternatives" or plan.alternatives],
         titles=_SECTION_TITLES,

@@ -130,6 +130,18 @@ def test_without_kvp_memory_that_does_not_suffice_is_said(engine, long):
     assert "24 of 96 GPUs" in made.text.replace("\n# ", " ").replace("    ", "")
 
 
+def test_memory_that_helix_alone_would_save_is_said():
+    workload = Workload(context=100_000, ttft_s=1e4, tbt_s=10.0)
+    pinned = {"tp": 2, "spp": 1, "kvp": 4, "ffn": "helix"}
+    made = pipeline.plan("llama-3-70b", "dgx-h100", workload, pinned=pinned)
+    memory = made.plan.memory
+    assert memory.weights_bytes + memory.kv_bytes < memory.capacity_bytes / 2
+    exported = export("sglang", Subject(made.spec, workload, made.plan, 8))
+    gaps = {gap.what: gap.why for gap in exported.gaps}
+    assert "needed on a rank" in gaps["Memory"]
+    assert "KVP over 4 groups of 2, with the FFN over all of them, and its growth" in gaps
+
+
 def test_budgets_are_whole_pages_where_the_engine_asks_for_them(short):
     chunk = int(options(export("sglang", short).text)["--chunked-prefill-size"])
     budget = yaml.safe_load(export("trtllm", short).text)["max_num_tokens"]
