@@ -131,7 +131,7 @@ def compile_plan(model: Path, plan: Plan, workload: Workload, directory: Path) -
     planned = lower(split_stages(sharded, counts, roles), "cpu")
     seconds = sympy.Float(1e-6) * (sizes.T + sizes.QK / 1000 + sizes.KD / 1000)
     names = ("step", "embed", "rotation", "layer", "head", "hop")
-    formulas = {name: {"linear": seconds} for name in names}
+    formulas = {name: {"linear": seconds, "launch": sympy.Float(0)} for name in names}
     files = emit(Emission(spec, plan, source, planned, formulas, dict.fromkeys(names, 0.0)))
     manifest = Manifest(to_json(spec), {}, workload, plan)
     artifact.write(directory, manifest, files)
