@@ -197,7 +197,8 @@ def test_a_client_that_leaves_frees_its_pages(served: Served) -> None:
 def test_a_client_that_leaves_its_stream_frees_its_pages(served: Served) -> None:
     body = {**LONG, "stream": True}
     with httpx.stream("POST", f"{served.url}/v1/completions", json=body) as response:
-        next(response.iter_bytes())
+        stream = response.iter_bytes()  # kept: with it would go the connection
+        next(stream)
         assert pages_are_taken(served.engine)
     assert pages_are_freed(served.engine)
     assert served.engine.stats.cancelled > 0
