@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import platform
 import random
@@ -65,9 +66,8 @@ def make_plan(
     tbt: str = "60s",
 ) -> dict[str, Any]:
     """A plan with the layout pinned, within a TBT promise that bounds its chunks; its JSON."""
-    ranks = 1
-    for part in layout.split(","):
-        ranks *= int(part.partition("=")[2])
+    degrees = dict(part.split("=") for part in layout.split(","))
+    ranks = math.prod(int(degrees[axis]) for axis in ("tp", "spp", "kvp"))
     promise = ("--ttft", "10h", "--tbt", tbt, "--objective", "ttft")
     size = ("--context", context, "--output-tokens", output_tokens, "--gpus", ranks)
     pinned = ("--cluster", cluster, "--layout", layout, "-o", out, "--json")
@@ -98,14 +98,16 @@ def engine(plan: Path, model: Path) -> Iterator[Callable[[tuple[int, ...], int],
 Contender = Callable[[], Timing]
 
 
-def interleave(contenders: Mapping[str, Contender], repeats: int) -> dict[str, list[Timing]]:
-    """Each contender once per repeat, in turn, after one warm-up that does not count."""
+def interleave(
+    contenders: Mapping[str, Contender], repeats: int, warm_ups: int = 1
+) -> dict[str, list[Timing]]:
+    """Each contender once per repeat, in turn, after warm-ups that do not count."""
     timings: dict[str, list[Timing]] = {name: [] for name in contenders}
-    for repeat in range(repeats + 1):
+    for repeat in range(-warm_ups, repeats):
         for name, contend in contenders.items():
             timing = contend()
             say(f"  {name}: ttft {timing.ttft_s:.3f} s, tbt {timing.tbt_s * 1e3:.2f} ms")
-            if repeat:
+            if repeat >= 0:
                 timings[name].append(timing)
     return timings
 
