@@ -11,8 +11,9 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from ..artifact import ChunkRule, Marginal, Plan, Workload
+from ..artifact import ChunkRule, Plan, Workload
 from ..units import format_bytes, format_count, format_duration
+from ..wording import devices_word, what_ifs
 from .render_frontier import render_frontier
 
 _COLOURS = {
@@ -182,7 +183,7 @@ def _few(rules: tuple[ChunkRule, ...]) -> list[ChunkRule]:
 def _alternatives(plan: Plan) -> Table:
     table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold", pad_edge=False)
     table.add_column("instead")
-    for column in ("GPUs" if plan.target != "cpu" else "workers", "TTFT", "TBT"):
+    for column in (devices_word(plan), "TTFT", "TBT"):
         table.add_column(column, justify="right")
     table.add_column("why not")
     for other in plan.alternatives:
@@ -201,46 +202,11 @@ def _marginals(plan: Plan) -> Table:
     table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold", pad_edge=False)
     for column in ("what if", "laxer", "stricter"):
         table.add_column(column)
-    rows: dict[str, list[Text]] = {}
-    for marginal in plan.marginals:
-        rows.setdefault(marginal.change, []).append(_moved(marginal, plan))
-    names = {"ttft": "TTFT", "tbt": "TBT", "node": "one node", "device": "one device"}
-    for change, cells in rows.items():
-        table.add_row(names[change], *cells)
+    for change, cells in what_ifs(plan).items():
+        table.add_row(
+            change, *(Text(c, style="dim" if c.endswith("no plan") else "") for c in cells)
+        )
     return table
-
-
-def _moved(marginal: Marginal, plan: Plan) -> Text:
-    """ "33 s → 112 GPUs (−16)"."""
-    devices = "GPUs" if plan.target != "cpu" else "workers"
-    asked = {
-        "ttft": format_duration(marginal.ttft_s or 0.0),
-        "tbt": format_duration(marginal.tbt_s),
-    }.get(marginal.change, f"{marginal.gpus} {devices}")
-    value, point, before = marginal.objective, marginal.point, marginal.before
-    if value is None or point is None:
-        return Text(f"{asked} → no plan", style="dim")
-    if marginal.minimised == "gpus" and value == before:
-        share = point.ttft_s / plan.predicted.ttft_s - 1
-        moved = f"still {value:.0f} {devices}"
-        moved += f", TTFT {_signed(share, '.0%')}" if abs(share) >= 0.005 else ""
-    elif marginal.minimised == "gpus":
-        moved = f"{value:.0f} {devices} ({_signed(value - before, '.0f')})"
-    elif marginal.minimised == "ttft":
-        moved = f"TTFT {format_duration(value)} ({_change(value, before)})"
-    else:
-        moved = f"{value:,.0f} tokens/s ({_change(value, before)})"
-    return Text(f"{asked} → {moved}")
-
-
-def _change(value: float, before: float) -> str:
-    share = value / before - 1
-    return "same" if abs(share) < 0.0005 else _signed(share, ".1%")
-
-
-def _signed(value: float, form: str) -> str:
-    """With a sign as wide as a digit."""
-    return f"{value:+{form}}".replace("-", "−")
 
 
 def _notes(plan: Plan) -> list[Text]:

@@ -139,7 +139,7 @@ def _pointer(iterations: Sequence[Iteration], frame: Frame, x: Scale) -> list[Ma
     middles = [(a + b) / 2 for a, b in itertools.pairwise(centres)]
     edges = [frame.left, *middles, frame.right]
     areas = [
-        rect(low, frame.top, high - low, height, "hit", data_i=i, data_x=centre)
+        rect(low, frame.top, high - low, height, "hit", data_i=i, data_x1=centre, data_x2=centre)
         for i, (centre, low, high) in enumerate(zip(centres, edges, edges[1:], strict=False))
     ]
     return [line((centres[-1], frame.top), (centres[-1], frame.bottom), "cursor"), *areas]

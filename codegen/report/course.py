@@ -93,12 +93,14 @@ def _whole(seconds: float) -> str:
 
 
 def _reading(i: Iteration, parts: Sequence[str], timeline: Timeline) -> dict[str, object]:
+    chunk, took = f"{i.number:,} of {timeline.num_chunks:,}", format_duration(i.seconds)
     return {
-        "chunk": f"{i.number:,} of {timeline.num_chunks:,}",
+        "said": f"chunk {chunk}, {i.tokens:,} tokens after {i.start:,}, {took}",
+        "chunk": chunk,
         "start": f"{i.start:,}",
         "size": f"{i.tokens:,}",
         "groups": str(i.groups),
-        "time": format_duration(i.seconds),
+        "time": took,
         "parts": [format_duration(i.parts_s[part]) for part in parts],
     }
 

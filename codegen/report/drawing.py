@@ -102,9 +102,16 @@ def rect(
     return element("rect", body, x=x, y=y, width=width, height=height, class_=class_, **more)
 
 
-def path(points: Sequence[Point], class_: str, *, closed: bool = False) -> Markup:
+def path(
+    points: Sequence[Point],
+    class_: str,
+    *,
+    closed: bool = False,
+    body: Markup | str = "",
+    **more: object,
+) -> Markup:
     steps = " L".join(f"{number(x)} {number(y)}" for x, y in points)
-    return element("path", d=f"M{steps}{'Z' if closed else ''}", class_=class_)
+    return element("path", body, d=f"M{steps}{'Z' if closed else ''}", class_=class_, **more)
 
 
 def svg(width: int, height: int, body: Iterable[Markup], *, title: str, class_: str) -> Markup:

@@ -13,6 +13,7 @@ from ...units import format_count
 from ..templating import render
 from .course import chunks, pipeline
 from .fill import memory, promise
+from .frontier import edge
 from .reasons import alternatives, sources, why
 
 SECTIONS = (
@@ -20,6 +21,7 @@ SECTIONS = (
     "chunks",
     "pipeline",
     "memory",
+    "frontier",
     "alternatives",
     "why",
     "sources",
@@ -28,6 +30,7 @@ _SECTION_TITLES = {
     "chunks": "Chunks over the context",
     "pipeline": "The pipeline",
     "memory": "Memory of a rank",
+    "frontier": "The frontier",
     "alternatives": "What else was possible",
     "why": "Why this plan",
     "sources": "Where the figures come from",
@@ -81,6 +84,7 @@ def render_report(report: Report) -> str:
         chunks=chunks(workload, plan, report.timeline),
         pipeline=pipeline(plan, report.timeline),
         memory=memory(plan, report.planned),
+        edge=edge(workload, plan),
         alternatives=alternatives(workload, plan),
         why=why(plan),
         sources=sources(report.cluster),

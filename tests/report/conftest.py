@@ -11,10 +11,10 @@ from mnemoc.planner import make_timeline
 
 @pytest.fixture(scope="session")
 def planned() -> pipeline.Planned:
-    """Two million tokens, three stages, two KVP groups."""
+    """Two million tokens, three stages, two KVP groups; with its frontier."""
     workload = Workload(context=2_000_000, ttft_s=120.0, tbt_s=0.05)
     pinned = {"spp": 3, "kvp": 2}
-    return pipeline.plan("llama-3-8b", "dgx-h100", workload, pinned=pinned)
+    return pipeline.plan("llama-3-8b", "dgx-h100", workload, pinned=pinned, pareto=True)
 
 
 @pytest.fixture(scope="session")

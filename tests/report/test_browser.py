@@ -83,26 +83,35 @@ DARK = {"viewport": {"width": 1100, "height": 900}, "color_scheme": "dark"}
 
 
 def test_every_section_and_chart_is_drawn(tab: Tab) -> None:
-    names = ["promise", "chunks", "pipeline", "memory", "alternatives", "why", "sources"]
+    names = [
+        "promise",
+        "chunks",
+        "pipeline",
+        "memory",
+        "frontier",
+        "alternatives",
+        "why",
+        "sources",
+    ]
     shown = tab.page.eval_on_selector_all("main > section", "all => all.map(it => it.id)")
     assert shown == names
-    assert tab.page.locator("svg.wide:visible").count() == 4
+    assert tab.page.locator("svg.wide:visible").count() == 5
     assert tab.page.locator("svg.narrow:visible").count() == 0
     assert tab.page.locator("#chunks path[class^=part]:visible").count() == 5
 
 
 def test_pointing_at_a_chart_reads_that_chunk_in_both_charts(tab: Tab) -> None:
-    charts = tab.page.locator("#explorer svg.wide")
+    charts = tab.page.locator("#chunks svg.wide")
     first = charts.nth(0).locator(".hit").first
     first.scroll_into_view_if_needed()
     first.hover()
     assert tab.text("#read-start") == "0"
     assert tab.text("#read-chunk").startswith("1 of ")
     assert tab.page.input_value("#chunk") == "0"
-    at = first.get_attribute("data-x")
+    at = first.get_attribute("data-x1")
     cursors = [charts.nth(i).locator(".cursor").get_attribute("x1") for i in (0, 1)]
     assert cursors == [at, at]
-    times = tab.page.locator("#explorer .read-part").all_inner_texts()
+    times = tab.page.locator("#chunks .read-part").all_inner_texts()
     assert len(times) == 5
     assert all(times)
 
@@ -120,6 +129,28 @@ def test_the_keyboard_reaches_every_chunk(tab: Tab) -> None:
     assert len(set(sizes)) > 5
     spoken = tab.page.get_attribute("#chunk", "aria-valuetext")
     assert spoken.startswith(f"chunk {number} of {count}, {sizes[-1]} tokens after ")
+
+
+def test_pointer_and_keys_read_the_plans_of_the_frontier(tab: Tab) -> None:
+    dots = tab.page.locator("#frontier svg.wide .dot")
+    count = dots.count()
+    assert count == int(tab.page.get_attribute("#point", "max")) + 1 > 2
+    dots.first.scroll_into_view_if_needed()
+    box = dots.first.bounding_box()
+    tab.page.mouse.move(
+        box["x"] - 6, box["y"] + box["height"] / 2
+    )  # beside it: the nearest is read
+    assert tab.text("#read-point") == f"1 of {count}"
+    cursor = tab.page.locator("#frontier svg.wide .cursor")
+    assert cursor.get_attribute("cx") == dots.first.get_attribute("data-cx")
+    tab.page.focus("#point")
+    tab.page.keyboard.press("End")
+    assert tab.text("#read-point") == f"{count} of {count}"
+    assert cursor.get_attribute("cx") == dots.last.get_attribute("data-cx")
+    spoken = tab.page.get_attribute("#point", "aria-valuetext")
+    for name in ("gpus", "ttft", "tbt", "layout", "verdict"):
+        assert tab.text(f"#read-{name}") in spoken
+    assert tab.text("#read-point") in tab.text("#frontier .reading label")
 
 
 def test_charts_can_be_read_as_tables(tab: Tab) -> None:
@@ -148,10 +179,10 @@ def test_the_system_chooses_light_or_dark_and_a_button_changes_it(
 def test_a_phone_shows_it_without_scrolling_sideways(tab: Tab) -> None:
     assert tab.page.evaluate("document.documentElement.scrollWidth") == 360
     assert tab.page.locator("svg.wide:visible").count() == 0
-    assert tab.page.locator("svg.narrow:visible").count() == 4
+    assert tab.page.locator("svg.narrow:visible").count() == 5
     sizes = "all => all.map(it => parseFloat(getComputedStyle(it).fontSize))"
     assert min(tab.page.eval_on_selector_all("svg.narrow text", sizes)) >= 11
-    tab.page.locator("#explorer svg.narrow").last.locator(".hit").first.tap()
+    tab.page.locator("#chunks svg.narrow").last.locator(".hit").first.tap()
     assert tab.page.input_value("#chunk") == "0"
 
 
@@ -161,6 +192,7 @@ def test_on_paper_it_is_light_and_has_nothing_to_press(tab: Tab) -> None:
     assert tab.style("body", "background-color") == "rgb(255, 255, 255)"
     for selector in ("#theme", "#chunk", "#chunks details"):
         assert not tab.page.locator(selector).is_visible()
+    assert tab.page.locator("#frontier details td").first.is_visible()
     paper = tab.page.pdf(format="A4")
     assert paper.startswith(b"%PDF")
     assert 2 <= paper.count(b"/Type /Page\n") + paper.count(b"/Type /Page ") <= 12

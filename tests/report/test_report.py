@@ -9,6 +9,7 @@ from mnemoc import pipeline
 from mnemoc.artifact import Workload
 from mnemoc.codegen import render_report
 from mnemoc.codegen.report.fill import memory, promise, stage_bytes
+from mnemoc.codegen.report.frontier import edge
 from mnemoc.codegen.report.reasons import alternatives, sources
 from mnemoc.units import format_duration
 
@@ -120,6 +121,33 @@ def test_alternatives_mark_the_promise_that_they_break(report):
     assert len(others) == len(report.plan.alternatives)
     for choice, other in zip(others, report.plan.alternatives, strict=True):
         assert ("tbt" in choice.broken) == (other.tbt_s > report.workload.tbt_s)
+
+
+def test_the_frontier_is_drawn_point_by_point_and_marks_what_keeps_the_promise(report, page):
+    drawn = edge(report.workload, report.plan).drawing
+    points = report.plan.frontier.points
+    assert drawn.chart.count('class="dot ') == 2 * len(points) == 2 * len(drawn.table.rows)
+    kept = [p.ttft_s <= report.workload.ttft_s and p.tbt_s <= report.workload.tbt_s for p in points]
+    assert [row[-1] == "keeps both" for row in drawn.table.rows] == kept
+    assert len(re.findall('class="dot [a-z]+ kept"', drawn.chart)) == 2 * sum(kept)
+    chosen = points[drawn.first]
+    assert (chosen.layout, chosen.gpus) == (report.plan.layout, report.plan.gpus)
+    assert len({mark.drawn for mark in drawn.marks}) == len(drawn.marks)
+    assert [mark.note for mark in drawn.marks].count("as promised") == 1
+    assert f"{sum(kept)} of them keep" in page
+
+
+def test_a_plan_without_a_frontier_says_how_to_get_one_and_keeps_its_what_ifs(report, page):
+    bare = dataclasses.replace(report, plan=dataclasses.replace(report.plan, frontier=None))
+    without = render_report(bare)
+    read(without)
+    assert "--pareto" in without
+    assert "--pareto" not in page
+    for row in edge(report.workload, report.plan).what_ifs:
+        assert row[0] in ("TTFT", "TBT", "one node")
+        for words in row[1:]:
+            assert f"<td>{words}</td>" in without
+            assert f"<td>{words}</td>" in page
 
 
 def test_sources_are_counted_by_kind(planned):

@@ -1,0 +1,54 @@
+"""What the terminal and the report say in the same words."""
+
+from __future__ import annotations
+
+from .artifact import Marginal, Plan
+from .units import format_duration
+
+_CHANGES = {"ttft": "TTFT", "tbt": "TBT", "node": "one node", "device": "one device"}
+
+
+def devices_word(plan: Plan) -> str:
+    """What the plan's ranks run on, as a plural."""
+    return "workers" if plan.target == "cpu" else "GPUs"
+
+
+def what_ifs(plan: Plan) -> dict[str, list[str]]:
+    """By the figure that moves: what the laxer question (or more devices) gives, then the stricter one."""
+    rows: dict[str, list[str]] = {}
+    for marginal in plan.marginals:
+        rows.setdefault(_CHANGES[marginal.change], []).append(_moved(marginal, plan))
+    return rows
+
+
+def _moved(marginal: Marginal, plan: Plan) -> str:
+    """ "33 s → 112 GPUs (−16)"."""
+    devices = devices_word(plan)
+    asked = {
+        "ttft": format_duration(marginal.ttft_s or 0.0),
+        "tbt": format_duration(marginal.tbt_s),
+    }.get(marginal.change, f"{marginal.gpus} {devices}")
+    value, point, before = marginal.objective, marginal.point, marginal.before
+    if value is None or point is None:
+        return f"{asked} → no plan"
+    if marginal.minimised == "gpus" and value == before:
+        share = point.ttft_s / plan.predicted.ttft_s - 1
+        moved = f"still {value:.0f} {devices}"
+        moved += f", TTFT {_signed(share, '.0%')}" if abs(share) >= 0.005 else ""
+    elif marginal.minimised == "gpus":
+        moved = f"{value:.0f} {devices} ({_signed(value - before, '.0f')})"
+    elif marginal.minimised == "ttft":
+        moved = f"TTFT {format_duration(value)} ({_change(value, before)})"
+    else:
+        moved = f"{value:,.0f} tokens/s ({_change(value, before)})"
+    return f"{asked} → {moved}"
+
+
+def _change(value: float, before: float) -> str:
+    share = value / before - 1
+    return "same" if abs(share) < 0.0005 else _signed(share, ".1%")
+
+
+def _signed(value: float, form: str) -> str:
+    """With a sign as wide as a digit."""
+    return f"{value:+{form}}".replace("-", "−")
