@@ -14,12 +14,15 @@ from .cluster import Cluster
 from .cost import links_of
 from .space import Growth, layouts, page_size
 
+RINGS = ("striped", "contiguous")
+
 
 @dataclass(frozen=True)
 class Configuration:
     """A configuration and what is asked of it. Counts in tokens; chunk None: as a plan would choose.
 
-    prompt: tokens to prefill; cached: tokens before them whose KV is there; cp: ranks of ring attention
+    prompt: tokens to prefill; cached: tokens before them whose KV is there; cp: ranks of ring attention;
+    ring: how the prompt lies on them, one of RINGS (see `forecast`)
     """
 
     layout: Layout
@@ -29,6 +32,7 @@ class Configuration:
     concurrency: int = 1
     chunk: int | None = None
     cp: int = 1
+    ring: str = "striped"
 
     @property
     def tokens(self) -> int:
@@ -50,6 +54,8 @@ def check_configuration(spec: ModelSpec, cluster: Cluster, asked: Configuration)
         raise UsageError(
             "--cp takes the place of spp and kvp", got=str(layout), do="give tp alone with --cp"
         )
+    if asked.ring not in RINGS:
+        raise UsageError("unknown ring", got=asked.ring, do=f"one of {', '.join(RINGS)}")
     if asked.cp > 1 and asked.chunk is not None:
         raise UsageError("--cp prefills in one pass", do="leave --chunk out")
     layouts(spec, cluster, cluster.devices, dataclasses.asdict(layout))

@@ -6,13 +6,17 @@ that of `concurrency` such requests that decode together, half way through their
 concurrency / TBT.
 
 **Context parallelism** (`cp` = N, ring attention) in place of SPP and KVP, for comparison: each of N ranks
-(of tp devices) holds every layer and 1/N of the prompt, striped so that causal work is even. One pass, no
-chunks; in each layer N steps of attention over one rank's keys, while those keys travel on round the ring:
+(of tp devices) holds every layer and 1/N of the prompt. One pass, no chunks; in each layer N steps of
+attention over one rank's keys, while those keys travel on round the ring:
 
-    layer = rest(T = prompt/N) + attention/N + (N − 1)·max(attention/N, α + bytes/β)
+    layer = rest(T = prompt/N) + own + (N − 1)·max(step, α + bytes/β)
 
-where attention has the merge of each step's partial result in it. Decodes under it merge partial
-results over the N ranks as KVP groups do.
+where own + (N − 1)·step is the busiest rank's attention, with the merge of each step's partial result in it.
+Striped (Striped Attention, arXiv 2311.09431), each rank has every Nth token: causal work is even, own and
+step are attention/N each. Contiguous (Ring Attention, arXiv 2310.01889), each has a run of the prompt:
+whoever has the last sees all keys of all others, so only its own block has a causal half to leave out,
+and its attention is 2 − 1/N times as much. Decodes under it merge partial results over the N ranks as
+KVP groups do.
 """
 
 from __future__ import annotations
@@ -148,7 +152,7 @@ def _ring(pricer: Pricer, asked: Configuration) -> Forecast:
     layout = Layout(asked.layout.tp, 1, 1)
     outlook = pricer.outlook(layout, growth_of(asked, ranks))
     rows = asked.prompt / ranks
-    pairs = rows * asked.cached + rows * (asked.prompt + 1) / 2
+    pairs, step = _ring_pairs(asked)
     received = rows * (ranks - 1)
     numbers = (rows, 1.0, pairs, float(asked.tokens), 0.0, received)
     chunk = Sizes(*(np.array(number) for number in numbers))
@@ -161,12 +165,22 @@ def _ring(pricer: Pricer, asked: Configuration) -> Forecast:
     travel_s = cluster[f"{link}.latency"] + keys / (
         cluster[f"{link}.bandwidth"] * cluster["efficiency.link"]
     )
-    step_s = parts["attention"] / layers / ranks
+    step_s = parts["attention"] / layers * step / pairs
     parts["communication"] += layers * (ranks - 1) * max(0.0, travel_s - step_s)
     held = int(outlook.footprint.activations(chunk)) + 2 * math.ceil(keys)
     once = (np.array([float(asked.cached)]), np.array([rows]))
     decode = _decode(pricer, asked, (layers,))
     return _answer(pricer, asked, outlook, (layers,), once, parts | {"bubble": 0.0}, decode, held)
+
+
+def _ring_pairs(asked: Configuration) -> tuple[float, float]:
+    """Pairs of query and key that the busiest rank computes, and in one step while others' keys travel."""
+    rows = asked.prompt / asked.cp
+    if asked.ring == "striped":
+        pairs = rows * asked.cached + rows * (asked.prompt + 1) / 2
+        return pairs, pairs / asked.cp
+    others, own = asked.tokens - rows, rows * (rows + 1) / 2
+    return rows * others + own, rows * asked.tokens / asked.cp
 
 
 def _answer(

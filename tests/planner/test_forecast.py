@@ -99,6 +99,20 @@ def test_context_parallelism_shares_prefill_evenly_but_holds_every_weight() -> N
     assert two.memory.kv_bytes == pytest.approx(4 * eight.memory.kv_bytes, rel=0.01)
 
 
+def test_the_last_of_contiguous_blocks_has_almost_no_causal_half_to_leave_out() -> None:
+    """Its own block has: (N − 1)·b² + b²/2 pairs, where striped ranks have N·b²/2 each."""
+    spec, cluster = load_model("llama-3-8b"), load_cluster("dgx-h100")
+    for ranks in (2, 8):
+        even, uneven = (
+            forecast(spec, cluster, Configuration(Layout(8, 1, 1), 10**6, cp=ranks, ring=ring)).ttft
+            for ring in ("striped", "contiguous")
+        )
+        more = uneven.parts_s["attention"] / even.parts_s["attention"]
+        assert more == pytest.approx(2 - 1 / ranks, rel=0.01)
+        assert uneven.parts_s["linear"] == even.parts_s["linear"]
+        assert uneven.seconds > even.seconds
+
+
 def test_it_says_which_curves_it_leaves_and_by_how_much() -> None:
     spec, cluster = load_model("llama-3-8b"), load_cluster("dgx-h100")
 
@@ -146,6 +160,7 @@ def test_a_band_grows_with_what_the_curve_misses_and_with_where_it_comes_from() 
         (Configuration(Layout(1, 1, 1), 10, cp=9), BadInput, "needs 9 devices"),
         (Configuration(Layout(1, 2, 1), 10, cp=2), UsageError, "takes the place of spp and kvp"),
         (Configuration(Layout(1, 1, 1), 10, cp=2, chunk=5), UsageError, "one pass"),
+        (Configuration(Layout(1, 1, 1), 10, cp=2, ring="zigzag"), UsageError, "unknown ring"),
     ],
 )
 def test_a_configuration_that_makes_no_sense_is_refused(
