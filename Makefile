@@ -37,6 +37,7 @@ browser:
 	fi
 
 bench: $(VENV)/installed $(VENV)/dev
+	$(BIN)/python benchmarks/cpu_kernels.py
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/long_context.py
 

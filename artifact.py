@@ -123,6 +123,14 @@ class Memory:
     activation_bytes: int
     capacity_bytes: int
 
+    @property
+    def used_bytes(self) -> int:
+        return self.weights_bytes + self.kv_bytes + self.activation_bytes
+
+    @property
+    def fits(self) -> bool:
+        return self.used_bytes <= self.capacity_bytes
+
 
 @dataclass(frozen=True)
 class Optimality:

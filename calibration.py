@@ -40,7 +40,6 @@ WORKLOAD = Workload(context=8192, ttft_s=1e6, tbt_s=1e6)
 ONE_RANK = {"tp": 1, "spp": 1, "kvp": 1}
 
 LINKS = ("links.intra", "links.inter")
-SOURCE = "measured by mnemoc calibrate on this machine"
 
 
 def calibrate(
@@ -51,7 +50,7 @@ def calibrate(
     quick: fewer sizes, in a third of the time.
     """
     from .ir.model import load_model
-    from .planner import load_cluster, measured_path
+    from .planner import CALIBRATED, load_cluster, measured_path
     from .runtime.calibrate import measure
     from .runtime.init_model import Blueprint, init_model
 
@@ -68,13 +67,13 @@ def calibrate(
         say.at("measuring the engine", _KERNELS)
         figures = _figures(measured)
         free = _write(work / "free.toml", figures)
-        figures["overhead.launch"] = (_launch_s(spec, free, measured.layer_s), "s", SOURCE)
+        figures["overhead.launch"] = (_launch_s(spec, free, measured.layer_s), "s", CALIBRATED)
         provisional = _write(work / "local.toml", figures)
         weights = Blueprint({}, spec.tensors(), spec.dtype, spec.vocab, None, ())
         init_model(weights, work / "model", seed=0, max_shard_bytes=1 << 30)
         _compile(spec, provisional, work / "engine")
         overhead_s = iteration_s(work / "engine", work / "model")
-        figures["overhead.iteration"] = (overhead_s, "s", SOURCE)
+        figures["overhead.iteration"] = (overhead_s, "s", CALIBRATED)
     path = out or measured_path()
     return path, _write(path, figures)
 
@@ -108,24 +107,28 @@ def _write(path: Path, figures: Mapping[str, Figure]) -> Cluster:
 
 def _figures(measured: Figures) -> dict[str, Figure]:
     """Keys of the cluster file from what was measured; what overheads explain is still zero."""
-    from .planner import through
+    from .planner import CALIBRATED, through
 
     peak, stream = measured.peak_flops, measured.bandwidth
     best = max(rate for _, rate in measured.link)
-    link = through(rising(measured.link, best), "B", SOURCE)
+    link = through(rising(measured.link, best), "B", CALIBRATED)
     figures: dict[str, Figure] = {
-        "peak.float32": (peak, "FLOP/s", SOURCE),
-        "memory.bandwidth": (stream, "B/s", SOURCE),
-        "efficiency.matmul": (rising(measured.matmul, peak), "rows", SOURCE),
-        "efficiency.attention_prefill": (rising(measured.attention_prefill, peak), "rows", SOURCE),
-        "efficiency.attention_decode": (rising(measured.attention_decode, stream), "B", SOURCE),
-        "efficiency.memory": (rising(measured.memory, stream), "B", SOURCE),
-        "overhead.launch": (0.0, "s", SOURCE),
-        "overhead.iteration": (0.0, "s", SOURCE),
+        "peak.float32": (peak, "FLOP/s", CALIBRATED),
+        "memory.bandwidth": (stream, "B/s", CALIBRATED),
+        "efficiency.matmul": (rising(measured.matmul, peak), "rows", CALIBRATED),
+        "efficiency.attention_prefill": (
+            rising(measured.attention_prefill, peak),
+            "rows",
+            CALIBRATED,
+        ),
+        "efficiency.attention_decode": (rising(measured.attention_decode, stream), "B", CALIBRATED),
+        "efficiency.memory": (rising(measured.memory, stream), "B", CALIBRATED),
+        "overhead.launch": (0.0, "s", CALIBRATED),
+        "overhead.iteration": (0.0, "s", CALIBRATED),
     }
     for where in LINKS:
-        figures[f"{where}.bandwidth"] = (best * link.full, "B/s", SOURCE)
-        figures[f"{where}.latency"] = (link.half / (best * link.full), "s", SOURCE)
+        figures[f"{where}.bandwidth"] = (best * link.full, "B/s", CALIBRATED)
+        figures[f"{where}.latency"] = (link.half / (best * link.full), "s", CALIBRATED)
     return figures
 
 

@@ -144,7 +144,7 @@ def main() -> None:
         say(f"pipeline and reference, {chosen.tokens} tokens")
         pipeline = bench_pipeline(work, cluster, chosen.tokens, chosen.repeats)
         say(f"sequence, {chosen.long} tokens")
-        sequence = bench_sequence(work, cluster, chosen.long, max(1, chosen.repeats // 3))
+        sequence = bench_sequence(work, cluster, chosen.long, max(2, chosen.repeats // 2))
     ours, two, theirs = (
         pipeline["timings"][name] for name in ("1 stage", "2 stages", "transformers")
     )

@@ -56,10 +56,6 @@ class TensorType:
         return f"{self.dtype}[{', '.join(dims)}]{suffix}"
 
     @property
-    def replicated(self) -> bool:
-        return self.partial is None and not any(self.axes)
-
-    @property
     def itemsize(self) -> int:
         return ITEMSIZE[self.dtype]
 

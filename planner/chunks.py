@@ -37,7 +37,6 @@ Floats = NDArray[np.float64]
 
 GRAIN = 16
 _UNITS = (120 * GRAIN, 360 * GRAIN, 840 * GRAIN)
-SAMPLES = 4  # first, middle, last whole chunk; rest chunk
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from typing import Any
 from ..errors import BadInput
 from .curves import Curve, read_curve
 
-CALIBRATED = "measured by mnemoc calibrate"
-"""How the source of a figure begins that was measured on the machine itself."""
+CALIBRATED = "measured by mnemoc calibrate on this machine"
+"""The source of a figure that was measured on the machine itself."""
 
 _SHIPPED = Path(__file__).parent / "clusters"
 

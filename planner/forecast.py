@@ -58,8 +58,7 @@ class Forecast:
 
     @property
     def fits(self) -> bool:
-        held = self.memory.weights_bytes + self.memory.kv_bytes + self.memory.activation_bytes
-        return held <= self.memory.capacity_bytes
+        return self.memory.fits
 
 
 def forecast(spec: ModelSpec, cluster: Cluster, asked: Configuration) -> Forecast:
@@ -226,8 +225,7 @@ def _changes(starts: Floats, sizes: Floats) -> tuple[tuple[int, int], ...]:
 
 def _notes(spec: ModelSpec, asked: Configuration, memory: Memory) -> list[str]:
     notes = []
-    held = memory.weights_bytes + memory.kv_bytes + memory.activation_bytes
-    if held > memory.capacity_bytes:
+    if not memory.fits:
         notes.append("It does not fit: the fullest rank needs more memory than it may use.")
     if asked.tokens + asked.output > spec.max_position:
         notes.append(

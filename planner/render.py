@@ -97,7 +97,7 @@ def _counts(layers: list[int]) -> str:
 def _promises(workload: Workload, plan: Plan) -> Table:
     table = Table.grid(padding=(0, 3))
     said, memory = plan.predicted, plan.memory
-    used = memory.weights_bytes + memory.kv_bytes + memory.activation_bytes
+    used = memory.used_bytes
     for name, got, limit, share, detail in (
         ("TTFT", format_duration(said.ttft_s), format_duration(workload.ttft_s),
          said.ttft_s / workload.ttft_s, "time to first token"),

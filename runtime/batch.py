@@ -166,12 +166,15 @@ class Batches:
                     received.extend(rows)
             row += part.rows
         return tuple(
-            Exchange(peer, self._rows(sent), self._rows(received))
+            self._exchange_with(peer, sent, received)
             for peer, (sent, received) in sorted(swaps.items())
         )
 
-    def _rows(self, rows: list[int]) -> torch.Tensor:
-        return torch.tensor(rows, dtype=torch.int64, device=self.device)
+    def _exchange_with(self, peer: int, sent: list[int], received: list[int]) -> Exchange:
+        """One tensor serves both ways where both are the same, as they always are without helix."""
+        lists = (sent,) if sent == received else (sent, received)
+        rows = [torch.tensor(rows, dtype=torch.int64, device=self.device) for rows in lists]
+        return Exchange(peer, rows[0], rows[-1])
 
 
 def _wanted_rows(part: Part) -> tuple[list[int], bool, int]:

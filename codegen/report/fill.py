@@ -51,7 +51,7 @@ def promise(workload: Workload, plan: Plan) -> Promise:
         _gauge(
             "Memory",
             "of the fullest rank",
-            (sum(_memory_parts(held).values()), held.capacity_bytes),
+            (held.used_bytes, held.capacity_bytes),
             format_bytes,
             _memory_parts(held),
         ),
