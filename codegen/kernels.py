@@ -68,7 +68,7 @@ _FILES = {
     "cpu": {
         name: f"torch/{name}"
         for name in (
-            *(*_COMMON, "linear.c", "linear.py", "native.py"),
+            *(*_COMMON, "linear.c", "linear.py", "merge.c", "native.py"),
             *("paging.py", "rotary.py", "swiglu.py"),
         )
     },

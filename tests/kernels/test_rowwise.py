@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -85,11 +86,19 @@ def _rotated(x: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
     return x * cos + torch.cat((-b, a), dim=2) * sin
 
 
-@torch.inference_mode()
 def test_merge_weighs_by_log_sum_exp_and_stands_what_saw_nothing(
-    target: str, spec: Any, load: Any
+    target: str, spec: Any, load: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = load(spec(target), "merge")
+    check_merge(module)
+    if target == "cpu":
+        assert module.COMPILED is not None
+        monkeypatch.setattr(module, "COMPILED", None)  # as where there is no compiler
+        check_merge(module)
+
+
+@torch.inference_mode()
+def check_merge(module: ModuleType) -> None:
     out, lse = torch.randn(6, 8, 64), torch.randn(6, 8) * 3
     other_out, other_lse = torch.randn(6, 8, 64), torch.randn(6, 8) * 3
     out[1:3], lse[1:3] = 0, -torch.inf
