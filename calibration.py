@@ -1,8 +1,8 @@
 """`mnemoc calibrate`: this machine → a cluster file whose figures were measured on it.
 
-First the kernels that plans emit, on all cores at once, by size; what a whole layer takes beyond them is
-the cost of its launches. Then the engine, running a small plan on one core: its time between tokens beyond
-what all this explains is the overhead of an iteration.
+First the kernels that plans emit, by size, on one core and on all at once; what a whole layer takes beyond
+them is the cost of its launches. Then the engine, running a small plan on one core: its time between tokens
+beyond what all this explains is the overhead of an iteration.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .ir.model import ModelSpec
     from .planner import Cluster
     from .runtime.calibrate import Figures
+    from .runtime.probes import Points
 
     Figure = tuple[float | Sequence[tuple[float, float]], str, str]
 
@@ -41,6 +42,9 @@ ONE_RANK = {"tp": 1, "spp": 1, "kvp": 1}
 
 LINKS = ("links.intra", "links.inter")
 
+DISTURBED = 0.05
+"""Of a machine's cores in the hands of others, from which on figures are not to be trusted."""
+
 
 def calibrate(
     out: Path | None, progress: Progress | None = None, *, quick: bool = False
@@ -50,7 +54,7 @@ def calibrate(
     quick: fewer sizes, in a third of the time.
     """
     from .ir.model import load_model
-    from .planner import CALIBRATED, load_cluster, measured_path
+    from .planner import load_cluster, measured_path
     from .runtime.calibrate import measure
     from .runtime.init_model import Blueprint, init_model
 
@@ -65,15 +69,15 @@ def calibrate(
             work / "kernels", cores, quick, lambda f: say.at("measuring the kernels", f * _KERNELS)
         )
         say.at("measuring the engine", _KERNELS)
-        figures = _figures(measured)
+        figures, source = _figures(measured), _source(measured.others)
         free = _write(work / "free.toml", figures)
-        figures["overhead.launch"] = (_launch_s(spec, free, measured.layer_s), "s", CALIBRATED)
+        figures["overhead.launch"] = (_launch_s(spec, free, measured.layer_s), "s", source)
         provisional = _write(work / "local.toml", figures)
         weights = Blueprint({}, spec.tensors(), spec.dtype, spec.vocab, None, ())
         init_model(weights, work / "model", seed=0, max_shard_bytes=1 << 30)
         _compile(spec, provisional, work / "engine")
         overhead_s = iteration_s(work / "engine", work / "model")
-        figures["overhead.iteration"] = (overhead_s, "s", CALIBRATED)
+        figures["overhead.iteration"] = (overhead_s, "s", source)
     path = out or measured_path()
     return path, _write(path, figures)
 
@@ -107,29 +111,42 @@ def _write(path: Path, figures: Mapping[str, Figure]) -> Cluster:
 
 def _figures(measured: Figures) -> dict[str, Figure]:
     """Keys of the cluster file from what was measured; what overheads explain is still zero."""
-    from .planner import CALIBRATED, through
+    from .planner import through
 
+    source = _source(measured.others)
     peak, stream = measured.peak_flops, measured.bandwidth
     best = max(rate for _, rate in measured.link)
-    link = through(rising(measured.link, best), "B", CALIBRATED)
+    link = through(rising(measured.link, best), "B", source)
+    points: dict[str, tuple[Points, float, str]] = {
+        "matmul": (measured.matmul, peak, "rows"),
+        "attention_prefill": (measured.attention_prefill, peak, "rows"),
+        "attention_decode": (measured.attention_decode, stream, "B"),
+        "memory": (measured.memory, stream, "B"),
+    }
     figures: dict[str, Figure] = {
-        "peak.float32": (peak, "FLOP/s", CALIBRATED),
-        "memory.bandwidth": (stream, "B/s", CALIBRATED),
-        "efficiency.matmul": (rising(measured.matmul, peak), "rows", CALIBRATED),
-        "efficiency.attention_prefill": (
-            rising(measured.attention_prefill, peak),
-            "rows",
-            CALIBRATED,
-        ),
-        "efficiency.attention_decode": (rising(measured.attention_decode, stream), "B", CALIBRATED),
-        "efficiency.memory": (rising(measured.memory, stream), "B", CALIBRATED),
-        "overhead.launch": (0.0, "s", CALIBRATED),
-        "overhead.iteration": (0.0, "s", CALIBRATED),
+        "peak.float32": (peak, "FLOP/s", source),
+        "memory.bandwidth": (stream, "B/s", source),
+        "memory.shared_bandwidth": (measured.shared_bandwidth, "B/s", source),
+        **{
+            f"efficiency.{name}": (rising(rates, most), unit, source)
+            for name, (rates, most, unit) in points.items()
+        },
+        "overhead.launch": (0.0, "s", source),
+        "overhead.iteration": (0.0, "s", source),
     }
     for where in LINKS:
-        figures[f"{where}.bandwidth"] = (best * link.full, "B/s", CALIBRATED)
-        figures[f"{where}.latency"] = (link.half / (best * link.full), "s", CALIBRATED)
+        figures[f"{where}.bandwidth"] = (best * link.full, "B/s", source)
+        figures[f"{where}.latency"] = (link.half / (best * link.full), "s", source)
     return figures
+
+
+def _source(others: float) -> str:
+    """Where figures come from; that the machine was not idle makes them no better than assumed."""
+    from .planner import CALIBRATED
+
+    if others <= DISTURBED * (os.cpu_count() or 1):
+        return CALIBRATED
+    return f"disturbed: {CALIBRATED}, of which others used {others:.1f} cores meanwhile"
 
 
 def rising(points: Sequence[tuple[float, float]], best: float) -> list[tuple[float, float]]:
@@ -150,7 +167,7 @@ def rising(points: Sequence[tuple[float, float]], best: float) -> list[tuple[flo
 def _launch_s(spec: ModelSpec, cluster: Cluster, layer_s: float) -> float:
     """Per op, what a layer of one row takes beyond what the curves explain."""
     from .planner import one_layer
-    from .runtime.calibrate import LAYER_TOKENS
+    from .runtime.probes import LAYER_TOKENS
 
     explained_s, launches = one_layer(spec, cluster, cached=LAYER_TOKENS)
     return max(0.0, layer_s - explained_s) / launches

@@ -33,6 +33,7 @@ from .options import (
     pins,
     prompt_options,
     read_prompt,
+    warn_if_disturbed,
     weights_option,
 )
 from .units import format_bytes
@@ -343,6 +344,7 @@ def calibrate(out: Path | None, quick: bool, as_json: bool) -> None:
 
     with console.progress_bar() as progress:
         path, cluster = calibration.calibrate(out, progress, quick=quick)
+    warn_if_disturbed(cluster)
     if as_json:
         click.echo(json.dumps({"file": str(path), **cluster.describe()}))
     else:

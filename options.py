@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,9 @@ from .artifact import FFN_MODES
 from .console import Progress, remark
 from .errors import BadInput, UsageError
 from .units import parse_count, parse_duration_s
+
+if TYPE_CHECKING:
+    from .planner import Cluster
 
 EMITTABLE = ("ir", "plan", "kernels", "schedule")
 OBJECTIVES = ("gpus", "ttft", "throughput")
@@ -41,7 +45,15 @@ def measure_if_local(cluster: str, wanted: bool, progress: Progress) -> None:
         from .calibration import calibrate
 
         remark(f"measuring this machine once, for {measured_path()} (--no-calibrate plans without)")
-        calibrate(None, progress, quick=True)
+        _, measured = calibrate(None, progress, quick=True)
+        warn_if_disturbed(measured)
+
+
+def warn_if_disturbed(measured: Cluster) -> None:
+    """Say so where a machine was not idle while it was measured."""
+    source = measured.numbers["memory.bandwidth"].source
+    if source.startswith("disturbed"):
+        remark(f"{source}: predictions are less sure; run `mnemoc calibrate` when it is idle")
 
 
 def prompt_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -43,11 +43,11 @@ PIPELINE_MODEL = {
     "head_dim": 64,
     "intermediate_size": 1408,
 }
-SEQUENCE_MODEL = {  # half the heads of Llama-3.1 405B, 16 on each KV head, and little else
+SEQUENCE_MODEL = {  # 16 query heads on a KV head, as Llama-3.1 405B has them, and little else
     "hidden_size": 256,
     "num_hidden_layers": 2,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 4,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 2,
     "head_dim": 128,
 }
 
@@ -97,7 +97,7 @@ def bench_pipeline(work: Path, cluster: Path, tokens: int, repeats: int) -> dict
 def bench_sequence(work: Path, cluster: Path, tokens: int, repeats: int) -> dict[str, Any]:
     """Two KVP groups and one, decoding behind the same long prompt."""
     model = make_model(work / "sequence", **SEQUENCE_MODEL)
-    ids, out = prompt(tokens), 64
+    ids, out = prompt(tokens), 96
     plans = {
         k: make_plan(
             work / f"k{k}", model, cluster, f"tp=1,spp=1,kvp={k},ffn=repeated", tokens, out
@@ -133,7 +133,7 @@ def ratio(name: str, over: float, under: float, aim: str, unit: str = "s") -> Fi
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--tokens", type=int, default=8192, help="prompt of the pipeline runs")
-    options.add_argument("--long", type=int, default=16384, help="prompt of the sequence runs")
+    options.add_argument("--long", type=int, default=32768, help="prompt of the sequence runs")
     options.add_argument("--repeats", type=int, default=5)
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="mnemoc-bench.") as folder:
@@ -144,7 +144,7 @@ def main() -> None:
         say(f"pipeline and reference, {chosen.tokens} tokens")
         pipeline = bench_pipeline(work, cluster, chosen.tokens, chosen.repeats)
         say(f"sequence, {chosen.long} tokens")
-        sequence = bench_sequence(work, cluster, chosen.long, max(2, chosen.repeats // 2))
+        sequence = bench_sequence(work, cluster, chosen.long, max(1, chosen.repeats // 3))
     ours, two, theirs = (
         pipeline["timings"][name] for name in ("1 stage", "2 stages", "transformers")
     )

@@ -53,6 +53,7 @@ FIELDS: Mapping[str, str] = {
     "peak.float16": "speed",
     "peak.float32": "speed",
     "memory.bandwidth": "bandwidth",
+    "memory.shared_bandwidth": "bandwidth",
     "memory.capacity": "size",
     "memory.reserve": "size",
     "efficiency.link": "share",
@@ -69,6 +70,7 @@ OPTIONAL = {
     "peak.bfloat16",
     "peak.float16",
     "peak.float32",
+    "memory.shared_bandwidth",
     "overhead.launch_captured",
     "price.device_hour",
 }

@@ -14,6 +14,9 @@ grain (see `curves` and `ir.ops.Work`):
     launch                per op that computes: what lies between two ops on the device; and what the host
                           needs to launch them all, where that is more than the device's time
 
+Where memory.shared_bandwidth says what all devices of a node draw together (the cores of a CPU), the tp × kvp
+ranks that stream at once draw no more than that: bandwidth·e is at most their share of it.
+
 α and β are those of the link that the axis crosses; α + bytes/β is the same curve as e(x), written the way
 people write it for messages. e_b is that of one-row products for matmul, of decode for attention.
 
@@ -306,14 +309,21 @@ class _Pricer:
         compute, stream = _CURVES[task.resource]
         curve = self.cluster.curves[stream]
         byte_s = 1 / (self.cluster["memory.bandwidth"] * curve.full)
-        half = curve.half if task.resource == stream else 0.0
-        streaming = _sum((byte_s, task.bytes), (byte_s * half, task.grain))
+        half_s = byte_s * curve.half if task.resource == stream else 0.0
+        streaming = _sum((max(byte_s, self._shared_byte_s()), task.bytes), (half_s, task.grain))
         if compute is None:
             return Term(task.part, (streaming,))
         curve = self.cluster.curves[compute]
         flop_s = 1 / (self.cluster[f"peak.{self.dtype}"] * curve.full)
         half = curve.half if task.resource == compute else 0.0
         return Term(task.part, (_sum((flop_s, task.flops), (flop_s * half, task.grain)), streaming))
+
+    def _shared_byte_s(self) -> float:
+        """Seconds per byte of a rank's share of its node's memory; 0 where it has its own."""
+        if "memory.shared_bandwidth" not in self.cluster.numbers:
+            return 0.0
+        at_once = min(self.mesh["tp"] * self.mesh["kvp"], self.cluster.devices_per_node)
+        return at_once / self.cluster["memory.shared_bandwidth"]
 
     def _remote(self, task: Task, axis: str) -> Term:
         latency_s, byte_s, share = 0.0, 0.0, 1.0

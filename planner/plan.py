@@ -106,7 +106,7 @@ def _sources(cluster: Cluster, gpus: int) -> Iterator[str]:
     if price is not None:
         yield f"{gpus * price.value:,.2f} USD per hour ({price.source})."
     if cluster.target == "cpu":
-        measured = cluster.curves["attention_prefill"].source == CALIBRATED
+        measured = CALIBRATED in cluster.curves["attention_prefill"].source
         yield _MEASURED if measured else f"{cluster.name}: {_SHIPPED}"
         return
     curve = cluster.curves["attention_prefill"]

@@ -1,151 +1,110 @@
-"""Measures this machine with the kernels that plans emit: `python -m mnemoc.runtime.calibrate DIR`.
+"""Measures this machine with the kernels that plans emit.
 
-`measure` starts one process per core, each with one thread, and lets all of them measure at once:
-that is how the workers of a plan share caches and memory bandwidth. DIR is the artifact of a plan
-for one rank. Times are medians over repeats, and of three rounds the best, for a machine has better
-and worse seconds; rates are means over the processes.
-
-    peak_flops, bandwidth    the best of everything below, of a large product and of a long reduction
-    matmul                   FLOP/s of a layer's products, by rows
-    attention_prefill        FLOP/s of chunks after a past, by rows that share a KV head's keys
-    attention_decode         B/s of one decode, by bytes of K and V
-    memory                   B/s of products of one row, by bytes of their weights
-    layer_s                  a whole layer for one row, after LAYER_TOKENS tokens
-    link                     B/s of messages between processes, by bytes
+`measure` starts processes of one thread each (`probes`): first one alone, for a core by itself may draw most
+of what memory has; then one per core, all at once, as the workers of a plan share the machine.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
-import os
+import socket
 import statistics
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import torch
-import torch.distributed as dist
-
-from .. import artifact
-from ..artifact import Batch, Segments
 from ..errors import RuntimeFault
-from . import cores
-from .loader import ArtifactModules
+from .others import Watch
+from .probes import Points
 from .workers import worker_environment
 
-COLD_BYTES = 96 << 20  # swept in turn, so that no cache keeps them
-LAYER_TOKENS = 16
-ROUNDS = 3
-_REPEATS = 40  # of messages: both ends must agree on how often
 _TIMEOUT_S = 300
 
-Points = list[tuple[float, float]]
 Progress = Callable[[float], None]
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What is measured: rows of products; bytes of weights for one row; chunks and contexts of prefill;
-    lengths of decode; bytes of messages.
-    """
-
-    rows: tuple[int, ...]
-    weights: tuple[int, ...]
-    chunks: tuple[int, ...]
-    contexts: tuple[int, ...]
-    lengths: tuple[int, ...]
-    messages: tuple[int, ...]
-    least_s: float
-
-
-FULL = Sizes(
-    rows=(16, 32, 64, 128, 256, 512),
-    weights=(256 << 10, 1 << 20, 4 << 20, 16 << 20),
-    chunks=(16, 64, 128, 256, 512),
-    contexts=(1024, 8192),
-    lengths=(256, 1024, 4096, 16384, 65536),
-    messages=(64, 16 << 10, 256 << 10, 1 << 20, 4 << 20),
-    least_s=0.4,
-)
-QUICK = Sizes(
-    rows=(16, 128, 512),
-    weights=(1 << 20, 8 << 20),
-    chunks=(16, 128, 512),
-    contexts=(2048,),
-    lengths=(256, 4096, 32768),
-    messages=(64, 64 << 10, 1 << 20),
-    least_s=0.15,
-)
-
-
-@dataclass(frozen=True)
-class Probe:
-    """One thing that is timed. what: the figure that it belongs to; size: its place on the curve;
-    work: FLOP, bytes or layers of one run. repeats: where processes must agree on how often; else by time.
-    """
-
-    what: str
-    size: float
-    work: float
-    run: Callable[[], object]
-    repeats: int | None = None
-
-    def median_s(self, least_s: float) -> float:
-        """Median time of a run; all processes start together."""
-        self.run()
-        dist.barrier()
-        times: list[float] = []
-        end = time.perf_counter() + least_s
-        while len(times) < (self.repeats or 1) or (
-            self.repeats is None and time.perf_counter() < end and len(times) < 2000
-        ):
-            started = time.perf_counter()
-            self.run()
-            times.append(time.perf_counter() - started)
-        return statistics.median(times)
+Rates = Mapping[str, Points]
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured, in base units; points are [size, rate]."""
+    """What was measured, in base units; points are [size, rate].
+
+    peak_flops            of one process among all: the best of everything that computes
+    bandwidth             of one process alone: the best of everything that streams
+    shared_bandwidth      of all processes together, in the kernels that stream
+    matmul                FLOP/s of a layer's products, by rows
+    attention_prefill     FLOP/s of chunks after a past, by rows that share a KV head's keys
+    attention_decode      B/s of one decode, by bytes of K and V
+    memory                B/s of products of one row, by bytes of their weights
+    layer_s               a whole layer for one row, after `probes.LAYER_TOKENS` tokens
+    link                  B/s of messages between processes, by bytes
+    others                cores that other programs kept busy meanwhile
+    """
 
     peak_flops: float
     bandwidth: float
+    shared_bandwidth: float
     matmul: Points
     attention_prefill: Points
     attention_decode: Points
     memory: Points
     layer_s: float
     link: Points
+    others: float
 
 
 def measure(
     directory: Path, workers: int, quick: bool, progress: Progress = lambda fraction: None
 ) -> Figures:
-    """Everything above, from `workers` processes that measure side by side. progress: what is done."""
-    command = [sys.executable, "-m", "mnemoc.runtime.calibrate", str(directory)]
+    """Everything above, with the kernels of the plan in `directory`, up to `workers` at once.
+
+    progress: the share that is done
+    """
+    watch = Watch()
+    command = [sys.executable, "-m", "mnemoc.runtime.probes", str(directory)]
+    command.append("quick" if quick else "full")
+    (alone,) = _crew([*command, "alone"], 1, lambda share: progress(share / 2))
+    each = _crew([*command, "together"], workers, lambda share: progress((1 + share) / 2))
+    together = {what: _mean(rates[what] for rates in each) for what in each[0]}
+    streams = *alone["attention_decode"], *alone["memory"]
+    shared = *together["attention_decode"], *together["memory"]
+    return Figures(
+        peak_flops=_best(*together["product"], *together["matmul"], *together["attention_prefill"]),
+        bandwidth=_best(*alone["stream"], *streams),
+        shared_bandwidth=workers * _best(*shared),
+        matmul=together["matmul"],
+        attention_prefill=together["attention_prefill"],
+        attention_decode=alone["attention_decode"],
+        memory=alone["memory"],
+        layer_s=1 / _best(*alone["layer"]),
+        link=together["link"],
+        others=watch.others(),
+    )
+
+
+def _mean(measured: Iterable[Points]) -> Points:
+    """Rates averaged over processes."""
+    return [
+        (points[0][0], statistics.fmean(rate for _, rate in points))
+        for points in zip(*measured, strict=True)
+    ]
+
+
+def _best(*points: tuple[float, float]) -> float:
+    return max(rate for _, rate in points)
+
+
+def _crew(command: Sequence[str], size: int, progress: Progress) -> list[Rates]:
+    """What each of `size` processes measured, all at once."""
     port = _free_port()
     processes = []
-    for rank in range(workers):
-        env = worker_environment() | {"RANK": str(rank), "WORLD_SIZE": str(workers)}
+    for rank in range(size):
+        env = worker_environment() | {"RANK": str(rank), "WORLD_SIZE": str(size)}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        processes.append(
-            subprocess.Popen(
-                [*command, "quick" if quick else "full"],
-                env=env,
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
-        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        processes.append(subprocess.Popen(command, env=env, text=True, **pipes))
 
     def stop() -> None:
         for process in processes:
@@ -156,7 +115,7 @@ def measure(
     try:
         assert processes[0].stdout is not None
         first = ""
-        for line in processes[0].stdout:  # fractions, then the figures as a JSON object
+        for line in processes[0].stdout:  # shares that are done, then the rates as a JSON object
             first = line
             if not line.startswith("{"):
                 progress(float(line))
@@ -169,216 +128,10 @@ def measure(
             last = complaint.strip().splitlines()[-1:]
             raise RuntimeFault("measuring this machine failed", got=" ".join(last))
     lines = [first, *(output.splitlines()[-1] for output, _ in outputs[1:])]
-    return _mean([json.loads(line) for line in lines])
-
-
-def _mean(measured: Sequence[Mapping[str, Any]]) -> Figures:
-    """Single figures and rates averaged over the processes."""
-
-    def mean(key: str) -> Any:
-        values = [figures[key] for figures in measured]
-        if not isinstance(values[0], list):
-            return statistics.fmean(values)
-        return [
-            (points[0][0], statistics.fmean(rate for _, rate in points))
-            for points in zip(*values, strict=True)
-        ]
-
-    return Figures(**{key: mean(key) for key in measured[0]})
-
-
-def main(argv: Sequence[str]) -> None:
-    """One of the processes: prints how far it is, line by line, then its figures as JSON."""
-    torch.set_num_threads(1)
-    cores.settle(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), threads=1)
-    manifest, contents = artifact.load(Path(argv[0]))
-    sizes = QUICK if argv[1] == "quick" else FULL
-    modules = ArtifactModules(Path(argv[0]), contents, ("kernels/", "schedule/"))
-    dist.init_process_group("gloo")
-    with torch.inference_mode():
-        bench = _Bench(modules.load(f"schedule.{manifest.plan.stages[0].role}"), sizes)
-        figures = bench.figures()
-    dist.destroy_process_group()
-    print(json.dumps(dataclasses.asdict(figures)))
-
-
-class _Bench:
-    """The emitted stage with random weights and a KV cache, and timings of its parts."""
-
-    def __init__(self, program: Any, sizes: Sizes) -> None:
-        self.program, self.sizes = program, sizes
-        shapes = {p["name"]: p["shape"] for p in program.PARAMETERS if p["per_layer"]}
-
-        def layer() -> SimpleNamespace:
-            return SimpleNamespace(
-                **{name: torch.randn(shape).mul_(0.02) for name, shape in shapes.items()}
-            )
-
-        self.w = layer()
-        weight_bytes: int = sum(weight.nbytes for weight in vars(self.w).values())
-        self.layers = [layer() for _ in range(-(-COLD_BYTES // weight_bytes))]
-        self.kv_heads: int
-        self.dim: int
-        self.kv_heads, _, self.page_size, self.dim = program.KV_SHAPE
-        self.token_bytes = 2 * self.kv_heads * self.dim * 4
-        cached = max(*sizes.lengths, *(n + max(sizes.chunks) for n in sizes.contexts))
-        self.pages = max(cached, COLD_BYTES // self.token_bytes) // self.page_size + 1
-        shape = (self.kv_heads, self.pages, self.page_size, self.dim)
-        self.k, self.v = torch.randn(shape), torch.randn(shape)
-        self.hidden: int = self.w.attention_norm.shape[0]
-        self.heads: int = self.w.w_o.shape[1] // self.dim
-        self.between = self.products(1, [w for w in vars(self.w).values() if w.dim() == 2])
-
-    def figures(self) -> Figures:
-        probes = [*self.probes()]
-        steps, done = ROUNDS * len(probes), 0
-        seconds = [math.inf] * len(probes)
-        for _ in range(ROUNDS):
-            for i, probe in enumerate(probes):
-                seconds[i] = min(seconds[i], probe.median_s(self.sizes.least_s / ROUNDS))
-                done += 1
-                print(done / steps, flush=True)
-        found: dict[str, Points] = {}
-        (between_s,) = (s for p, s in zip(probes, seconds, strict=True) if p.what == "between")
-        for probe, spent_s in zip(probes, seconds, strict=True):
-            own_s = max(spent_s - between_s, 1e-6) if probe.what == "link" else spent_s
-            found.setdefault(probe.what, []).append((probe.size, probe.work / own_s))
-        ((_, layers_per_s),) = found.pop("layer")
-        ((_, product),) = found.pop("product")
-        ((_, stream),) = found.pop("stream")
-        del found["between"]
-        arithmetic = (*found["matmul"], *found["attention_prefill"])
-        streams = (*found["attention_decode"], *found["memory"])
-        return Figures(
-            peak_flops=max(product, *(rate for _, rate in arithmetic)),
-            bandwidth=max(stream, *(rate for _, rate in streams)),
-            layer_s=1 / layers_per_s,
-            **found,
-        )
-
-    def probes(self) -> Iterator[Probe]:
-        square, big = torch.randn(1024, 1024), torch.randn(1 << 26)
-        yield Probe("product", 0, 2 * 1024**3, lambda: square @ square)
-        yield Probe("stream", 0, big.nbytes, big.amax)
-        yield from map(self.matmul, self.sizes.rows)
-        yield from map(self.one_row, self.sizes.weights)
-        yield from map(self.prefill, self.sizes.chunks)
-        yield from map(self.decode, self.sizes.lengths)
-        yield self.layer()
-        yield Probe("between", 0, 1, self.between, _REPEATS)
-        yield from map(self.message, self.sizes.messages)
-
-    def matmul(self, rows: int) -> Probe:
-        """FLOP of the four products of a layer; few rows sweep weights that no cache has."""
-        layers = self.layers if rows < 64 else self.layers[:1]
-        weights = [w for layer in layers for w in vars(layer).values() if w.dim() == 2]
-        flops = 2 * rows * sum(weight.numel() for weight in weights)
-        return Probe("matmul", rows, flops, self.products(rows, weights))
-
-    def products(self, rows: int, weights: Sequence[torch.Tensor]) -> Callable[[], object]:
-        linear = self.program.linear
-        inputs = {w.shape[1]: torch.randn(rows, w.shape[1]) for w in weights}
-        return lambda: [linear(inputs[w.shape[1]], w) for w in weights]
-
-    def one_row(self, size: int) -> Probe:
-        """Bytes of weights of some size, for one row."""
-        weights = torch.randn(COLD_BYTES // size, size // self.hidden // 4, self.hidden)
-        return Probe("memory", size, weights.nbytes, self.products(1, list(weights)))
-
-    def prefill(self, chunk: int) -> Probe:
-        """FLOP of chunks after each context; their size: rows that share a KV head's keys."""
-        kernel = self.program.attention_prefill
-        q, out, lse = self.rows(chunk)
-        pairs = sum(chunk * n + chunk * (chunk + 1) / 2 for n in self.sizes.contexts)
-        keys = sum(n + chunk for n in self.sizes.contexts)
-        plans = [kernel.prepare(self.segments(chunk, n + chunk)) for n in self.sizes.contexts]
-        return Probe(
-            "attention_prefill",
-            pairs * self.heads / self.kv_heads / keys,
-            4 * pairs * self.heads * self.dim,
-            lambda: [kernel.attention_prefill(q, self.k, self.v, p, out, lse) for p in plans],
-        )
-
-    def decode(self, length: int) -> Probe:
-        """Bytes of K and V; calls go round the cache, as the layers of a model do."""
-        kernel = self.program.attention_decode
-        q, out, lse = self.rows(1)
-        pages = -(-length // self.page_size)
-        count = min(64, self.pages // pages)
-        plans = [
-            kernel.prepare(self.segments(1, length, first=i * (self.pages // count)))
-            for i in range(count)
-        ]
-        read = length * self.token_bytes
-        return Probe(
-            "attention_decode",
-            read,
-            count * read,
-            lambda: [kernel.attention_decode(q, self.k, self.v, p, out, lse) for p in plans],
-        )
-
-    def layer(self) -> Probe:
-        """Layers, for one row after LAYER_TOKENS tokens."""
-        p = self.program
-        pos = torch.zeros(1, dtype=torch.int64)
-        segments = self.segments(1, LAYER_TOKENS)
-        values = {
-            "k_cache": self.k,
-            "v_cache": self.v,
-            "batch": Batch(pos, pos, pos, pos, 1, segments, None, ()),
-            "decode": p.attention_decode.prepare(segments),
-            "prefill": None,
-            "comm": SimpleNamespace(tp=None, kvp=None),
-            "x": torch.randn(1, self.hidden),
-            "rot": torch.ones(1, 2, self.dim // 2),
-        }
-        names = p.layer.__code__.co_varnames[: p.layer.__code__.co_argcount]
-        given = [
-            [values.get(name, layer) for name in names]  # "w" is the layer's own
-            for layer in self.layers
-        ]
-        return Probe("layer", 0, len(given), lambda: [p.layer(*arguments) for arguments in given])
-
-    def message(self, size: int) -> Probe:
-        """Bytes that each of the rank pairs (0, 1), (2, 3), … swaps; alone, a copy in memory stands in.
-
-        Both ways at once and after some computing, as in every collective of a plan: the two directions
-        share a loopback, and threads that slept while a core was busy take their time to wake.
-        """
-        rank, mine = dist.get_rank(), torch.zeros(size // 4)
-        peer, theirs = rank ^ 1, torch.empty_like(mine)
-        if peer >= dist.get_world_size():
-            return Probe("link", size, size, lambda: (self.between(), theirs.copy_(mine)), _REPEATS)
-        swap = [dist.P2POp(dist.isend, mine, peer), dist.P2POp(dist.irecv, theirs, peer)]
-
-        def exchange() -> None:
-            self.between()
-            for work in dist.batch_isend_irecv(swap):
-                work.wait()
-
-        return Probe("link", size, size, exchange, _REPEATS)
-
-    def rows(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        q = torch.randn(count, self.heads, self.dim)
-        return q, torch.empty_like(q), torch.empty(q.shape[:2])
-
-    def segments(self, rows: int, kv_len: int, first: int = 0) -> Segments:
-        """One segment on pages from `first` on."""
-
-        def table(*values: int) -> torch.Tensor:
-            return torch.tensor(values, dtype=torch.int32)
-
-        pages = torch.arange(first, first - (-kv_len // self.page_size), dtype=torch.int32)[None]
-        return Segments(table(0, rows), table(kv_len), table(kv_len - rows), pages, rows, kv_len)
+    return [json.loads(line) for line in lines]
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

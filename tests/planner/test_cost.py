@@ -138,6 +138,23 @@ def test_a_size_that_halves_the_speed_costs_as_much_again(
     assert layer("attention", 1e9) == 0, "no decode, no fixed cost of one"
 
 
+@pytest.mark.parametrize(("tp", "kvp", "share"), [(1, 1, 1.0), (2, 1, 0.5), (2, 2, 0.25)])
+def test_ranks_that_share_a_memory_draw_together_what_it_has(
+    tp: int, kvp: int, share: float, cluster: Callable[..., Cluster]
+) -> None:
+    module = fuse(shard(build(load_model("tiny-llama"), "float32"), tp=tp, kvp=kvp))
+    own, shared = cluster(), cluster(memory__shared_bandwidth=9e9)
+    keys = Sizes(ONE, ONE, ONE * 0, ONE * 0, ONE * 1e9, ONE * 0)
+
+    def attention_s(machine: Cluster) -> float:
+        terms = price_terms(count(module), machine, "float32", module.mesh, Links("intra", "intra"))
+        return float(compile_parts(stage_formulas(terms))(keys)["layer"]["attention"])
+
+    reached = 1e10 * CURVES["attention_decode"].full
+    expected = max(1.0, reached / (9e9 * share))
+    assert attention_s(shared) / attention_s(own) == pytest.approx(expected, rel=1e-6)
+
+
 def test_launches_hide_behind_kernels_that_take_longer() -> None:
     terms, _ = terms_of("llama-3-8b", 8, 1)
     seconds = compile_parts(stage_formulas(terms))

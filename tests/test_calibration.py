@@ -1,0 +1,83 @@
+"""Measuring this machine: real figures in a cluster file, and what spoils them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+from mnemoc.artifact import Layout
+from mnemoc.calibration import calibrate, rising
+from mnemoc.ir.model import load_model
+from mnemoc.planner import CALIBRATED, Cluster, Configuration, forecast, load_cluster
+from mnemoc.runtime.others import Watch
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cluster, list[float]]:
+    """This machine, and the shares that were reported while it was measured."""
+    shares: list[float] = []
+    path, cluster = calibrate(
+        tmp_path_factory.mktemp("calibrated") / "here.toml",
+        lambda what, share, eta_s: shares.append(share),
+        quick=True,
+    )
+    assert load_cluster(str(path)) == cluster
+    return cluster, shares
+
+
+def test_a_machine_is_measured_with_the_kernels_of_a_plan(
+    measured: tuple[Cluster, list[float]],
+) -> None:
+    cluster, shares = measured
+    assert shares == sorted(shares)
+    assert shares[-1] <= 1
+    for key, least, most in (
+        ("peak.float32", 1e9, 1e13),
+        ("memory.bandwidth", 1e9, 1e12),
+        ("memory.shared_bandwidth", 1e9, 1e13),
+        ("links.intra.bandwidth", 1e7, 1e11),
+    ):
+        assert least < cluster[key] < most
+        assert CALIBRATED in cluster.numbers[key].source
+    for curve in cluster.curves.values():
+        shares_by_size = [share for _, share in curve.points]
+        assert shares_by_size == sorted(shares_by_size)
+
+
+def test_what_is_measured_predicts(measured: tuple[Cluster, list[float]]) -> None:
+    cluster, _ = measured
+    said = forecast(load_model("tiny-llama"), cluster, Configuration(Layout(1, 1, 1), 4096))
+    assert 0.01 < said.ttft.seconds < 60
+    assert 1e-4 < said.tbt.seconds < 1
+
+
+def test_rates_that_fall_are_averaged() -> None:
+    assert rising([(1, 2.0), (2, 8.0), (4, 6.0), (8, 10.0)], best=10.0) == [
+        (1, 0.2),
+        (2, 0.7),
+        (4, 0.7),
+        (8, 1.0),
+    ]
+
+
+def test_another_program_at_work_is_noticed() -> None:
+    watch = Watch()
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        time.sleep(1.0)
+        assert watch.others() > 0.3
+    finally:
+        busy.kill()
+        busy.wait()
+
+
+def test_our_own_work_is_not_taken_for_that_of_others() -> None:
+    own = [sys.executable, "-c", "sum(range(10**8))"]
+    kept_busy = []
+    for _ in range(3):  # others may really be at work: the least counts
+        watch = Watch()
+        subprocess.run(own, check=True)
+        kept_busy.append(watch.others())
+    assert min(kept_busy) < 0.5
