@@ -1,8 +1,8 @@
 """One of the processes that measure a machine: `python -m mnemoc.runtime.probes DIR SIZES CREW`.
 
 DIR is the artifact of a plan for one rank, whose kernels are timed; SIZES is "full" or "quick"; CREW is
-"alone", what one process reaches with the machine to itself, or "together", what each of several reaches while
-all of them measure the same. Prints the share that is done, line by line, then a JSON object:
+"alone", what one process reaches with the machine to itself, or "together", what each of several reaches
+while all of them measure the same. Prints the share that is done, line by line, then a JSON object:
 figure → [[size, rate], ...].
 
 Times are medians over repeats, and of three rounds the best, for a machine has better and worse seconds.
