@@ -1,22 +1,24 @@
 """Predicted over measured TTFT and time between tokens on this machine, after `mnemoc calibrate`.
 
 Layouts of one and two ranks, contexts from 2 K to 32 K, and chunk sizes that different TBT promises lead to.
-Each configuration is planned, run alone with one thread a worker, and held against its own plan. All of
-them take turns in each round, and the best of the rounds counts: both sides mean an undisturbed machine.
+In each round the machine is measured anew, then each configuration is planned with those figures, run alone
+with one thread a worker, and held against its own plan: a virtual machine is a third faster in one minute than
+in another. The median over the rounds counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness import (
     Figure,
-    Timing,
     engine,
     make_model,
     make_plan,
@@ -71,45 +73,33 @@ CONFIGURATIONS = (
 )
 
 
-def plan_of(case: Configuration, work: Path, cluster: Path) -> dict[str, Any]:
-    """Plan it into its own folder."""
-    return make_plan(
-        work / str(case), work / case.model, cluster, case.layout, case.tokens, OUT, tbt=case.tbt
-    )
-
-
-def measure(case: Configuration, work: Path) -> Timing:
-    """One run of it, after a warm-up that does not count."""
+def measure(case: Configuration, work: Path, cluster: Path) -> dict[str, Any]:
+    """What its plan predicts with these figures of the machine, and one run of it, after a warm-up."""
+    model, folder = work / case.model, work / f"{cluster.stem} {case}"
+    plan = make_plan(folder, model, cluster, case.layout, case.tokens, OUT, tbt=case.tbt)
     ids = prompt(case.tokens)
-    with engine(work / str(case), work / case.model) as request:
+    with engine(folder, model) as request:
         request(ids[:600], 2)
-        return request(ids, OUT)
+        timing = request(ids, OUT)
+    shutil.rmtree(folder)
+    predicted = {what: plan["predicted"][what] for what in ("ttft_s", "tbt_s")}
+    say(f"{case}: predicted {predicted}, measured {vars(timing)}")
+    chunks = [rule["chunk"] for rule in plan["chunks"]]
+    return {"predicted": predicted, "measured": vars(timing), "chunks": chunks}
 
 
-def held(case: Configuration, plan: dict[str, Any], timings: list[Timing]) -> dict[str, Any]:
-    """What was predicted and what was measured, in seconds: of the rounds the best, as calibrate does."""
-    return {
-        "configuration": str(case),
-        "chunks": [rule["chunk"] for rule in plan["chunks"]],
-        "predicted": plan["predicted"],
-        "measured": {
-            "ttft_s": min(timing.ttft_s for timing in timings),
-            "tbt_s": min(timing.tbt_s for timing in timings),
-        },
-        "rounds": [vars(timing) for timing in timings],
-    }
-
-
-def figures(runs: list[dict[str, Any]]) -> list[Figure]:
-    """Predicted over measured, each, then the median and the worst of their errors."""
+def figures(runs: Mapping[Configuration, list[dict[str, Any]]]) -> list[Figure]:
+    """Predicted over measured, each the median over the rounds; then the median and the worst error."""
     found = []
-    for one in runs:
+    for case, rounds in runs.items():
         for what in ("ttft", "tbt"):
-            guess, got = one["predicted"][f"{what}_s"], one["measured"][f"{what}_s"]
-            chunks = f"chunks {max(one['chunks'])} to {min(one['chunks'])}"
-            detail = f"{guess * 1e3:.4g} ms over {got * 1e3:.4g} ms, {chunks}"
-            title = f"{what.upper()}, {one['configuration']}"
-            found.append(Figure(title, guess / got, "×", "0.75 to 1.25", detail))
+            pairs = [(r["predicted"][f"{what}_s"], r["measured"][f"{what}_s"]) for r in rounds]
+            ratios = [guess / got for guess, got in pairs]
+            times = ", ".join(f"{guess * 1e3:.4g} over {got * 1e3:.4g}" for guess, got in pairs)
+            sizes = [chunk for r in rounds for chunk in r["chunks"]]
+            detail = f"{times} ms, chunks {max(sizes)} to {min(sizes)}"
+            title = f"{what.upper()}, {case}"
+            found.append(Figure(title, statistics.median(ratios), "×", "0.75 to 1.25", detail))
     errors = [100 * abs(figure.value - 1) for figure in found]
     detail = f"of {len(errors)} predictions"
     return [
@@ -121,29 +111,23 @@ def figures(runs: list[dict[str, Any]]) -> list[Figure]:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--rounds", type=int, default=2, help="over all configurations")
-    options.add_argument("--cluster", type=Path, help="measured already; else measured first")
+    options.add_argument("--rounds", type=int, default=3, help="over all configurations")
     chosen = options.parse_args()
+    runs: dict[Configuration, list[dict[str, Any]]] = {case: [] for case in CONFIGURATIONS}
+    clusters = []
     with tempfile.TemporaryDirectory(prefix="mnemoc-predictions.") as folder:
         work = Path(folder)
-        cluster = chosen.cluster or work / "local.toml"
-        if chosen.cluster is None:
-            say("measuring this machine")
-            mnemoc("calibrate", "-o", cluster)
         for name, config in MODELS.items():
             make_model(work / name, **config)
-        plans = {case: plan_of(case, work, cluster) for case in CONFIGURATIONS}
-        timings: dict[Configuration, list[Timing]] = {case: [] for case in CONFIGURATIONS}
-        for _ in range(chosen.rounds):
+        for number in range(1, chosen.rounds + 1):
+            say(f"round {number}: measuring this machine")
+            cluster = work / f"local{number}.toml"
+            mnemoc("calibrate", "-o", cluster)
+            clusters.append(cluster.read_text())
             for case in CONFIGURATIONS:
-                timings[case].append(measure(case, work))
-                said = plans[case]["predicted"]
-                say(f"{case}: {said['ttft_s']:.4g}, {said['tbt_s']:.4g} s; {timings[case][-1]}")
-        runs = [held(case, plans[case], timings[case]) for case in CONFIGURATIONS]
-        text = cluster.read_text()
-    write_report(
-        "predictions", "Predicted over measured", figures(runs), {"runs": runs, "cluster": text}
-    )
+                runs[case].append(measure(case, work, cluster))
+    details = {"runs": {str(case): rounds for case, rounds in runs.items()}, "clusters": clusters}
+    write_report("predictions", "Predicted over measured", figures(runs), details)
 
 
 if __name__ == "__main__":
