@@ -2,8 +2,8 @@
 
 Layouts of one and two ranks, contexts from 2 K to 32 K, and chunk sizes that different TBT promises lead to.
 In each round the machine is measured anew, then each configuration is planned with those figures, run alone
-with one thread a worker, and held against its own plan: a virtual machine is a third faster in one minute than
-in another. The median over the rounds counts.
+with one thread a worker, and held against its own plan: a virtual machine may be a third faster in one minute
+than in another. The median over the rounds counts.
 """
 
 from __future__ import annotations
