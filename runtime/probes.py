@@ -10,6 +10,7 @@ Times are medians over repeats, and of three rounds the best, for a machine has 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -140,7 +141,9 @@ class _Bench:
         self.k, self.v = torch.randn(shape), torch.randn(shape)
         self.hidden: int = self.w.attention_norm.shape[0]
         self.heads: int = self.w.w_o.shape[1] // self.dim
-        self.between = self.products(1, [w for w in vars(self.w).values() if w.dim() == 2])
+        self.calls = self.arguments()
+        turn = itertools.cycle(self.calls)
+        self.between = lambda: program.layer(*next(turn))
 
     def rates(self, probes: Sequence[Probe]) -> dict[str, Points]:
         """Of each figure, (size, work per second) of its probes."""
@@ -231,6 +234,11 @@ class _Bench:
 
     def layer(self) -> Probe:
         """Layers, for one row after LAYER_TOKENS tokens."""
+        run = self.program.layer
+        return Probe("layer", 0, len(self.calls), lambda: [run(*call) for call in self.calls])
+
+    def arguments(self) -> list[list[object]]:
+        """What the program's `layer` is called with: weights of each layer in turn, all else the same."""
         p = self.program
         pos = torch.zeros(1, dtype=torch.int64)
         segments = self.segments(1, LAYER_TOKENS)
@@ -245,26 +253,27 @@ class _Bench:
             "rot": torch.ones(1, 2, self.dim // 2),
         }
         names = p.layer.__code__.co_varnames[: p.layer.__code__.co_argcount]
-        given = [
+        return [
             [values.get(name, layer) for name in names]  # "w" is the layer's own
             for layer in self.layers
         ]
-        return Probe("layer", 0, len(given), lambda: [p.layer(*arguments) for arguments in given])
 
     def message(self, size: int) -> Probe:
         """Bytes that each of the rank pairs (0, 1), (2, 3), … swaps; alone, a copy in memory stands in.
 
-        Both ways at once and after some computing, as in every collective of a plan: the two directions
-        share a loopback, and threads that slept while a core was busy take their time to wake.
+        Both ways at once and after a layer, as in every exchange of a plan: the two directions share a
+        loopback, and threads that slept while a core was busy take their time to wake.
         """
         rank, mine = dist.get_rank(), torch.zeros(size // 4)
-        peer, theirs = rank ^ 1, torch.empty_like(mine)
-        if peer >= dist.get_world_size():
-            return Probe("link", size, size, lambda: (self.between(), theirs.copy_(mine)), _REPEATS)
-        swap = [dist.P2POp(dist.isend, mine, peer), dist.P2POp(dist.irecv, theirs, peer)]
+        peer = rank ^ 1
 
         def exchange() -> None:
             self.between()
+            theirs = torch.empty_like(mine)
+            if peer >= dist.get_world_size():
+                theirs.copy_(mine)
+                return
+            swap = [dist.P2POp(dist.isend, mine, peer), dist.P2POp(dist.irecv, theirs, peer)]
             for work in dist.batch_isend_irecv(swap):
                 work.wait()
 
