@@ -103,8 +103,8 @@ def _crew(command: Sequence[str], size: int, progress: Progress) -> list[Rates]:
     for rank in range(size):
         env = worker_environment() | {"RANK": str(rank), "WORLD_SIZE": str(size)}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        processes.append(subprocess.Popen(command, env=env, text=True, **pipes))
+        pipe = subprocess.PIPE
+        processes.append(subprocess.Popen(command, env=env, text=True, stdout=pipe, stderr=pipe))
 
     def stop() -> None:
         for process in processes:

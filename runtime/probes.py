@@ -108,7 +108,8 @@ def main(argv: Sequence[str]) -> None:
     manifest, contents = artifact.load(Path(argv[0]))
     sizes = QUICK if argv[1] == "quick" else FULL
     modules = ArtifactModules(Path(argv[0]), contents, ("kernels/", "schedule/"))
-    dist.init_process_group("gloo")
+    with cores.giving_way():
+        dist.init_process_group("gloo")
     with torch.inference_mode():
         bench = _Bench(modules.load(f"schedule.{manifest.plan.stages[0].role}"), sizes)
         rates = bench.rates([*(bench.alone() if argv[2] == "alone" else bench.together())])

@@ -106,7 +106,8 @@ class Worker:
         peers = [layout.rank(stage, group, tp_rank) for group in range(layout.kvp)]
         self.batches = Batches(growth, plan.page_size, peers, self.device)
         backend = "nccl" if self.device.type == "cuda" else "gloo"
-        self.comm = connect(layout, settings.rank, backend)
+        with cores.giving_way():
+            self.comm = connect(layout, settings.rank, backend)
         self.max_sends = layout.spp + 1
         self._sends: deque[Any] = deque()
 
