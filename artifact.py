@@ -30,7 +30,7 @@ from .errors import BadInput
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 
 
@@ -116,16 +116,38 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the fullest rank."""
+    """Bytes on the fullest rank, for the micro-batch that needs most.
+
+    activation: rows as they go through the program; workspace: of kernels, page tables and token ids;
+    communication: what is sent and received, and the library's own buffers; reserve: left to the device's
+    context and the allocator; capacity: the device's, reserve and all
+    step: that micro-batch, in words
+    """
 
     weights_bytes: int
     kv_bytes: int
     activation_bytes: int
+    workspace_bytes: int
+    communication_bytes: int
+    reserve_bytes: int
     capacity_bytes: int
+    step: str
+
+    @property
+    def parts(self) -> Mapping[str, int]:
+        """What fills the rank, by name."""
+        return {
+            "weights": self.weights_bytes,
+            "kv": self.kv_bytes,
+            "activation": self.activation_bytes,
+            "workspace": self.workspace_bytes,
+            "communication": self.communication_bytes,
+            "reserve": self.reserve_bytes,
+        }
 
     @property
     def used_bytes(self) -> int:
-        return self.weights_bytes + self.kv_bytes + self.activation_bytes
+        return sum(self.parts.values())
 
     @property
     def fits(self) -> bool:

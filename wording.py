@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from .artifact import Marginal, Plan
+from .artifact import Marginal, Memory, Plan
 from .units import format_duration
 
+_PARTS = {"kv": "KV", "activation": "activations"}
 _CHANGES = {"ttft": "TTFT", "tbt": "TBT", "node": "one node", "device": "one device"}
 
 
 def devices_word(plan: Plan) -> str:
     """What the plan's ranks run on, as a plural."""
     return "workers" if plan.target == "cpu" else "GPUs"
+
+
+def memory_parts(held: Memory) -> dict[str, int]:
+    """What fills a rank, in words; what takes nothing is left out."""
+    return {_PARTS.get(name, name): size for name, size in held.parts.items() if size}
 
 
 def what_ifs(plan: Plan) -> dict[str, list[str]]:

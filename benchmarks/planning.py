@@ -119,7 +119,7 @@ def _our_answer(code: int, text: str) -> str:
     plan = json.loads(text)
     said, memory = plan["predicted"], plan["memory"]
     layout = " ".join(f"{axis}={degree}" for axis, degree in plan["layout"].items())
-    held = sum(memory[f"{what}_bytes"] for what in ("weights", "kv", "activation"))
+    held = sum(size for part, size in memory.items() if part != "capacity_bytes")
     return (
         f"{plan['gpus']} GPUs, {layout}, TTFT {said['ttft_s']:.1f} s, TBT {said['tbt_s'] * 1e3:.1f} ms, "
         f"{held / 2**30:.1f} GiB per rank, proven gap {plan['optimality']['gap']:.2%}"

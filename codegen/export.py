@@ -311,7 +311,8 @@ def _common(it: Subject, tp: int, kv_bytes: int) -> list[Gap]:
     """What none of them has; and memory, where the engine needs more than there is."""
     held, layout = it.plan.memory, it.plan.layout
     gaps = []
-    needed = _weights_bytes(it) * layout.tp // tp + kv_bytes + held.activation_bytes
+    needed = _weights_bytes(it) * layout.tp // tp + kv_bytes
+    needed += held.used_bytes - held.weights_bytes - held.kv_bytes
     if needed > held.capacity_bytes:
         have = format_bytes(held.capacity_bytes)
         gaps.append(Gap("Memory", f"{format_bytes(needed)} needed on a rank that may fill {have}"))

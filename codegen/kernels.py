@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ..errors import BadInput
+from ..ir.ops.attention import SPLIT_ROWS
 from .templating import render
 
 BLOCK_BYTES = 16 * 1024
@@ -175,10 +176,13 @@ def _triton(spec: KernelSpec) -> dict[str, object]:
     tiles = {"prefill": PREFILL_TILES[arch], "decode": DECODE_TILES[arch]}
     prefill, decode = (_tile(name, by_head_dim, spec) for name, by_head_dim in tiles.items())
     row = _power_of_two(spec.hidden)
+    programs = 2 * NUM_SMS[arch]
+    # Keys are split where fewer programs run than fill the device, so that fewer than twice as many do.
+    assert 2 * programs * max(prefill.block_m, decode.block_m) <= SPLIT_ROWS
     return {
         "arch": arch,
         "num_sms": NUM_SMS[arch],
-        "programs": 2 * NUM_SMS[arch],
+        "programs": programs,
         "shortest_split": SHORTEST_SPLIT,
         "rms": {"block": row, "warps": min(16, max(1, row // 1024))},
         "swiglu": {"block": min(2048, _power_of_two(spec.ffn)), "warps": 4},

@@ -106,7 +106,7 @@ def _comment(op: Op) -> list[str]:
 
 @dataclass(frozen=True)
 class _Function:
-    """The function being emitted: which names are weights, and when a value is last used."""
+    """The function being emitted: which names are weights."""
 
     function: Function
     mesh: Mapping[str, int]
@@ -118,13 +118,6 @@ class _Function:
 
     def is_read(self, name: str) -> bool:
         return any(name in op.operands for op in self.function.ops) or name in self.function.returns
-
-    def may_overwrite(self, name: str, op: Op) -> bool:
-        """Nobody reads the value after `op`, and it was made in this function."""
-        later = self.function.ops[self.function.ops.index(op) + 1 :]
-        made_here = all(value.name != name for value in self.function.params)
-        read = any(name in other.operands for other in later) or name in self.function.returns
-        return made_here and not read
 
 
 # ----------------------------------------------------------------------------------------- the ops
@@ -161,7 +154,7 @@ def _linear(op: Op, f: _Function) -> list[str]:
 
 def _add(op: Op, f: _Function) -> list[str]:
     a, b = op.operands
-    in_place = "_" if f.may_overwrite(a, op) else ""
+    in_place = "_" if f.function.is_spent(a, op) else ""
     return [f"{op.results[0].name} = {f.ref(a)}.add{in_place}({f.ref(b)})"]
 
 

@@ -60,6 +60,13 @@ class Function:
     def result_types(self) -> tuple[TensorType, ...]:
         return tuple(self.types[name] for name in self.returns)
 
+    def is_spent(self, name: str, op: Op) -> bool:
+        """Nobody reads the value after `op`, and it was made here: `op` may overwrite it."""
+        later = self.ops[self.ops.index(op) + 1 :]
+        made_here = all(value.name != name for value in self.params)
+        read = any(name in other.operands for other in later) or name in self.returns
+        return made_here and not read
+
 
 @dataclass(frozen=True)
 class Call:

@@ -46,7 +46,7 @@ def make_candidate(
     """A split of a layout, with the chunk sizes that keep the TBT and memory promises."""
     cost_s, tau_s = outlook.summed(np.maximum.reduce(outlook.stage_times(split)))
     fixed = max(outlook.stage_bytes(split))
-    fits = fixed + outlook.activation_bytes <= usable_bytes
+    fits = fixed + outlook.step_bytes <= usable_bytes
     keeps = len(split) * tau_s <= tbt_s
     allowed = outlook.chunks.samples.allowed & fits & keeps
     return Candidate(outlook, split, cost_s, tau_s, allowed, fixed)

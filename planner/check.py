@@ -38,6 +38,7 @@ def violations(
         *_rules(plan, workload),
         *_pages(plan, workload),
         *_memory(plan, spec, cluster),
+        *_step_memory(plan, spec, cluster, workload),
         *_times(plan, workload, price),
         *_parts(plan),
     )
@@ -118,9 +119,44 @@ def _memory(plan: Plan, spec: ModelSpec, cluster: Cluster) -> Iterator[str]:
     planned = plan.memory.weights_bytes + plan.memory.kv_bytes
     if planned != fullest:
         yield f"{planned} bytes of weights and KV planned, {fullest} counted"
-    usable = int(cluster["memory.capacity"] - cluster["memory.reserve"])
-    if fullest + plan.memory.activation_bytes > usable:
+    capacity, reserve = int(cluster["memory.capacity"]), int(cluster["memory.reserve"])
+    held = plan.memory
+    if (held.capacity_bytes, held.reserve_bytes) != (capacity, reserve):
+        yield "capacity and reserve are not the cluster's"
+    step = held.activation_bytes + held.workspace_bytes + held.communication_bytes
+    if fullest + step + reserve > capacity:
         yield "the fullest rank does not fit"
+
+
+def _step_memory(
+    plan: Plan, spec: ModelSpec, cluster: Cluster, workload: Workload
+) -> Iterator[str]:
+    """What no program can do without, chunk by chunk: its rows, what it swaps, what is on its way."""
+    starts, sizes = lay_out(plan, workload)
+    layout, item = plan.layout, ITEM_BYTES[plan.dtype]
+    ranks = layout.tp * layout.kvp if layout.helix else layout.tp
+    ffn, heads = spec.ffn / ranks, spec.num_heads / layout.tp
+    in_ffn = (
+        sizes * item * (2 * spec.hidden + 3 * ffn)
+    )  # input, residual, gate and up, their product
+    peers = np.ceil((starts + sizes) / plan.group_tokens) - 1
+    swapped = 2 * sizes * peers * spec.num_heads / ranks * (spec.head_dim + 1) * 4
+    in_merge = sizes * item * (spec.hidden + 2 * heads * spec.head_dim) + swapped
+    sent = (layout.spp + 1) * sizes * spec.hidden * item * (layout.spp > 1)
+    kept = 8 * workload.context * workload.concurrency + 4 * plan.num_pages
+    groups = sum(degree > 1 for degree in (layout.tp, layout.spp, layout.kvp)) + layout.helix
+    library = groups * cluster.communicator_bytes if groups else 0
+    held = plan.memory
+    planned = held.activation_bytes + held.workspace_bytes + held.communication_bytes
+    for what, rows in (("FFN", in_ffn), ("merge", in_merge)):
+        needed = int((rows + sent).max()) + kept + library
+        if planned < needed:
+            yield f"{planned} bytes planned for a step whose {what} needs {needed}"
+    logits = float(_decodes(plan, workload).R) * spec.vocab * 4 + kept + library
+    if planned < logits:
+        yield f"{planned} bytes planned for decodes whose logits need {logits}"
+    if held.workspace_bytes < kept or held.communication_bytes < library:
+        yield "workspace and communication do not hold what is kept from step to step"
 
 
 def _rank_elements(name: str, shape: tuple[int, ...], tp: int, kv_rows: int, ranks: int) -> int:

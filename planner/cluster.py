@@ -56,6 +56,7 @@ FIELDS: Mapping[str, str] = {
     "memory.shared_bandwidth": "bandwidth",
     "memory.capacity": "size",
     "memory.reserve": "size",
+    "memory.communicator": "size",
     "efficiency.link": "share",
     "overhead.launch": "time",
     "overhead.launch_captured": "time",
@@ -67,6 +68,7 @@ FIELDS: Mapping[str, str] = {
     "price.device_hour": "price",
 }
 OPTIONAL = {
+    "memory.communicator",
     "peak.bfloat16",
     "peak.float16",
     "peak.float32",
@@ -151,6 +153,11 @@ class Cluster:
     def usable_bytes(self) -> int:
         """Memory that a plan may fill on one device."""
         return int(self["memory.capacity"] - self["memory.reserve"])
+
+    @property
+    def communicator_bytes(self) -> int:
+        """What NCCL allocates for one process group; gloo, on CPUs, has no buffers of such a size."""
+        return 0 if self.target == "cpu" else int(self["memory.communicator"])
 
 
 def clusters() -> tuple[str, ...]:

@@ -171,7 +171,7 @@ def why(search: Search, found: Finding, promise: Promise, objective: str) -> str
             return f"TBT binds: with fewer than {gpus} devices nothing keeps {limit}."
         return f"TBT binds: larger chunks would shorten TTFT and break {limit}."
     if name == "memory":
-        return "Memory binds: on fewer devices weights and KV cache do not fit."
+        return "Memory binds: on fewer devices weights, KV cache and buffers do not fit."
     if name == "devices":
         return f"The number of devices binds: all {promise.devices} that may be used help."
     if gpus == 1:

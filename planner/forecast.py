@@ -36,7 +36,8 @@ from .cluster import Cluster
 from .configuration import Configuration, check_configuration, growth_of, riders_of
 from .cost import PARTS, compile_parts, links_of
 from .evidence import Estimate, Use, estimate, uses_of
-from .predict import chunk_rules, crossing_s, stage_parts
+from .footprint import Step
+from .predict import chunk_rules, crossing_s, held, stage_parts
 from .price import NEVER, Outlook, Pricer
 from .search import Finding
 
@@ -84,7 +85,6 @@ def forecast(spec: ModelSpec, cluster: Cluster, asked: Configuration) -> Forecas
             np.arange(len(starts)) == len(starts) - 1
         )
     ttft = _pipelined(stages)
-    activations = int(outlook.footprint.activations(chunks).max())
     return _answer(
         pricer,
         asked,
@@ -93,7 +93,7 @@ def forecast(spec: ModelSpec, cluster: Cluster, asked: Configuration) -> Forecas
         (starts, sizes),
         ttft,
         _decode(pricer, asked, split),
-        activations,
+        outlook.step(chunks),
     )
 
 
@@ -166,10 +166,12 @@ def _ring(pricer: Pricer, asked: Configuration) -> Forecast:
     )
     step_s = parts["attention"] / layers * step / pairs
     parts["communication"] += layers * (ranks - 1) * max(0.0, travel_s - step_s)
-    held = int(outlook.footprint.activations(chunk)) + 2 * math.ceil(keys)
+    needs = outlook.step(chunk)
+    travelling = 2 * math.ceil(keys) + pricer.communication_bytes(1)
+    needs = dataclasses.replace(needs, communication=needs.communication + travelling)
     once = (np.array([float(asked.cached)]), np.array([rows]))
     decode = _decode(pricer, asked, (layers,))
-    return _answer(pricer, asked, outlook, (layers,), once, parts | {"bubble": 0.0}, decode, held)
+    return _answer(pricer, asked, outlook, (layers,), once, parts | {"bubble": 0.0}, decode, needs)
 
 
 def _ring_pairs(asked: Configuration) -> tuple[float, float]:
@@ -190,19 +192,10 @@ def _answer(
     chunks: tuple[Floats, Floats],
     ttft: Parts,
     tbt: Parts,
-    activation_bytes: int,
+    needs: Step,
 ) -> Forecast:
     uses = uses_of(asked, pricer.spec, pricer.cluster, outlook.footprint, chunks[1])
-    sizes = outlook.stage_bytes(split)
-    fullest = sizes.index(max(sizes))
-    kv = split[fullest] * outlook.growth.pages * outlook.growth.page_size
-    kv_bytes = kv * outlook.footprint.kv_per_token
-    memory = Memory(
-        weights_bytes=sizes[fullest] - kv_bytes,
-        kv_bytes=kv_bytes,
-        activation_bytes=activation_bytes,
-        capacity_bytes=pricer.cluster.usable_bytes,
-    )
+    memory = held(outlook, split, pricer.cluster, chunks, needs)
     decode_s = sum(tbt.values())
     return Forecast(
         ttft=estimate(ttft, [u for u in uses if u.figure == "ttft"]),

@@ -55,7 +55,7 @@ def _reason(question: WhatIf) -> tuple[str, str, list[Relaxation]]:
         least = min(balanced_bytes(o) for o in space)
         usable = question.cluster.usable_bytes
         return (
-            f"memory: weights and KV cache need {format_bytes(least)} on the fullest device, "
+            f"memory: weights, KV cache and one step need {format_bytes(least)} on the fullest device, "
             f"{format_bytes(usable)} are usable on {devices} devices",
             "memory",
             [],

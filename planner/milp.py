@@ -8,7 +8,7 @@ Data     gpus_q      t·p·k
          σ_qbc       seconds of bucket b's chunks, each in its slowest stage        (`price`)
          τ_qbc       seconds of the slowest of them in its slowest stage
          η_q         seconds that the last chunk's logits add
-         a_qc        bytes of activations; m_q the bytes left for them on the fullest rank
+         a_qbc       bytes of what a step needs beside weights and KV; m_q those left on the fullest rank
 Choose   z_q ∈ {0,1}      the candidate
          x_qbc ∈ {0,1}    the chunk size per bucket
          w_q ≥ 0          the slowest chunk: what filling and draining the pipeline costs per stage
@@ -136,7 +136,7 @@ class _Model:
             first = [self._column(f"x[{q},{b},{c}]", integer=True) for c in entries]
             sigma = candidate.cost_s[b, entries] * self.scale
             tau = candidate.tau_s[b, entries] * self.scale
-            bytes_ = candidate.outlook.activation_bytes[b, entries]
+            bytes_ = candidate.outlook.step_bytes[b, entries]
             self.ttft.update(zip(first, sigma, strict=True))
             ones = dict.fromkeys(first, 1.0)
             times = dict(zip(first, tau, strict=True))

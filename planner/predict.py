@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..artifact import ChunkRule, Memory, Prediction
-from .chunks import Sizes, decode_sizes, prefill_sizes
+from .chunks import Floats, Sizes, decode_sizes, prefill_sizes
+from .cluster import Cluster
 from .cost import PARTS, StageFormulas, compile_parts
-from .price import Pricer
+from .footprint import Step
+from .price import Outlook, Pricer
 from .search import Finding
 
 Parts = Mapping[str, NDArray[np.float64]]
@@ -58,18 +60,45 @@ def predict(finding: Finding, formulas: StageFormulas, pricer: Pricer) -> Predic
 
 
 def memory(finding: Finding, pricer: Pricer) -> Memory:
-    """Bytes on the fullest rank."""
-    outlook, split = finding.outlook, finding.candidate.split
-    sizes = outlook.stage_bytes(split)
+    """Bytes on the fullest rank, for the dearest of the chosen chunks and decodes."""
+    outlook, rows = finding.outlook, np.arange(len(finding.choice))
+    samples = outlook.chunks.samples
+    used = samples.weight[:, rows, finding.choice] > 0
+    starts, sizes, *counts = (
+        values[:, rows, finding.choice][used]
+        for values in (samples.start, samples.size, *vars(outlook.chunks.sizes).values())
+    )
+    needs = outlook.step(Sizes(*counts))
+    return held(outlook, finding.candidate.split, pricer.cluster, (starts, sizes), needs)
+
+
+def held(
+    outlook: Outlook,
+    split: tuple[int, ...],
+    cluster: Cluster,
+    chunks: tuple[Floats, Floats],
+    needs: Step,
+) -> Memory:
+    """Bytes on the fullest rank, for the dearest of some chunks (starts, sizes) and what they need."""
+    sizes, growth = outlook.stage_bytes(split), outlook.growth
     fullest = sizes.index(max(sizes))
-    growth = outlook.growth
     kv = split[fullest] * growth.pages * growth.page_size * outlook.footprint.kv_per_token
-    rows = np.arange(len(finding.choice))
+    at = int(needs.total.argmax())
+    start, rows = (int(values[at]) for values in chunks)
+    step = f"a chunk of {rows:,} tokens after {start:,}"
+    if outlook.decode_bytes > needs.total[at]:
+        needs, at = outlook.step(outlook.decodes), 0
+        step = f"{growth.concurrency:,} decodes"
+    activation, workspace, communication = (int(part[at]) for part in needs.parts)
     return Memory(
         weights_bytes=sizes[fullest] - kv,
         kv_bytes=kv,
-        activation_bytes=int(outlook.activation_bytes[rows, finding.choice].max()),
-        capacity_bytes=pricer.cluster.usable_bytes,
+        activation_bytes=activation,
+        workspace_bytes=workspace,
+        communication_bytes=communication,
+        reserve_bytes=int(cluster["memory.reserve"]),
+        capacity_bytes=int(cluster["memory.capacity"]),
+        step=step,
     )
 
 

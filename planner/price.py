@@ -18,7 +18,8 @@ p·max_s τ_s. Decodes alone cross the stages once: Σ_s τ_s. Riders are the ot
 Chunks keep to the TBT promise also where concurrency is 1: the engine serves others beside it.
 
 **Memory** of the fullest stage: its weights, its layers' KV pages for the promised concurrency, and the
-activations of the largest chunk.
+activations, workspace and communication buffers of the micro-batch that needs most: a chunk of the prompt,
+with the decodes that ride it, or the decodes of all requests at once (`footprint`).
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ from .cost import (
     stage_formulas,
     tabulate,
 )
-from .footprint import Footprint, footprint
+from .footprint import Footprint, Kept, Step, footprint, kept
 from .space import Growth, splits
 
 Blocks = Mapping[str, Floats]
@@ -102,7 +103,7 @@ class Outlook:
     """A layout with its growth, before any choice of split and chunks.
 
     decode_s: TBT of decodes alone at full length; head_s: what the last chunk's logits add
-    (with riders every chunk has them);
+    (with riders every chunk has them); kept: bytes held from step to step;
     floor_s: a bound on TTFT that costs nothing: the whole prompt as one chunk, without exchange;
     rides: whether decodes share the prefill's micro-batches; price: prices the chunks when asked
     """
@@ -114,6 +115,7 @@ class Outlook:
     head_s: float
     floor_s: float
     rides: bool
+    kept: Kept
     footprint: Footprint
     price: Callable[[], Chunks]
 
@@ -142,12 +144,26 @@ class Outlook:
         sizes[-1] += self.footprint.head
         return sizes
 
+    @property
+    def decodes(self) -> Sizes:
+        """All requests decode one token."""
+        return decode_sizes(self.growth.riders(self.growth.concurrency))
+
     @cached_property
-    def activation_bytes(self) -> Floats:
-        """[B, C]: of the largest chunk that the entry stands for."""
+    def decode_bytes(self) -> int:
+        """What decodes alone need beside weights and KV, whatever the chunks."""
+        return int(self.footprint.step_bytes(self.decodes, self.layout.spp, self.kept))
+
+    @cached_property
+    def step_bytes(self) -> Floats:
+        """[B, C]: beside weights and KV, of decodes alone or the dearest chunk that the entry stands for."""
         used = self.chunks.samples.weight > 0
-        held = np.where(used, self.footprint.activations(self.chunks.sizes), 0)
-        return np.asarray(held.max(axis=0))
+        held = self.footprint.step_bytes(self.chunks.sizes, self.layout.spp, self.kept)
+        return np.asarray(np.maximum(np.where(used, held, 0).max(axis=0), self.decode_bytes))
+
+    def step(self, sizes: Sizes) -> Step:
+        """What micro-batches need beside weights and KV."""
+        return self.footprint.step(sizes, self.layout.spp, self.kept)
 
     @cached_property
     def flat(self) -> Floats:
@@ -221,6 +237,11 @@ def one_layer(spec: ModelSpec, cluster: Cluster, cached: int) -> tuple[float, in
     return float(seconds), sum(task.launches for task in tasks["layer"])
 
 
+def process_groups(layout: Layout) -> int:
+    """In which a rank communicates: one per axis, and under helix that of all ranks of its stage."""
+    return sum(degree > 1 for degree in (layout.tp, layout.spp, layout.kvp)) + layout.helix
+
+
 class Pricer:
     """Prices layouts of one model, cluster and workload; formulas are made once per mesh and links."""
 
@@ -235,7 +256,7 @@ class Pricer:
 
         @cache
         def tasks(tp: int, kvp: int, ffn: str) -> tuple[Mapping[str, tuple[Task, ...]], Footprint]:
-            return count(module(tp, kvp, ffn)), footprint(module(tp, kvp, ffn))
+            return count(module(tp, kvp, ffn)), footprint(module(tp, kvp, ffn), cluster.target)
 
         @cache
         def wiring(tp: int, kvp: int, ffn: str, links: Links) -> Wiring:
@@ -274,6 +295,10 @@ class Pricer:
         )  # repeated: it is all one to a rank
         return self._wiring(layout.tp, kvp, layout.ffn, links_of(layout, self.cluster))
 
+    def communication_bytes(self, groups: int) -> int:
+        """What the communication library allocates for so many process groups of a rank."""
+        return groups * self.cluster.communicator_bytes if groups else 0
+
     def formulas(self, layout: Layout) -> StageFormulas:
         """The expressions that price a layout, by block and part."""
         return stage_formulas(self.wiring(layout).terms)
@@ -292,6 +317,11 @@ class Pricer:
             head_s=0.0 if riders.count else self._decode(wiring, Riders(1, 1, 1))["head"],
             floor_s=float(balanced(self._whole(wiring, growth.spread), 0.0, stages, layers)),
             rides=riders.count > 0,
+            kept=kept(
+                self.workload.context,
+                growth,
+                self.communication_bytes(process_groups(layout)),
+            ),
             footprint=wiring.footprint,
             price=lambda: self._chunks(wiring, growth.spread, riders),
         )

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..artifact import ChunkRule, Plan, Workload
 from ..units import format_bytes, format_count, format_duration
-from ..wording import devices_word, what_ifs
+from ..wording import devices_word, memory_parts, what_ifs
 from .render_frontier import render_frontier
 
 _COLOURS = {
@@ -98,6 +98,7 @@ def _promises(workload: Workload, plan: Plan) -> Table:
     table = Table.grid(padding=(0, 3))
     said, memory = plan.predicted, plan.memory
     used = memory.used_bytes
+    parts = [f"{name} {format_bytes(size)}" for name, size in memory_parts(memory).items()]
     for name, got, limit, share, detail in (
         ("TTFT", format_duration(said.ttft_s), format_duration(workload.ttft_s),
          said.ttft_s / workload.ttft_s, "time to first token"),
@@ -105,8 +106,7 @@ def _promises(workload: Workload, plan: Plan) -> Table:
          said.tbt_s / workload.tbt_s, f"{said.throughput_tokens_per_s:,.0f} tokens/s in decode"),
         ("memory", format_bytes(used), format_bytes(memory.capacity_bytes),
          used / memory.capacity_bytes,
-         f"weights {format_bytes(memory.weights_bytes)}, KV {format_bytes(memory.kv_bytes)}, "
-         f"activations {format_bytes(memory.activation_bytes)}"),
+         ", ".join(parts)),
     ):  # fmt: skip
         table.add_row(
             Text(name, style="bold"),

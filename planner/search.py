@@ -86,14 +86,14 @@ class Search:
         return self._space[: bisect_right(self._space, devices, key=lambda o: o.gpus)]
 
     def fits(self, outlook: Outlook) -> bool:
-        """Whether perfectly balanced stages would hold weights and KV."""
+        """Whether perfectly balanced stages would hold weights, KV and what decodes alone need."""
         key = id(outlook)
         if key not in self._fits:
             self._fits[key] = balanced_bytes(outlook) <= self.pricer.cluster.usable_bytes
         return self._fits[key]
 
     def possible(self, outlook: Outlook, tbt_s: float) -> bool:
-        """Decodes alone keep TBT, and memory holds weights and KV."""
+        """Decodes alone keep TBT, and memory holds what they need."""
         return outlook.decode_s <= tbt_s and self.fits(outlook)
 
     def bound_s(self, outlook: Outlook, tbt_s: float) -> float:
@@ -203,9 +203,9 @@ class Search:
 
 
 def balanced_bytes(outlook: Outlook) -> float:
-    """Weights and KV on the fullest rank, whatever the split: a lower bound."""
+    """Of the fullest rank, whatever the split and the chunks: a lower bound."""
     stages, layers = outlook.layout.spp, outlook.num_layers
     ends = outlook.footprint.embed + outlook.footprint.head
     tallest = math.ceil(layers / stages) * outlook.layer_bytes
     even = (ends + layers * outlook.layer_bytes) / stages
-    return max(tallest, even)
+    return max(tallest, even) + outlook.decode_bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..units import format_bytes, format_count, format_duration
+from ..wording import memory_parts
 from .configuration import Configuration
 from .evidence import Estimate
 from .forecast import Forecast
@@ -26,11 +27,10 @@ def tell(model: str, cluster: str, asked: Configuration, said: Forecast) -> Iter
     yield from _figure("TBT", said.tbt)
     yield f"  decode  {said.throughput_tokens_per_s:,.1f} tokens/s"
     held = said.memory
-    yield (
-        f"  memory  weights {format_bytes(held.weights_bytes)}, KV {format_bytes(held.kv_bytes)}, "
-        f"activations {format_bytes(held.activation_bytes)} "
-        f"of {format_bytes(held.capacity_bytes)} on the fullest rank"
-    )
+    parts = [f"{name} {format_bytes(size)}" for name, size in memory_parts(held).items()]
+    filled = f"{format_bytes(held.used_bytes)} of {format_bytes(held.capacity_bytes)}"
+    yield f"  memory  {filled} on the fullest rank, most in {held.step}:"
+    yield f"          {', '.join(parts)}"
     yield f"  chunks  {_chunks(said)}"
     yield ""
     yield "rests on"

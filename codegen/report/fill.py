@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from ...artifact import Memory, Plan, Prediction, Workload
+from ...artifact import Plan, Prediction, Workload
 from ...ir.graph import Module
 from ...units import format_bytes, format_duration
 
@@ -53,7 +53,7 @@ def promise(workload: Workload, plan: Plan) -> Promise:
             "of the fullest rank",
             (held.used_bytes, held.capacity_bytes),
             format_bytes,
-            _memory_parts(held),
+            held.parts,
         ),
     )
     remarks = (
@@ -102,15 +102,6 @@ def _percent(part: float, whole: float) -> float:
     return round(100 * part / whole, 2)
 
 
-def _memory_parts(held: Memory) -> dict[str, float]:
-    """What fills a rank, by name: every field but the capacity."""
-    return {
-        field.name.removesuffix("_bytes"): getattr(held, field.name)
-        for field in fields(held)
-        if field.name != "capacity_bytes"
-    }
-
-
 @dataclass(frozen=True)
 class Bar:
     """What a rank of a stage holds."""
@@ -124,6 +115,7 @@ class Bar:
 @dataclass(frozen=True)
 class Filling:
     capacity: str
+    step: str
     sentence: str
     bars: tuple[Bar, ...]
 
@@ -131,7 +123,7 @@ class Filling:
 def memory(plan: Plan, planned: Module) -> Filling:
     """What each stage's ranks hold: weights and KV from the stage's own program, the rest as planned."""
     capacity = plan.memory.capacity_bytes
-    shared = {k: v for k, v in _memory_parts(plan.memory).items() if k not in ("weights", "kv")}
+    shared = {k: v for k, v in plan.memory.parts.items() if k not in ("weights", "kv")}
     bars: list[Bar] = []
     for stage, (weights, kv) in zip(plan.stages, stage_bytes(plan, planned), strict=True):
         parts = {"weights": weights, "kv": kv, **shared}
@@ -144,6 +136,7 @@ def memory(plan: Plan, planned: Module) -> Filling:
                 parts=tuple(
                     _part(name, format_bytes(size), _percent(size, capacity))
                     for name, size in parts.items()
+                    if size
                 ),
             )
         )
@@ -155,6 +148,7 @@ def memory(plan: Plan, planned: Module) -> Filling:
     )
     return Filling(
         capacity=format_bytes(capacity),
+        step=plan.memory.step,
         sentence=pages,
         bars=tuple(bars),
     )

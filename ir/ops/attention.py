@@ -37,6 +37,9 @@ from .dense import complete, norm
 
 Mesh = Mapping[str, int]
 
+SPLIT_ROWS = 76_000
+"""Partial results (one head of one row each) that a kernel which splits its keys may hold at a time."""
+
 
 # ------------------------------------------------------------------------------------- type rules
 

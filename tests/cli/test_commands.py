@@ -72,7 +72,11 @@ def test_the_json_says_all_that_a_machine_needs(mnemoc: Any) -> None:
         "weights_bytes",
         "kv_bytes",
         "activation_bytes",
+        "workspace_bytes",
+        "communication_bytes",
+        "reserve_bytes",
         "capacity_bytes",
+        "step",
     }
     assert {"objective", "bound", "gap"} <= set(plan["optimality"])
     assert plan["binding"]

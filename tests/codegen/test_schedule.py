@@ -43,7 +43,7 @@ def make_plan(layout, layers, dtype="float32", target="cpu"):
         group_tokens=1024,
         max_batch=4,
         predicted=Prediction(1.0, 1.0, 1.0, {}, {}),
-        memory=Memory(1, 1, 1, 1),
+        memory=Memory(1, 1, 1, 1, 1, 1, 1, ""),
         optimality=Optimality("gpus", 1.0, 1.0, 0.0),
         binding="",
         alternatives=(),

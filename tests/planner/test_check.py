@@ -123,6 +123,28 @@ def changed_rule(plan: Plan, **values: int) -> Plan:
         ),
         (
             lambda p: dataclasses.replace(
+                p, memory=dataclasses.replace(p.memory, workspace_bytes=0)
+            ),
+            "do not hold what is kept",
+        ),
+        (
+            lambda p: dataclasses.replace(
+                p, memory=dataclasses.replace(p.memory, activation_bytes=0, communication_bytes=0)
+            ),
+            "planned for a step whose FFN needs",
+        ),
+        (
+            lambda p: dataclasses.replace(
+                p, memory=dataclasses.replace(p.memory, activation_bytes=p.memory.capacity_bytes)
+            ),
+            "the fullest rank does not fit",
+        ),
+        (
+            lambda p: dataclasses.replace(p, memory=dataclasses.replace(p.memory, reserve_bytes=1)),
+            "not the cluster's",
+        ),
+        (
+            lambda p: dataclasses.replace(
                 p, predicted=dataclasses.replace(p.predicted, ttft_s=p.predicted.ttft_s / 2)
             ),
             "is predicted",

@@ -83,7 +83,7 @@ def test_what_is_unknown_is_an_error() -> None:
         ("memory = {", "memory = 0.7 # {",
          "efficiency.memory must be a curve (got 0.7); write efficiency.memory = { points ="),
         ("value = 32,", "value = 2.5,", "nodes must be a whole number"),
-        ("value = 5, unit", "value = 90, unit", "memory.reserve leaves nothing"),
+        ("value = 3, unit", "value = 90, unit", "memory.reserve leaves nothing"),
         ("capacity = ", "# capacity = ", "key 'memory.capacity' is missing"),
         ('target = "cuda:sm_90"', 'target = "rocm"', "unknown target 'rocm'"),
         ('name = "dgx-h100"', "name = 3", "key 'name' must be a text"),

@@ -39,7 +39,9 @@ def terms_of(name: str, tp: int, kvp: int, ffn: str = "repeated") -> tuple[Terms
     module = fuse(shard(build(load_model(name)), tp=tp, kvp=kvp, ffn=ffn))
     cluster, links = load_cluster("dgx-h100"), Links("inter", "inter")
     dtype = load_model(name).dtype
-    return price_terms(count(module), cluster, dtype, module.mesh, links), footprint(module)
+    return price_terms(count(module), cluster, dtype, module.mesh, links), footprint(
+        module, "cuda:sm_90"
+    )
 
 
 WIRINGS = {

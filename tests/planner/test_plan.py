@@ -89,7 +89,7 @@ def test_decodes_that_are_too_slow_name_tbt() -> None:
 
 
 def test_weights_that_do_not_fit_name_memory() -> None:
-    with pytest.raises(Infeasible, match="memory: weights and KV cache need") as caught:
+    with pytest.raises(Infeasible, match="memory: weights, KV cache and one step need") as caught:
         make_plan(
             load_model("llama-3.1-405b"),
             load_cluster("dgx-h100"),

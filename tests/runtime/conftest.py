@@ -73,6 +73,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 MakeModel = Callable[..., Path]
 MakePlan = Callable[..., Path]
+Compile = Callable[[Path, Plan, Workload], Path]
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +114,7 @@ def hand_made_plan(layout: Layout, num_layers: int, **changes: Any) -> Plan:
         group_tokens=96 if layout.kvp > 1 else 4096,
         max_batch=8,
         predicted=Prediction(1.0, 1.0, 1.0, {}, {}),
-        memory=Memory(0, 0, 0, 0),
+        memory=Memory(0, 0, 0, 0, 0, 0, 0, ""),
         optimality=Optimality("gpus", 1.0, 1.0, 0.0),
         binding="none",
         alternatives=(),
@@ -148,6 +149,16 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> MakePlan:
         plan = hand_made_plan(layout, load_model(str(model)).num_layers, **changes)
         workload = Workload(context=context, ttft_s=10.0, tbt_s=1.0)
         return compile_plan(model, plan, workload, tmp_path_factory.mktemp("plan") / "plan")
+
+    return make
+
+
+@pytest.fixture
+def compiled(tmp_path: Path) -> Compile:
+    """compiled(model, plan, workload) → the plan's artifact."""
+
+    def make(model: Path, plan: Plan, workload: Workload) -> Path:
+        return compile_plan(model, plan, workload, tmp_path / "plan")
 
     return make
 
