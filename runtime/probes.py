@@ -144,7 +144,7 @@ class _Bench:
         self.heads: int = self.w.w_o.shape[1] // self.dim
         self.calls = self.arguments()
         turn = itertools.cycle(self.calls)
-        self.between = lambda: program.layer(*next(turn))
+        self.between: Callable[[], object] = lambda: program.layer(*next(turn))
 
     def rates(self, probes: Sequence[Probe]) -> dict[str, Points]:
         """Of each figure, (size, work per second) of its probes."""
