@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .artifact import Marginal, Plan
+from .artifact import FP8, Marginal, Plan, Precision
 from .units import format_duration
 
 _CHANGES = {"ttft": "TTFT", "tbt": "TBT", "node": "one node", "device": "one device"}
@@ -11,6 +11,13 @@ _CHANGES = {"ttft": "TTFT", "tbt": "TBT", "node": "one node", "device": "one dev
 def devices_word(plan: Plan) -> str:
     """What the plan's ranks run on, as a plural."""
     return "workers" if plan.target == "cpu" else "GPUs"
+
+
+def dtypes(dtype: str, precision: Precision) -> str:
+    """ "bfloat16 with fp8 weights and KV cache"."""
+    kept = (("weights", precision.weights), ("KV cache", precision.kv_cache))
+    named = " and ".join(name for name, value in kept if value == FP8)
+    return f"{dtype} with fp8 {named}" if named else dtype
 
 
 def what_ifs(plan: Plan) -> dict[str, list[str]]:

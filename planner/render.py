@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..artifact import ChunkRule, Plan, Workload
 from ..units import format_bytes, format_count, format_duration
-from ..wording import devices_word, what_ifs
+from ..wording import devices_word, dtypes, what_ifs
 from .render_frontier import render_frontier
 
 _COLOURS = {
@@ -79,7 +79,7 @@ def _layout(plan: Plan) -> Text:
     if layout.helix:
         text.append("   FFN over TP × KVP (helix)", style="dim")
     text.append(f"   layers per stage {_counts([s.num_layers for s in plan.stages])}", style="dim")
-    text.append(f"   {plan.dtype}, {plan.target}", style="dim")
+    text.append(f"   {dtypes(plan.dtype, plan.precision)}, {plan.target}", style="dim")
     return text
 
 
