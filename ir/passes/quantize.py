@@ -80,8 +80,8 @@ class _Quantizer:
             self.pairs[x] = (made.results[0], made.results[1])
             yield made
         operands = [*self.pairs[x], *self.pairs[weight], *self._values(bias)]
-        names = tuple(value.name for value in op.results)
-        yield make("linear_fp8", operands, names, {"dtype": op.type.dtype}, self.mesh)
+        result = op.results[0].name
+        yield make("linear_fp8", operands, (result,), {"dtype": op.type.dtype}, self.mesh)
 
     def _values(self, names: tuple[str, ...] | list[str]) -> list[Value]:
         return [Value(name, self.types[name]) for name in names]
