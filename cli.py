@@ -140,7 +140,7 @@ def plan(
     if out is not None or {*emit} - {"plan"}:
         pipeline.refuse_to_emit(precision)
     with console.progress_bar() as progress:
-        measure_if_local(cluster, calibrate, progress)
+        measure_if_local(cluster, calibrate and not precision.fp8, progress)
         progress("planning")
         try:
             with console.uncollected():
@@ -229,7 +229,7 @@ def predict(
         pinned, prompt, cached or 0, output, concurrency, chunk, cp, precision=precision
     )
     with console.progress_bar() as progress:
-        measure_if_local(cluster, calibrate, progress)
+        measure_if_local(cluster, calibrate and not precision.fp8, progress)
         progress("predicting")
         spec, machine, said = pipeline.predict(model, cluster, asked)
     if as_json:
