@@ -80,6 +80,31 @@ class Layout:
         return f"tp={self.tp} spp={self.spp} kvp={self.kvp}{ffn}"
 
 
+FP8 = "fp8"
+PRECISIONS = ("auto", FP8)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What is kept in fewer bits than the model's own: each of PRECISIONS, "auto" being the plan's dtype.
+
+    weights:  "fp8": the products of the layers are of e4m3 by e4m3 (W8A8), weights with a scale per output
+              channel, rows with one per token; embedding, norms and head stay as they are
+    kv_cache: "fp8": keys and values are kept as e4m3, without scales; attention computes as ever
+    """
+
+    weights: str = "auto"
+    kv_cache: str = "auto"
+
+    @property
+    def fp8(self) -> bool:
+        """Whether anything is."""
+        return FP8 in (self.weights, self.kv_cache)
+
+
+AUTO = Precision()
+
+
 @dataclass(frozen=True)
 class Stage:
     """A pipeline stage: a slice of the program; `role` names its file in schedule/."""
@@ -249,6 +274,7 @@ class Plan:
     page_size: tokens per KV page; num_pages: pages per rank and layer.
     group_tokens: KVP growth: a request takes on its next group after each `group_tokens` tokens.
     max_batch: sequences that may decode together.
+    precision: what is not kept as dtype.
     binding: the constraint without which the objective would be better: a name of the program, or "none".
     marginals, frontier: what else could be had and at what price; the frontier only where asked for.
     """
@@ -270,6 +296,7 @@ class Plan:
     marginals: tuple[Marginal, ...] = ()
     frontier: Frontier | None = None
     notes: tuple[str, ...] = ()
+    precision: Precision = AUTO
 
     @property
     def gpus(self) -> int:

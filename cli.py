@@ -31,6 +31,7 @@ from .options import (
     json_flag,
     measure_if_local,
     pins,
+    precision_options,
     prompt_options,
     read_prompt,
     warn_if_disturbed,
@@ -93,6 +94,7 @@ def cli() -> None:
 @click.option("--objective", type=click.Choice(OBJECTIVES), default="gpus", show_default=True)
 @click.option("--target", metavar="TARGET", help="cuda:sm_90, cpu, ...: the cluster's by default.")
 @click.option("--layout", callback=pins, metavar="tp=T,spp=P,kvp=K,ffn=F", help="What to pin.")
+@precision_options
 @calibrate_option
 @click.option("--emit", callback=emitted, metavar=",".join(EMITTABLE), help="Print these stages.")
 @click.option("--pareto", is_flag=True, help="Also the frontier of GPUs, TTFT and TBT.")
@@ -111,6 +113,8 @@ def plan(
     objective: str,
     target: str | None,
     layout: dict[str, int | str],
+    quantization: str | None,
+    kv_cache_dtype: str,
     calibrate: bool,
     emit: tuple[str, ...],
     pareto: bool,
@@ -127,13 +131,16 @@ def plan(
           --ttft 600s --tbt 30ms -o plan/
     """
     from . import pipeline
-    from .artifact import Workload
+    from .artifact import Precision, Workload
 
     if nodes is not None and gpus is not None:
         raise UsageError("--nodes and --gpus exclude each other", do="give one of them")
     workload = Workload(context, ttft, tbt, output_tokens, concurrency, objective)
+    precision = Precision(quantization or "auto", kv_cache_dtype)
+    if out is not None or {*emit} - {"plan"}:
+        pipeline.refuse_to_emit(precision)
     with console.progress_bar() as progress:
-        measure_if_local(cluster, calibrate, progress)
+        measure_if_local(cluster, calibrate and not precision.fp8, progress)
         progress("planning")
         try:
             with console.uncollected():
@@ -145,6 +152,7 @@ def plan(
                     gpus=gpus,
                     target=target,
                     pinned=layout,
+                    precision=precision,
                     pareto=pareto or out is not None,
                 )
         except Infeasible as error:
@@ -183,6 +191,7 @@ def plan(
 @click.option(
     "--chunk", callback=chunk_size, default="auto", show_default=True, metavar="auto|TOKENS"
 )
+@precision_options
 @calibrate_option
 @json_flag
 def predict(
@@ -195,6 +204,8 @@ def predict(
     output: int,
     concurrency: int,
     chunk: int | None,
+    quantization: str | None,
+    kv_cache_dtype: str,
     calibrate: bool,
     as_json: bool,
 ) -> None:
@@ -207,15 +218,18 @@ def predict(
       mnemoc predict llama-3-8b --cluster dgx-h100 --layout tp=8,spp=4,kvp=2 --prompt 1M
     """
     from . import pipeline
-    from .artifact import Layout
+    from .artifact import Layout, Precision
     from .codec import from_json, to_json
     from .planner import Configuration
     from .planner.tell import tell
 
     pinned = from_json(Layout, {"tp": 1, "spp": 1, "kvp": 1} | layout, "--layout")
-    asked = Configuration(pinned, prompt, cached or 0, output, concurrency, chunk, cp)
+    precision = Precision(quantization or "auto", kv_cache_dtype)
+    asked = Configuration(
+        pinned, prompt, cached or 0, output, concurrency, chunk, cp, precision=precision
+    )
     with console.progress_bar() as progress:
-        measure_if_local(cluster, calibrate, progress)
+        measure_if_local(cluster, calibrate and not precision.fp8, progress)
         progress("predicting")
         spec, machine, said = pipeline.predict(model, cluster, asked)
     if as_json:

@@ -202,7 +202,7 @@ def _mir_lexer() -> Lexer:
         (r"\b(module|func|program|return)\b", token.Keyword),
         (r"%[\w.]+", token.Name.Variable),
         (r"@\w+", token.Name.Function),
-        (r"\b(bf16|f16|f32|f64|i32|i64)\b", token.Keyword.Type),
+        (r"\b(bf16|f8e4m3|f16|f32|f64|i32|i64)\b", token.Keyword.Type),
         (r"(?<== )\w+", token.Name.Builtin),
         (r"-?\d+(\.\d+)?(e-?\d+)?", token.Number),
         (r"\w+", token.Name),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .artifact import FFN_MODES
+from .artifact import FFN_MODES, FP8, PRECISIONS
 from .console import Progress, remark
 from .errors import BadInput, UsageError
 from .units import parse_count, parse_duration_s
@@ -35,6 +35,21 @@ calibrate_option = click.option(
     envvar="MNEMOC_CALIBRATE",
     help="Measure this machine first, once, where --cluster local has no figures of it (20 s).",
 )
+
+
+def precision_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--quantization fp8 and --kv-cache-dtype fp8, as vLLM and SGLang name them."""
+    weights = click.option(
+        "--quantization", type=click.Choice([FP8]), help="Products of layers in fp8 (W8A8)."
+    )
+    cache = click.option(
+        "--kv-cache-dtype",
+        type=click.Choice(PRECISIONS),
+        default="auto",
+        show_default=True,
+        help="auto: the model's own.",
+    )
+    return weights(cache(command))
 
 
 def measure_if_local(cluster: str, wanted: bool, progress: Progress) -> None:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import artifact
-from .artifact import Manifest, Plan, Workload
+from .artifact import AUTO, Manifest, Plan, Precision, Workload
 from .codec import from_json, to_json
+from .errors import UsageError
 
 if TYPE_CHECKING:
     from .codegen import Export
@@ -53,6 +54,7 @@ def plan(
     gpus: int | None = None,
     target: str | None = None,
     pinned: Mapping[str, int | str] | None = None,
+    precision: Precision = AUTO,
     pareto: bool = False,
 ) -> Planned:
     """Model, cluster and promise → the plan. Infeasible says which constraint binds.
@@ -71,6 +73,7 @@ def plan(
         gpus=gpus,
         target=target,
         pinned=pinned,
+        precision=precision,
         pareto=pareto,
     )
 
@@ -84,6 +87,7 @@ def plan_for(
     gpus: int | None = None,
     target: str | None = None,
     pinned: Mapping[str, int | str] | None = None,
+    precision: Precision = AUTO,
     pareto: bool = False,
 ) -> Planned:
     """The same for a model and a cluster that are loaded already."""
@@ -97,6 +101,7 @@ def plan_for(
         gpus=gpus,
         target=target,
         pinned=pinned,
+        precision=precision,
         pareto=pareto,
     )
     return Planned(spec, cluster, workload, made.plan, made.formulas)
@@ -111,8 +116,18 @@ def predict(model: str, cluster: str, asked: Configuration) -> tuple[ModelSpec, 
     return spec, machine, forecast(spec, machine, asked)
 
 
+def refuse_to_emit(precision: Precision) -> None:
+    """UsageError if no kernels and programs of this precision can be written."""
+    if precision.fp8:
+        raise UsageError(
+            "kernels and programs for fp8 are not emitted yet",
+            do="leave -o and --emit out to see the plan, or plan without fp8",
+        )
+
+
 def apply(planned: Planned) -> tuple[Module, Module]:
     """The model's module before planning, and the same sharded, fused, staged and lowered."""
+    refuse_to_emit(planned.plan.precision)
     from .ir.build import build
     from .ir.passes import fuse, lower, shard, split_stages
     from .ir.verify import verify

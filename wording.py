@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .artifact import Marginal, Memory, Plan
+from .artifact import FP8, Marginal, Memory, Plan, Precision
 from .units import format_duration
 
 _PARTS = {"kv": "KV", "activation": "activations"}
@@ -17,6 +17,13 @@ def devices_word(plan: Plan) -> str:
 def memory_parts(held: Memory) -> dict[str, int]:
     """What fills a rank, in words; what takes nothing is left out."""
     return {_PARTS.get(name, name): size for name, size in held.parts.items() if size}
+
+
+def dtypes(dtype: str, precision: Precision) -> str:
+    """ "bfloat16 with fp8 weights and KV cache"."""
+    kept = (("weights", precision.weights), ("KV cache", precision.kv_cache))
+    named = " and ".join(name for name, value in kept if value == FP8)
+    return f"{dtype} with fp8 {named}" if named else dtype
 
 
 def what_ifs(plan: Plan) -> dict[str, list[str]]:

@@ -9,19 +9,25 @@ program main(ids, pos, last):
 
 from __future__ import annotations
 
+from ..artifact import FP8
 from .builder import FunctionBuilder
 from .graph import Call, Function, Module, Program, Value
 from .model import ModelSpec
 from .sizes import KV, R, T
-from .types import DTYPE_NAMES, tensor
+from .types import DTYPE_NAMES, E4M3, tensor
 
 UNSHARDED = {"tp": 1, "kvp": 1}
 
 
-def build(spec: ModelSpec, dtype: str | None = None) -> Module:
-    """The module of a model; `dtype` ("float32", …) overrides the checkpoint's element type."""
+def build(spec: ModelSpec, dtype: str | None = None, kv_cache: str = "auto") -> Module:
+    """The module of a model.
+
+    dtype: ("float32", …) in place of the checkpoint's element type; kv_cache: "auto" for that type, or "fp8"
+    """
     element = DTYPE_NAMES[dtype or spec.dtype]
-    functions = (_embed(spec, element), _rotary(spec), _layer(spec, element), _head(spec, element))
+    kept = E4M3 if kv_cache == FP8 else element
+    layer = _layer(spec, element, kept)
+    functions = (_embed(spec, element), _rotary(spec), layer, _head(spec, element))
     program = Program(
         "main",
         (
@@ -55,7 +61,8 @@ def _rotary(spec: ModelSpec) -> Function:
     return f.finish(rot)
 
 
-def _layer(spec: ModelSpec, element: str) -> Function:
+def _layer(spec: ModelSpec, element: str, kept: str) -> Function:
+    """kept: element type of the KV cache."""
     x = Value("x", tensor(element, T, spec.hidden))
     rot = Value("rot", tensor("f32", T, 2, spec.head_dim // 2))
     f = FunctionBuilder("layer", (x, rot), UNSHARDED)
@@ -84,7 +91,7 @@ def _layer(spec: ModelSpec, element: str) -> Function:
         for name, heads in (("q", spec.num_heads), ("k", spec.num_kv_heads))
     )
     v = project("v", spec.num_kv_heads)
-    cache = f.declare("cache", "kv", tensor(element, KV, 2, spec.num_kv_heads, dim))
+    cache = f.declare("cache", "kv", tensor(kept, KV, 2, spec.num_kv_heads, dim))
     kv = f.add("append", "kv_new", cache, k, v)
     out, _ = f.add_many("attend", ("out", "lse"), q, kv)
     flat = f.add("merge_heads", "attention", out)

@@ -207,9 +207,12 @@ def _refuse_what_is_not_supported(config: Mapping[str, Any], arch: str, where: s
     for key in ("attention_bias", "mlp_bias"):
         if config.get(key):
             raise BadInput(f"{key} is not supported", where=where, do="use a model without it")
-    if config.get("quantization_config"):
+    if quantisation := config.get("quantization_config"):
+        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
         raise BadInput(
-            "quantised checkpoints are not supported", where=where, do="use the original weights"
+            f"quantised checkpoints are not supported{f' ({method})' if method else ''}",
+            where=where,
+            do="use the original weights, if you like with --quantization fp8",
         )
     if _slides(config, arch):
         raise BadInput(

@@ -23,7 +23,8 @@ AXES = ("tp", "kvp")
 PRODUCT = "tp_kvp"
 """Both axes as one, tp outermost: rank (group, tp_rank) is number tp_rank·kvp + group along it."""
 
-ITEMSIZE = {"f32": 4, "bf16": 2, "f16": 2, "i64": 8}
+E4M3 = "f8e4m3"
+ITEMSIZE = {"f32": 4, "bf16": 2, "f16": 2, E4M3: 1, "i64": 8}
 DTYPE_NAMES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 TORCH_NAMES = {short: long for long, short in DTYPE_NAMES.items()} | {"i64": "int64"}
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifact import Plan, Workload
+from ..artifact import FP8, Plan, Workload
 from ..ir.model import ModelSpec
 from .chunks import Sizes
 from .cluster import Cluster
@@ -25,6 +25,7 @@ Price = Callable[[Sizes], Blocks]
 
 TOLERANCE = 1 + 1e-6
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+SCALE_BYTES = 4  # of each output channel of an fp8 weight
 WHOLE = ("norm.weight", "layernorm.weight")  # every tp rank holds these whole
 
 
@@ -99,13 +100,18 @@ def _pages(plan: Plan, workload: Workload) -> Iterator[str]:
 def _memory(plan: Plan, spec: ModelSpec, cluster: Cluster) -> Iterator[str]:
     tp, item = plan.layout.tp, ITEM_BYTES[plan.dtype]
     kv_heads = math.ceil(spec.num_kv_heads / tp)
-    kv_token = 2 * kv_heads * spec.head_dim * item
+    kv_item = 1 if plan.precision.kv_cache == FP8 else item
+    kv_token = 2 * kv_heads * spec.head_dim * kv_item
     ranks = tp * plan.layout.kvp if plan.layout.helix else tp
     kv_rows = kv_heads * spec.head_dim
-    sizes = {
-        name: _rank_elements(name, shape, tp, kv_rows, ranks) * item
-        for name, shape in spec.tensors().items()
-    }
+    sizes = {}
+    for name, shape in spec.tensors().items():
+        elements = _rank_elements(name, shape, tp, kv_rows, ranks)
+        sizes[name] = elements * item
+        if plan.precision.weights == FP8 and name.endswith("_proj.weight"):
+            by_rows = name.endswith(("o_proj.weight", "down_proj.weight"))  # cut along the inputs
+            channels = shape[0] if by_rows else elements // shape[1]
+            sizes[name] = elements + channels * SCALE_BYTES
     head = sizes.get("lm_head.weight", sizes["model.embed_tokens.weight"])
     fullest = 0
     for s, stage in enumerate(plan.stages):

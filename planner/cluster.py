@@ -52,6 +52,7 @@ FIELDS: Mapping[str, str] = {
     "peak.bfloat16": "speed",
     "peak.float16": "speed",
     "peak.float32": "speed",
+    "peak.float8": "speed",
     "memory.bandwidth": "bandwidth",
     "memory.shared_bandwidth": "bandwidth",
     "memory.capacity": "size",
@@ -72,6 +73,8 @@ OPTIONAL = {
     "peak.bfloat16",
     "peak.float16",
     "peak.float32",
+    "peak.float8",
+    "efficiency.matmul_fp8",
     "memory.shared_bandwidth",
     "overhead.launch_captured",
     "price.device_hour",
@@ -80,6 +83,7 @@ OPTIONAL = {
 # Every curve, by dotted key → the unit of its sizes.
 CURVES: Mapping[str, Mapping[str, float]] = {
     "efficiency.matmul": {"rows": 1.0},
+    "efficiency.matmul_fp8": {"rows": 1.0},
     "efficiency.attention_prefill": {"rows": 1.0},
     "efficiency.attention_decode": UNITS["size"],
     "efficiency.memory": UNITS["size"],
@@ -129,6 +133,16 @@ class Cluster:
                 do=f"add `{key} = {{ value = ..., unit = ..., source = ... }}`",
             )
         return self.numbers[key].value
+
+    def curve(self, name: str) -> Curve:
+        """An efficiency that grows; BadInput if the file does not know it."""
+        if name not in self.curves:
+            raise BadInput(
+                f"efficiency.{name} of this cluster is not known",
+                where=self.origin,
+                do=f"add `efficiency.{name} = {{ points = ..., unit = ..., source = ... }}`",
+            )
+        return self.curves[name]
 
     @property
     def nodes(self) -> int:
@@ -257,9 +271,10 @@ def _parse(text: str, where: str) -> Cluster:
             raise BadInput(f"key {key!r} is missing", where=where)
     curves = {}
     for key, units in CURVES.items():
-        if (entry := _find(tree, key)) is None:
+        if (entry := _find(tree, key)) is not None:
+            curves[key.rpartition(".")[2]] = read_curve(entry, key, units, where)
+        elif key not in OPTIONAL:
             raise BadInput(f"key {key!r} is missing", where=where)
-        curves[key.rpartition(".")[2]] = read_curve(entry, key, units, where)
     if not any(key.startswith("peak.") for key in numbers):
         raise BadInput("no peak speed is given", where=where, do="add [peak] with a dtype")
     if numbers["memory.reserve"].value >= numbers["memory.capacity"].value:

@@ -6,12 +6,13 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from ..artifact import Layout, Workload
+from ..artifact import AUTO, Layout, Precision, Workload
 from ..errors import BadInput, UsageError
 from ..ir.model import ModelSpec
 from .chunks import Riders
 from .cluster import Cluster
 from .cost import links_of
+from .precision import check_precision
 from .space import Growth, layouts, page_size
 
 RINGS = ("striped", "contiguous")
@@ -33,6 +34,7 @@ class Configuration:
     chunk: int | None = None
     cp: int = 1
     ring: str = "striped"
+    precision: Precision = AUTO
 
     @property
     def tokens(self) -> int:
@@ -58,6 +60,7 @@ def check_configuration(spec: ModelSpec, cluster: Cluster, asked: Configuration)
         raise UsageError("unknown ring", got=asked.ring, do=f"one of {', '.join(RINGS)}")
     if asked.cp > 1 and asked.chunk is not None:
         raise UsageError("--cp prefills in one pass", do="leave --chunk out")
+    check_precision(cluster, asked.precision)
     layouts(spec, cluster, cluster.devices, dataclasses.asdict(layout))
     if asked.ranks > cluster.devices:
         raise BadInput(

@@ -20,6 +20,11 @@ ranks that stream at once draw no more than that: bandwidth·e is at most their 
 α and β are those of the link that the axis crosses; α + bytes/β is the same curve as e(x), written the way
 people write it for messages. e_b is that of one-row products for matmul, of decode for attention.
 
+The peak is that of the plan's dtype; products of 8-bit floats (`matmul_fp8`) have their own, and their own
+curve. An fp8 KV cache means fewer bytes for attention to read, by its type; arithmetic stays in the plan's
+dtype, keys and values being unpacked on the way. (FlashAttention-3 can compute in fp8 too, at up to
+1.2 PFLOP/s on an H100, arXiv 2407.08608; what that would gain is not counted.)
+
 A host that runs ahead of the device hides its launches behind the kernels: a block takes
 Max(device time, ops·overhead.launch) with ops·overhead.launch_captured inside the device's time, which is
 all that remains where launches are captured in a graph. Emitted programs are not captured today. Where the
@@ -279,10 +284,14 @@ def _compile(expressions: list[sympy.Expr]) -> Callable[[Sizes], list[Floats]]:
 _CURVES: Mapping[str, tuple[str | None, str]] = {
     "memory": (None, "memory"),
     "matmul": ("matmul", "memory"),
+    "matmul_fp8": ("matmul_fp8", "memory"),
     "attention_prefill": ("attention_prefill", "attention_decode"),
     "attention_decode": ("attention_prefill", "attention_decode"),
 }
 """resource → the curve of its arithmetic, and the curve of its streaming."""
+
+_PEAKS: Mapping[str, str] = {"matmul_fp8": "peak.float8"}
+"""resource → the peak of its arithmetic, where that is not of the plan's dtype."""
 
 
 @dataclass(frozen=True)
@@ -307,14 +316,15 @@ class _Pricer:
 
     def _local(self, task: Task) -> Term:
         compute, stream = _CURVES[task.resource]
-        curve = self.cluster.curves[stream]
+        curve = self.cluster.curve(stream)
         byte_s = 1 / (self.cluster["memory.bandwidth"] * curve.full)
         half_s = byte_s * curve.half if task.resource == stream else 0.0
         streaming = _sum((max(byte_s, self._shared_byte_s()), task.bytes), (half_s, task.grain))
         if compute is None:
             return Term(task.part, (streaming,))
-        curve = self.cluster.curves[compute]
-        flop_s = 1 / (self.cluster[f"peak.{self.dtype}"] * curve.full)
+        curve = self.cluster.curve(compute)
+        peak = self.cluster[_PEAKS.get(compute, f"peak.{self.dtype}")]
+        flop_s = 1 / (peak * curve.full)
         half = curve.half if task.resource == compute else 0.0
         return Term(task.part, (_sum((flop_s, task.flops), (flop_s * half, task.grain)), streaming))
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..artifact import FP8
 from ..ir.model import ModelSpec
 from ..units import format_count
 from .chunks import Floats
@@ -75,33 +76,47 @@ def uses_of(
     read = float(riders.count * riders.tokens * held.kv_per_token)
     weights = held.layer / 4  # of four products
     link = slowest_link(asked, cluster)
+    fp8 = asked.precision.weights == FP8
+    product = ("matmul_fp8" if fp8 else "matmul", (few, many), "")
+    streamed = ("memory", (weights, weights), _WEIGHTS_FP8 if fp8 else "")
+    cache = _CACHE_FP8 if asked.precision.kv_cache == FP8 else ""
     found = []
     for figure, linear, attention in (
-        ("ttft", ("matmul", few, many), ("attention_prefill", few * sharing, many * sharing)),
-        (
-            "tbt",
-            ("memory", weights, weights),
-            ("attention_decode", read, read),
-        ),
+        ("ttft", product, ("attention_prefill", (few * sharing, many * sharing), cache)),
+        ("tbt", streamed, ("attention_decode", (read, read), cache)),
     ):
         found += [
-            of_curve(cluster, linear[0], figure, "linear", linear[1:]),
-            of_curve(cluster, attention[0], figure, "attention", attention[1:]),
+            of_curve(cluster, figure, "linear", *linear),
+            of_curve(cluster, figure, "attention", *attention),
             of_number(cluster, link, figure, "communication"),
             of_number(cluster, "overhead.launch", figure, "launch"),
-            of_curve(cluster, "memory", figure, "other", (weights, weights)),
+            of_curve(cluster, figure, "other", "memory", (weights, weights)),
         ]
     return tuple(found)
 
 
+_WEIGHTS_FP8 = "of 16-bit weights, assumed for fp8"
+_CACHE_FP8 = "of a 16-bit cache, assumed for fp8"
+
+
 def of_curve(
-    cluster: Cluster, name: str, figure: str, part: str, asked: tuple[float, float]
+    cluster: Cluster,
+    figure: str,
+    part: str,
+    name: str,
+    asked: tuple[float, float],
+    assumed: str = "",
 ) -> Use:
-    """A part that a curve prices, asked at sizes between two."""
-    curve = cluster.curves[name]
+    """A part that a curve prices, asked at sizes between two.
+
+    assumed: what the curve was taken of, where that is something else: the band is then an assumption's
+    """
+    curve = cluster.curve(name)
     beyond = _beyond(curve, asked)
-    band = curve.residual + _allowance(curve.source) + PER_DECADE * math.log10(beyond)
+    allowance = max(_allowance(curve.source), ASSUMED if assumed else 0.0)
+    band = curve.residual + allowance + PER_DECADE * math.log10(beyond)
     words = f"{_sizes(asked, curve.unit)}: {_covered(curve, beyond)}"
+    words += f", {assumed}" if assumed else ""
     return Use(figure, part, f"efficiency.{name}", asked, beyond, band, curve.source, words)
 
 

@@ -37,6 +37,7 @@ from .configuration import Configuration, check_configuration, growth_of, riders
 from .cost import PARTS, compile_parts, links_of
 from .evidence import Estimate, Use, estimate, uses_of
 from .footprint import Step
+from .precision import precision_notes
 from .predict import chunk_rules, crossing_s, held, stage_parts
 from .price import NEVER, Outlook, Pricer
 from .search import Finding
@@ -46,7 +47,9 @@ Parts = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Forecast:
-    """The answer. chunks: (first token, tokens of each chunk) where the size changes."""
+    """The answer. chunks: (first token, tokens of each chunk) where the size changes; dtype: of all that
+    the configuration's precision does not say otherwise of.
+    """
 
     ttft: Estimate
     tbt: Estimate
@@ -56,6 +59,7 @@ class Forecast:
     chunks: tuple[tuple[int, int], ...]
     uses: tuple[Use, ...]
     notes: tuple[str, ...]
+    dtype: str
 
     @property
     def fits(self) -> bool:
@@ -67,7 +71,7 @@ def forecast(spec: ModelSpec, cluster: Cluster, asked: Configuration) -> Forecas
     check_configuration(spec, cluster, asked)
     dtype = "float32" if cluster.target == "cpu" else spec.dtype
     workload = Workload(asked.tokens, NEVER, NEVER, asked.output)
-    pricer = Pricer(spec, cluster, dtype, workload)
+    pricer = Pricer(spec, cluster, dtype, workload, asked.precision)
     if asked.cp > 1:
         return _ring(pricer, asked)
     outlook = pricer.outlook(asked.layout, growth_of(asked, asked.layout.kvp))
@@ -205,7 +209,8 @@ def _answer(
         stages=split,
         chunks=_changes(*chunks),
         uses=uses,
-        notes=tuple(_notes(pricer.spec, asked, memory)),
+        notes=tuple(_notes(pricer, asked, memory)),
+        dtype=pricer.dtype,
     )
 
 
@@ -216,8 +221,8 @@ def _changes(starts: Floats, sizes: Floats) -> tuple[tuple[int, int], ...]:
     )
 
 
-def _notes(spec: ModelSpec, asked: Configuration, memory: Memory) -> list[str]:
-    notes = []
+def _notes(pricer: Pricer, asked: Configuration, memory: Memory) -> list[str]:
+    spec, notes = pricer.spec, list[str]()
     if not memory.fits:
         notes.append("It does not fit: the fullest rank needs more memory than it may use.")
     if asked.tokens + asked.output > spec.max_position:
@@ -227,4 +232,4 @@ def _notes(spec: ModelSpec, asked: Configuration, memory: Memory) -> list[str]:
         )
     if asked.cp > 1:
         notes.append("Ring attention is a comparison: no plan is made or emitted for it.")
-    return notes
+    return [*notes, *precision_notes(pricer.cluster, asked.precision)]

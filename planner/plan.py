@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..artifact import Optimality, Plan, Stage, Workload
+from ..artifact import AUTO, Optimality, Plan, Precision, Stage, Workload
 from ..ir.model import ModelSpec
 from .check import violations
 from .cluster import CALIBRATED, Cluster
@@ -13,6 +13,7 @@ from .cost import StageFormulas
 from .explain import alternatives, binding, marginals, why
 from .frontier import frontier
 from .infeasible import infeasible
+from .precision import precision_notes
 from .predict import chunk_rules, memory, predict
 from .search import Finding
 from .space import Pins
@@ -37,16 +38,26 @@ def make_plan(
     gpus: int | None = None,
     target: str | None = None,
     pinned: Pins | None = None,
+    precision: Precision = AUTO,
     pareto: bool = False,
 ) -> Made:
     """The optimal plan for a promise.
 
     nodes, gpus: most that may be used; target: the cluster's by default; pinned: of the layout;
-    pareto: with the frontier of GPUs, TTFT and TBT.
+    precision: of weights and KV cache; pareto: with the frontier of GPUs, TTFT and TBT.
     Infeasible names the binding constraint and the nearest promise and cluster that can be kept; BadInput
     and UsageError say what about the question makes no sense.
     """
-    question = WhatIf(spec, cluster, workload, nodes=nodes, gpus=gpus, target=target, pinned=pinned)
+    question = WhatIf(
+        spec,
+        cluster,
+        workload,
+        nodes=nodes,
+        gpus=gpus,
+        target=target,
+        pinned=pinned,
+        precision=precision,
+    )
     return plan_of(question, pareto=pareto)
 
 
@@ -83,8 +94,10 @@ def plan_of(question: WhatIf, *, pareto: bool = False) -> Made:
         notes=(
             why(search, found, promise, workload.objective),
             *workload_notes(spec, workload),
+            *precision_notes(cluster, question.precision),
             *_sources(cluster, outlook.gpus),
         ),
+        precision=question.precision,
     )
     wrong = violations(plan, spec, cluster, workload, formulas)
     if wrong:

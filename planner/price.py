@@ -32,11 +32,11 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from ..artifact import Layout, Workload
+from ..artifact import AUTO, FP8, Layout, Precision, Workload
 from ..ir.build import build
 from ..ir.graph import Module
 from ..ir.model import ModelSpec
-from ..ir.passes import fuse, shard
+from ..ir.passes import fuse, quantize, shard
 from .chunks import (
     Floats,
     Grid,
@@ -245,14 +245,23 @@ def process_groups(layout: Layout) -> int:
 class Pricer:
     """Prices layouts of one model, cluster and workload; formulas are made once per mesh and links."""
 
-    def __init__(self, spec: ModelSpec, cluster: Cluster, dtype: str, workload: Workload) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        cluster: Cluster,
+        dtype: str,
+        workload: Workload,
+        precision: Precision = AUTO,
+    ) -> None:
         self.spec, self.cluster, self.dtype, self.workload = spec, cluster, dtype, workload
+        self.precision = precision
         self.grid: Grid = make_grid(workload.context)
-        source = build(spec, dtype)
+        source = build(spec, dtype, precision.kv_cache)
 
         @cache
         def module(tp: int, kvp: int, ffn: str) -> Module:
-            return fuse(shard(source, tp=tp, kvp=kvp, ffn=ffn))
+            fused = fuse(shard(source, tp=tp, kvp=kvp, ffn=ffn))
+            return quantize(fused) if precision.weights == FP8 else fused
 
         @cache
         def tasks(tp: int, kvp: int, ffn: str) -> tuple[Mapping[str, tuple[Task, ...]], Footprint]:

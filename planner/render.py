@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..artifact import ChunkRule, Plan, Workload
 from ..units import format_bytes, format_count, format_duration
-from ..wording import devices_word, memory_parts, what_ifs
+from ..wording import devices_word, dtypes, memory_parts, what_ifs
 from .render_frontier import render_frontier
 
 _COLOURS = {
@@ -57,7 +57,7 @@ def render_plan(
     if pareto and plan.frontier is not None:
         body += [Text(), render_frontier(plan.frontier, workload, plan.layout)]
     body += [Text(), Rule("why", style="dim", align="left"), *_notes(plan)]
-    body += [Rule("what next", style="dim", align="left"), _next(out)]
+    body += [Rule("what next", style="dim", align="left"), _next(plan, out)]
     title = (
         f"[bold]{model}[/] on [bold]{cluster}[/], {format_count(workload.context)} tokens of context"
         f" + {format_count(workload.output_tokens)} of output, {workload.concurrency} at once"
@@ -79,7 +79,7 @@ def _layout(plan: Plan) -> Text:
     if layout.helix:
         text.append("   FFN over TP × KVP (helix)", style="dim")
     text.append(f"   layers per stage {_counts([s.num_layers for s in plan.stages])}", style="dim")
-    text.append(f"   {plan.dtype}, {plan.target}", style="dim")
+    text.append(f"   {dtypes(plan.dtype, plan.precision)}, {plan.target}", style="dim")
     return text
 
 
@@ -219,7 +219,9 @@ def _notes(plan: Plan) -> list[Text]:
     return [Text("• ", style="dim") + Text(line) for line in lines]
 
 
-def _next(out: Path | None) -> Text:
+def _next(plan: Plan, out: Path | None) -> Text:
+    if plan.precision.fp8:
+        return Text("plan without fp8 to write kernels and programs with -o DIR", style="cyan")
     if out is None:
         return Text("add -o DIR to write the plan with its kernels and programs", style="cyan")
     text = Text()

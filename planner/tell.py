@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..units import format_bytes, format_count, format_duration
-from ..wording import memory_parts
+from ..wording import dtypes, memory_parts
 from .configuration import Configuration
 from .evidence import Estimate
 from .forecast import Forecast
@@ -20,7 +20,8 @@ def tell(model: str, cluster: str, asked: Configuration, said: Forecast) -> Iter
     yield f"{model} on {cluster}: {where}, {asked.ranks} devices"
     yield (
         f"{format_count(asked.prompt)} tokens of prompt{after}, "
-        f"{format_count(asked.output)} of output, {asked.concurrency} at once"
+        f"{format_count(asked.output)} of output, {asked.concurrency} at once, "
+        f"{dtypes(said.dtype, asked.precision)}"
     )
     yield ""
     yield from _figure("TTFT", said.ttft)

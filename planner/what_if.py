@@ -13,10 +13,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..artifact import Layout, Point, Workload
+from ..artifact import AUTO, Layout, Point, Precision, Workload
 from ..errors import BadInput, UsageError
 from ..ir.model import ModelSpec
 from .cluster import TARGETS, Cluster
+from .precision import check_precision
 from .price import Pricer
 from .search import Finding, Promise, Search
 from .space import Pins, check_pins, devices_asked
@@ -62,8 +63,10 @@ class WhatIf:
         gpus: int | None = None,
         target: str | None = None,
         pinned: Pins | None = None,
+        precision: Precision = AUTO,
     ) -> None:
-        """nodes, gpus: most that may be used; target: the cluster's by default; pinned: of the layout.
+        """nodes, gpus: most that may be used; target: the cluster's by default; pinned: of the layout;
+        precision: of weights and KV cache.
 
         BadInput and UsageError say what about the question makes no sense.
         """
@@ -71,11 +74,13 @@ class WhatIf:
         self.spec, self.cluster, self.workload = spec, cluster, workload
         self.target = _target(cluster, target)
         self.dtype = "float32" if self.target == "cpu" else spec.dtype
+        self.precision = check_precision(cluster, precision)
         self.pinned = dict(pinned or {})
         devices = devices_asked(cluster, nodes=nodes, gpus=gpus)
         self.degrees = check_pins(spec, cluster, devices, self.pinned)
         self.promise = Promise(workload.ttft_s, workload.tbt_s, devices)
-        self.search = Search(Pricer(spec, cluster, self.dtype, workload), self.pinned)
+        pricer = Pricer(spec, cluster, self.dtype, workload, precision)
+        self.search = Search(pricer, self.pinned)
         self.search.outlooks(devices)
 
     def solve(

@@ -10,6 +10,7 @@ from ...artifact import Plan, Workload
 from ...ir.graph import Module
 from ...timeline import Timeline
 from ...units import format_count
+from ...wording import dtypes
 from ..templating import render
 from .course import chunks, pipeline
 from .fill import memory, promise
@@ -65,7 +66,7 @@ def render_report(report: Report) -> str:
             ("output", f"{workload.output_tokens:,} tokens"),
             ("at once", f"{workload.concurrency:,}"),
             ("objective", _OBJECTIVES.get(workload.objective, workload.objective)),
-            ("code", f"{plan.dtype}, {plan.target}"),
+            ("code", f"{dtypes(plan.dtype, plan.precision)}, {plan.target}"),
             ("device", report.cluster["device"]),
         ],
         ranks=f"{plan.gpus:,} {device}{'s' if plan.gpus > 1 else ''}",

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from ..graph import Op
-from ..sizes import KD, KV, QK, X, any_of
-from ..types import PRODUCT, Partial, TensorType, degree
+from ..sizes import KD, KV, QK, Size, T, X, any_of
+from ..types import E4M3, PRODUCT, Partial, TensorType, degree
 from .base import (
     Array,
     Attrs,
@@ -34,6 +35,7 @@ from .base import (
     require,
 )
 from .dense import complete, norm
+from .e4m3 import nearest
 
 Mesh = Mapping[str, int]
 
@@ -147,11 +149,18 @@ def merge_work(site: Site) -> tuple[Work, ...]:
 
 def append_work(site: Site) -> tuple[Work, ...]:
     k = site.operands[1].local_bytes(site.mesh)
-    return (Work("other", "memory", 0, 4 * k),)
+    return (Work("other", "memory", 0, 2 * k + _stored_bytes(site.operands[0], site.mesh)),)
 
 
 def rope_append_work(site: Site) -> tuple[Work, ...]:
-    return (Work("other", "memory", 0, 2 * site.operands[0].local_bytes(site.mesh)),)
+    moved = site.operands[0].local_bytes(site.mesh) + site.op.type.local_bytes(site.mesh)
+    return (Work("other", "memory", 0, moved + _stored_bytes(site.operands[2], site.mesh)),)
+
+
+def _stored_bytes(cache: TensorType, mesh: Mesh) -> Size:
+    """Keys and values of T rows, as the cache keeps them."""
+    _, two, heads, dim = cache.local_shape(mesh)
+    return T * (two * heads * dim * cache.itemsize)
 
 
 # -------------------------------------------------------------------------------------- reference
@@ -187,7 +196,14 @@ def evaluate_rope_append(op: Op, args: Sequence[Array], rank: Rank) -> tuple[Arr
     if norms:
         eps = number(op.attrs, "eps")
         q, k = norm(q, norms[0], eps), norm(k, norms[1], eps)
-    return rotate(q, rot), rank.append(rotate(k, rot), v)
+    return rotate(q, rot), store(rank, op.results[1].type, rotate(k, rot), v)
+
+
+def store(rank: Rank, cache: TensorType, keys: Array, values: Array) -> Any:
+    """Append keys and values as the cache keeps them."""
+    if cache.dtype == E4M3:
+        keys, values = nearest(keys), nearest(values)
+    return rank.append(keys, values)
 
 
 def merge_ranks(op: Op, args: Sequence[Sequence[Array]]) -> list[tuple[Array, ...]]:
@@ -209,7 +225,7 @@ OPS = {
         "kv, k, v",
         append_work,
         infer_append,
-        lambda op, args, rank: (rank.append(args[1], args[2]),),
+        lambda op, args, rank: (store(rank, op.type, args[1], args[2]),),
     ),
     "rope_append": OpDef(
         "qkv, rot, kv, q_norm?, k_norm?",

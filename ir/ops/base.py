@@ -31,8 +31,8 @@ class Work:
     """What one rank does for an op once: exact counts, from local shapes.
 
     part:     "linear", "attention", "communication" or "other": how a prediction is broken down
-    resource: whose speed limits it: "matmul", "attention_prefill", "attention_decode", "memory",
-              or a collective: "all_reduce", "all_gather", "exchange"
+    resource: whose speed limits it: "matmul", "matmul_fp8", "attention_prefill", "attention_decode",
+              "memory", or a collective: "all_reduce", "all_gather", "exchange"
     flops:    multiply and add counted apart; 0 where only bytes matter
     bytes:    device memory traffic; for collectives the payload that one rank ends up with
     axis:     the axis that a collective crosses

@@ -149,6 +149,10 @@ def infer_rotary(types: Types, attrs: Attrs, mesh: Mesh) -> Types:
 
 
 def linear_work(site: Site) -> tuple[Work, ...]:
+    return product_work(site, "matmul")
+
+
+def product_work(site: Site, resource: str) -> tuple[Work, ...]:
     """Its grain is a row, where there is prefill: the few rows of decodes alone, or of a head, stream the
     weights in a kernel of their own, and pay for bytes.
     """
@@ -156,7 +160,7 @@ def linear_work(site: Site) -> tuple[Work, ...]:
     columns = site.op.type.local_shape(site.mesh)[1]
     row = 2 * inner * columns
     grain = row * any_of(QK) if rows == T else 0
-    return (Work("linear", "matmul", rows * row, site.moved_bytes(), grain=grain),)
+    return (Work("linear", resource, rows * row, site.moved_bytes(), grain=grain),)
 
 
 def gather_work(site: Site) -> tuple[Work, ...]:
@@ -165,7 +169,8 @@ def gather_work(site: Site) -> tuple[Work, ...]:
 
 
 def add_rms_norm_work(site: Site) -> tuple[Work, ...]:
-    return (Work("other", "memory", 0, sum_sizes(4 * [site.op.type.local_bytes(site.mesh)])),)
+    rows = (*site.operands[:2], *(value.type for value in site.op.results))
+    return (Work("other", "memory", 0, sum_sizes(t.local_bytes(site.mesh) for t in rows)),)
 
 
 # -------------------------------------------------------------------------------------- reference

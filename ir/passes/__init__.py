@@ -2,7 +2,8 @@
 
 from .fuse import fuse
 from .lower import lower
+from .quantize import quantize
 from .shard import shard
 from .stages import split_stages
 
-__all__ = ["fuse", "lower", "shard", "split_stages"]
+__all__ = ["fuse", "lower", "quantize", "shard", "split_stages"]

@@ -143,6 +143,43 @@ def test_a_tp_that_does_not_divide_the_heads(mnemoc: Any) -> None:
 
 
 @pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("option", ["--quantization", "--kv-cache-dtype"])
+@pytest.mark.parametrize(
+    ("cluster", "more", "code", "sentence"),
+    [
+        ("dgx-h100", ("-o", "plan"), 2, "kernels and programs for fp8 are not emitted yet"),
+        ("dgx-h100", ("--emit", "ir"), 2, "plan without fp8"),
+        ("dgx-a100", (), 4, "gives no peak.float8"),
+        ("local", ("--calibrate",), 4, "fp8 is not for CPUs"),  # and is not measured for it
+    ],
+)
+def test_fp8_where_there_is_none(
+    cluster: str, more: tuple[str, ...], code: int, sentence: str, option: str, mnemoc: Any
+) -> None:
+    ran = mnemoc("plan", "tiny-llama", "--cluster", cluster, *PROMISE, option, "fp8", *more)
+    assert ran.code == code
+    assert sentence in ran.sentence
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("option", ["--quantization", "--kv-cache-dtype"])
+def test_a_precision_that_is_none(option: str, mnemoc: Any) -> None:
+    ran = mnemoc("predict", "tiny-llama", "--cluster", "dgx-h100", "--prompt", "1K", option, "int3")
+    assert ran.code == 2
+    assert "'int3' is not" in ran.err
+    assert "fp8" in ran.err
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_checkpoint_that_is_fp8_already(tmp_path: Path, mnemoc: Any) -> None:
+    path = config(tmp_path, quantization_config={"quant_method": "fp8"})
+    ran = mnemoc("predict", path, "--cluster", "dgx-h100", "--prompt", "1K")
+    assert ran.code == 4
+    assert "quantised checkpoints are not supported (fp8)" in ran.sentence
+    assert "--quantization fp8" in ran.sentence
+
+
+@pytest.mark.usefixtures("nothing_left")
 def test_more_gpus_than_the_cluster_has(mnemoc: Any) -> None:
     ran = mnemoc(
         "plan", "llama-3-8b", "--cluster", "dgx-h100", *PROMISE, "--gpus", "1000000", "-o", "plan"

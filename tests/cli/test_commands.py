@@ -106,6 +106,26 @@ def test_the_json_says_what_else_could_be_had(mnemoc: Any) -> None:
     assert json.loads(mnemoc("plan", *LONG, "--ttft", "600s", "--json").out)["frontier"] is None
 
 
+def test_fp8_is_planned_and_predicted_and_both_say_so(mnemoc: Any) -> None:
+    fp8 = ("--quantization", "fp8", "--kv-cache-dtype", "fp8")
+    plan = json.loads(mnemoc("plan", *LONG, "--ttft", "600s", *fp8, "--json").out)
+    assert plan["precision"] == {"weights": "fp8", "kv_cache": "fp8"}
+    plain = json.loads(mnemoc("plan", *LONG, "--ttft", "600s", "--json").out)
+    assert plain["precision"] == {"weights": "auto", "kv_cache": "auto"}
+    assert plan["gpus"] <= plain["gpus"]
+    printed = mnemoc("plan", *LONG, "--ttft", "600s", *fp8, "--emit", "plan").out
+    assert '"kv_cache": "fp8"' in printed
+    printed = mnemoc("plan", *LONG, "--ttft", "600s", "--kv-cache-dtype", "fp8", "--pareto").out
+    assert "bfloat16 with fp8 KV cache" in printed
+    assert "add -o DIR" not in printed
+    assert "not emitted yet" in printed
+    asked = ("predict", "llama-3-8b", "--cluster", "dgx-h200", "--prompt", "100K", *fp8)
+    assert "bfloat16 with fp8 weights and KV cache" in mnemoc(*asked).out
+    said = json.loads(mnemoc(*asked, "--json").out)
+    assert said["configuration"]["precision"] == {"weights": "fp8", "kv_cache": "fp8"}
+    assert said["dtype"] == "bfloat16"
+
+
 def test_the_frontier_is_printed_where_it_is_asked_for_and_marks_the_plan(mnemoc: Any) -> None:
     printed = mnemoc("plan", *LONG, "--ttft", "600s", "--pareto").out
     assert "promised" in printed

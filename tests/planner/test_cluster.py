@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mnemoc.errors import BadInput, UsageError
 from mnemoc.planner import clusters, load_cluster, measured_path, write_cluster
-from mnemoc.planner.cluster import CURVES, FIELDS
+from mnemoc.planner.cluster import CURVES, FIELDS, OPTIONAL
 from mnemoc.planner.space import devices_asked
 
 SHIPPED = Path(str(load_cluster("dgx-h100").origin))
@@ -22,7 +22,8 @@ def test_every_shipped_number_has_a_source_and_a_base_unit(name: str) -> None:
     for key, quantity in cluster.numbers.items():
         assert len(quantity.source) > 8, key
         assert quantity.value >= 0, key
-    assert {f"efficiency.{key}" for key in cluster.curves} == set(CURVES)
+    assert {f"efficiency.{key}" for key in cluster.curves} | OPTIONAL >= set(CURVES)
+    assert ("peak.float8" in cluster.numbers) == ("matmul_fp8" in cluster.curves)
     for key, curve in cluster.curves.items():
         assert len(curve.source) > 8, key
         assert curve.residual < 0.1, key
