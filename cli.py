@@ -91,7 +91,9 @@ def cli() -> None:
 @click.option("--tbt", callback=duration, required=True, metavar="TIME", help="Such as 30ms.")
 @click.option("--objective", type=click.Choice(OBJECTIVES), default="gpus", show_default=True)
 @click.option("--target", metavar="TARGET", help="cuda:sm_90, cpu, ...: the cluster's by default.")
-@click.option("--layout", callback=pins, metavar="tp=T,spp=P,kvp=K,ffn=F", help="What to pin.")
+@click.option(
+    "--layout", callback=pins, metavar="tp=T,spp=P,...", help="Pin tp, spp, kvp, ffn, stripe."
+)
 @calibrate_option
 @click.option("--emit", callback=emitted, metavar=",".join(EMITTABLE), help="Print these stages.")
 @click.option("--pareto", is_flag=True, help="Also the frontier of GPUs, TTFT and TBT.")
@@ -211,8 +213,11 @@ def predict(
     from .planner import Configuration
     from .planner.tell import tell
 
+    stripe = layout.pop("stripe", None)
     pinned = from_json(Layout, {"tp": 1, "spp": 1, "kvp": 1} | layout, "--layout")
-    asked = Configuration(pinned, prompt, cached or 0, output, concurrency, chunk, cp)
+    asked = Configuration(
+        pinned, prompt, cached or 0, output, concurrency, chunk, cp, stripe=stripe
+    )
     with console.progress_bar() as progress:
         measure_if_local(cluster, calibrate, progress)
         progress("predicting")

@@ -13,6 +13,13 @@ def devices_word(plan: Plan) -> str:
     return "workers" if plan.target == "cpu" else "GPUs"
 
 
+def growth_words(kvp: int, stripe_tokens: int, tokens: int) -> str:
+    """How a request of so many tokens comes to lie on its KVP groups: what follows "a request"."""
+    if kvp * stripe_tokens < tokens:
+        return f"is dealt to its {kvp} groups in stripes of {stripe_tokens:,} tokens"
+    return f"takes on its next group after {stripe_tokens:,} tokens"
+
+
 def what_ifs(plan: Plan) -> dict[str, list[str]]:
     """By the figure that moves: what the laxer question (or more devices) gives, then the stricter one."""
     rows: dict[str, list[str]] = {}

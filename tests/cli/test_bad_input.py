@@ -224,7 +224,7 @@ def test_a_changed_plan_never_runs(command: str, made: Path, mnemoc: Any) -> Non
 def test_a_plan_of_another_format_version(made: Path, tmp_path: Path, mnemoc: Any) -> None:
     shutil.copytree(made / "plan", tmp_path / "plan")
     manifest = tmp_path / "plan" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 1'))
+    manifest.write_text(manifest.read_text().replace('"format": 3', '"format": 1'))
     ran = mnemoc("show", tmp_path / "plan")
     assert ran.code == 4
     assert "format 1" in ran.sentence

@@ -50,7 +50,8 @@ def test_groups_join_as_the_context_grows() -> None:
     groups = [rule.groups for rule in plan.chunks]
     assert groups == sorted(groups)
     assert (groups[0], groups[-1]) == (1, plan.layout.kvp)
-    assert plan.group_tokens * plan.layout.kvp >= 10_000_256
+    joins = [rule.start // plan.stripe_tokens for rule in plan.chunks]
+    assert groups == [min(join + 1, plan.layout.kvp) for join in joins]
 
 
 def test_a_minute_for_ten_million_tokens_is_infeasible_and_says_why() -> None:
