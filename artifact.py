@@ -227,8 +227,8 @@ class Plan:
     """What the planner decided.
 
     page_size: tokens per KV page; num_pages: pages per rank and layer.
-    stripe_tokens: KVP growth: a request's tokens are dealt to its groups in stripes of so many, so it takes on
-        its next group after each, until all have joined.
+    stripe_tokens: KVP growth: a request's tokens are dealt to its groups in stripes of so many, so it takes
+        on its next group after each, until all have joined.
     max_batch: sequences that may decode together.
     binding: the constraint without which the objective would be better: a name of the program, or "none".
     marginals, frontier: what else could be had and at what price; the frontier only where asked for.

@@ -16,7 +16,7 @@ def devices_word(plan: Plan) -> str:
 def growth_words(kvp: int, stripe_tokens: int, tokens: int) -> str:
     """How a request of so many tokens comes to lie on its KVP groups: what follows "a request"."""
     if kvp * stripe_tokens < tokens:
-        return f"is dealt to its {kvp} groups in stripes of {stripe_tokens:,} tokens"
+        return f"is dealt to {kvp} groups, {stripe_tokens:,} tokens at a time"
     return f"takes on its next group after {stripe_tokens:,} tokens"
 
 

@@ -183,7 +183,7 @@ def why(search: Search, found: Finding, promise: Promise, objective: str) -> str
 
 
 def dealing(search: Search, found: Finding, promise: Promise) -> Iterator[str]:
-    """Where the plan deals a request to its groups in stripes: what contiguous shards would give instead."""
+    """What contiguous shards would give, where the plan deals a request to its groups in stripes."""
     if not found.outlook.growth.striped:
         return
     layout = found.outlook.layout
@@ -191,10 +191,9 @@ def dealing(search: Search, found: Finding, promise: Promise) -> Iterator[str]:
     whole = [o for o in space if o.layout == layout and not o.growth.striped]
     best = search.fastest(whole, promise.tbt_s, NEVER)
     if best is None:
-        yield "Stripes keep a promise that one run of tokens on each group would break."
+        yield "In one run on each group, not in stripes, tokens would break TBT or memory."
     elif best.ttft_s > found.ttft_s:
-        longer = best.ttft_s / found.ttft_s - 1
         yield (
-            f"Stripes put a short context on all groups too: with one run of tokens on each, "
-            f"TTFT would be {format_duration(best.ttft_s)} ({longer:+.0%})."
+            f"In one run on each group, not in stripes, TTFT would be "
+            f"{format_duration(best.ttft_s)} ({best.ttft_s / found.ttft_s - 1:+.0%})."
         )

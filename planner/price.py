@@ -104,8 +104,8 @@ class Outlook:
 
     decode_s: TBT of decodes alone at full length; head_s: what the last chunk's logits add
     (with riders every chunk has them);
-    floor_s: a bound on TTFT that costs nothing: the whole prompt as one chunk, without exchange;
-    rides: whether decodes share the prefill's micro-batches; price: prices the chunks when asked
+    rides: whether decodes share the prefill's micro-batches; whole, price: price the prompt as one chunk,
+    without exchange, and in chunks, when asked
     """
 
     layout: Layout
@@ -113,10 +113,15 @@ class Outlook:
     num_layers: int
     decode_s: float
     head_s: float
-    floor_s: float
     rides: bool
     footprint: Footprint
+    whole: Callable[[], Mapping[str, float]]
     price: Callable[[], Chunks]
+
+    @cached_property
+    def floor_s(self) -> float:
+        """A bound on TTFT that costs next to nothing."""
+        return float(balanced(self.whole(), 0.0, self.layout.spp, self.num_layers))
 
     @cached_property
     def chunks(self) -> Chunks:
@@ -291,8 +296,8 @@ class Pricer:
             num_layers=layers,
             decode_s=stages * each + once + (stages - 1) * alone["hop"],
             head_s=0.0 if riders.count else self._decode(wiring, Riders(1, 1, 1))["head"],
-            floor_s=float(balanced(self._whole(wiring, growth.spread), 0.0, stages, layers)),
             rides=riders.count > 0,
             footprint=wiring.footprint,
+            whole=lambda: self._whole(wiring, growth.spread),
             price=lambda: self._chunks(wiring, growth.spread, riders),
         )

@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -208,22 +208,33 @@ def growths(layout: Layout, workload: Workload, pinned: Pins) -> Iterator[Growth
         alone = workload.concurrency == 1 and "kvp" not in pinned
         over = [kvp] if alone else [groups for groups in range(1, kvp + 1) if kvp % groups == 0]
         stripes += [shard(groups) for groups in over if (groups - 1) * shard(groups) < total]
-    if asked != CONTIGUOUS:
-        wanted = [total / kvp / rounds for rounds in ROUNDS] if asked is None else [float(asked)]
-        found = {min(shard(kvp), uncrossed(tokens, workload.context, page)) for tokens in wanted}
-        stripes += sorted(found - {shard(kvp)} if asked is None else found, reverse=True)
+    if asked is None:
+        unit = chunk_unit(workload.context)
+        fit = {_evenest(total // (kvp * rounds), unit, page, kvp, total) for rounds in ROUNDS}
+        stripes += sorted((stripe for stripe in fit if stripe < shard(kvp)), reverse=True)
+    elif asked != CONTIGUOUS:
+        stripes += [min(shard(kvp), uncrossed(int(asked), chunk_unit(workload.context), page))]
     for stripe in stripes:
         yield Growth(kvp, stripe, total, page, workload.concurrency, layout.helix)
 
 
-def uncrossed(tokens: float, context: int, page: int) -> int:
+def uncrossed(tokens: int, unit: int, page: int) -> int:
     """The smallest stripe of at least so many tokens that the menu's chunks need not cross."""
-    stripe = chunk_unit(context)
-    if tokens > stripe:
-        return math.ceil(tokens / stripe) * stripe
-    while stripe % (2 * page) == 0 and stripe // 2 >= tokens:
-        stripe //= 2
-    return stripe
+    if tokens > unit:
+        return math.ceil(tokens / unit) * unit
+    while unit % (2 * page) == 0 and unit // 2 >= tokens:
+        unit //= 2
+    return unit
+
+
+@cache
+def _evenest(tokens: int, unit: int, page: int, kvp: int, total: int) -> int:
+    """Of the whole units between about so many tokens and a quarter more: what leaves home the least."""
+    if tokens < unit:
+        return uncrossed(tokens, unit, page)
+    least = tokens // unit
+    stripes = (units * unit for units in range(least, least + least // 4 + 1))
+    return min(stripes, key=lambda stripe: float(Spread(stripe, kvp).held(np.array(float(total)))))
 
 
 def splits(layers: int, stages: int, excess: float) -> tuple[tuple[int, ...], ...]:

@@ -12,6 +12,7 @@ shard see no key, but do their share of the FFN. Positions n .. n+c−1 are the 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -88,7 +89,7 @@ class Growth:
         first_stripe = shard * self.stripe_tokens
         starts = [start for start, _ in self.stored(shard, cached, rows) if start > first_stripe]
         edges = [cached, *(start for start in starts if start > cached), cached + rows]
-        for first, end in zip(edges, edges[1:], strict=False):
+        for first, end in itertools.pairwise(edges):
             blind = max(0, first_stripe - first)
             yield Piece(end - first, self.held(shard, first) - blind, self.held(shard, end))
 

@@ -8,6 +8,7 @@ from mnemoc.planner.chunks import (
     Riders,
     Sizes,
     Spread,
+    chunk_unit,
     decode_sizes,
     make_grid,
     prefill_sizes,
@@ -82,8 +83,8 @@ def test_the_scheduler_counts_a_chunk_as_the_planner_does(
     load.add_chunk(growth, 0, start, size, ends=False)
     assert (planned.T, planned.QK, planned.X) == (load.T, load.QK, load.X)
     pieces = list(growth.pieces(0, start, size))
-    assert planned.KV == pieces[-1].kv_len
-    assert load.KV == sum(piece.kv_len for piece in pieces)
+    assert pieces[-1].kv_len == planned.KV
+    assert sum(piece.kv_len for piece in pieces) == load.KV
 
 
 def test_under_helix_all_groups_compute_all_rows_and_blind_ones_bring_no_keys() -> None:
@@ -116,7 +117,7 @@ def test_samples_bound_the_sum_over_a_bucket_from_above_and_closely(
     grid = make_grid(context)
     stripe = -(-context // groups)
     if rounds > 1 and groups > 1:
-        stripe = min(stripe, uncrossed(context / groups / rounds, context, 16))
+        stripe = min(stripe, uncrossed(context // groups // rounds, chunk_unit(context), 16))
     spread = Spread(stripe, groups if groups * stripe < context else None)
     samples = sample(grid, spread)
     b = data.draw(st.integers(0, len(grid.starts) - 1))

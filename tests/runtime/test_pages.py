@@ -82,7 +82,7 @@ def test_the_shards_store_each_token_of_a_chunk_once(
     stored = {}
     for shard in range(growth.kvp):
         for first, end in growth.stored(shard, cached, rows):
-            stored |= {position: shard for position in range(first, end)}
+            stored |= dict.fromkeys(range(first, end), shard)
     assert stored == {position: growth.owner(position) for position in range(cached, cached + rows)}
 
 
