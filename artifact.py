@@ -38,6 +38,8 @@ MANIFEST = "manifest.json"
 
 
 FFN_MODES = ("repeated", "helix")
+CONTIGUOUS = "contiguous"
+"""In place of a stripe's tokens: a request's KV cache is cut once, into one run of tokens per group."""
 
 
 @dataclass(frozen=True)
@@ -272,7 +274,8 @@ class Plan:
     """What the planner decided.
 
     page_size: tokens per KV page; num_pages: pages per rank and layer.
-    group_tokens: KVP growth: a request takes on its next group after each `group_tokens` tokens.
+    stripe_tokens: KVP growth: a request's tokens are dealt to its groups in stripes of so many, so it takes
+        on its next group after each, until all have joined.
     max_batch: sequences that may decode together.
     precision: what is not kept as dtype.
     binding: the constraint without which the objective would be better: a name of the program, or "none".
@@ -286,7 +289,7 @@ class Plan:
     chunks: tuple[ChunkRule, ...]
     page_size: int
     num_pages: int
-    group_tokens: int
+    stripe_tokens: int
     max_batch: int
     predicted: Prediction
     memory: Memory
@@ -331,13 +334,13 @@ class Segments:
     """Contiguous rows of a micro-batch, each with one request's local KV shard.
 
     Query i (from 0) of segment s sees the local keys j with `j <= past[s] + i` and `j < kv_len[s]`.
-    So an earlier, full KVP group is non-causal (past >= kv_len), the last one causal
-    (past = kv_len − rows), and a group whose shard starts after the query sees none (past < 0):
-    out = 0, lse = −inf.
+    So a KVP group that stores none of the rows is non-causal (past >= kv_len), one that stores them all
+    causal (past = kv_len − rows), and a group whose shard starts after the query sees none (past < 0):
+    out = 0, lse = −inf. Several segments may be of one request.
 
     rows:   int32 [S+1], prefix sums; segment s has the queries rows[s]:rows[s+1] of its kernel's q
-    kv_len: int32 [S], tokens in the local shard, those appended by this step included
-    past:   int32 [S], position of the first query minus position of the shard's first token
+    kv_len: int32 [S], tokens of the local shard up to the last query, those appended by this step included
+    past:   int32 [S], tokens of the local shard before the first query, less the queries before its first
     pages:  int32 [S, P], page ids of the local shard, in order; unused entries are 0
     max_rows, max_kv: the largest row count and kv_len, as host integers
     """

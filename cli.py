@@ -93,7 +93,9 @@ def cli() -> None:
 @click.option("--tbt", callback=duration, required=True, metavar="TIME", help="Such as 30ms.")
 @click.option("--objective", type=click.Choice(OBJECTIVES), default="gpus", show_default=True)
 @click.option("--target", metavar="TARGET", help="cuda:sm_90, cpu, ...: the cluster's by default.")
-@click.option("--layout", callback=pins, metavar="tp=T,spp=P,kvp=K,ffn=F", help="What to pin.")
+@click.option(
+    "--layout", callback=pins, metavar="tp=T,spp=P,...", help="Pin tp, spp, kvp, ffn, stripe."
+)
 @precision_options
 @calibrate_option
 @click.option("--emit", callback=emitted, metavar=",".join(EMITTABLE), help="Print these stages.")
@@ -223,10 +225,19 @@ def predict(
     from .planner import Configuration
     from .planner.tell import tell
 
+    stripe = layout.pop("stripe", None)
     pinned = from_json(Layout, {"tp": 1, "spp": 1, "kvp": 1} | layout, "--layout")
     precision = Precision(quantization or "auto", kv_cache_dtype)
     asked = Configuration(
-        pinned, prompt, cached or 0, output, concurrency, chunk, cp, precision=precision
+        pinned,
+        prompt,
+        cached or 0,
+        output,
+        concurrency,
+        chunk,
+        cp,
+        precision=precision,
+        stripe=stripe,
     )
     with console.progress_bar() as progress:
         measure_if_local(cluster, calibrate and not precision.fp8, progress)

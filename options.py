@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .artifact import FFN_MODES, FP8, PRECISIONS
+from .artifact import CONTIGUOUS, FFN_MODES, FP8, PRECISIONS
 from .console import Progress, remark
 from .errors import BadInput, UsageError
 from .units import parse_count, parse_duration_s
@@ -112,21 +112,30 @@ def duration(_context: click.Context, param: click.Parameter, value: str | None)
 def pins(
     _context: click.Context, param: click.Parameter, value: str | None
 ) -> dict[str, int | str]:
-    """What of the layout to pin: tp=8,spp=4,kvp=4,ffn=helix or a part of it."""
+    """What of the layout to pin: tp=8,spp=4,kvp=4,ffn=helix,stripe=64K or a part of it."""
     result: dict[str, int | str] = {}
     for item in value.split(",") if value else ():
         axis, _, text = item.strip().partition("=")
-        degree = axis in AXES and text.isdecimal() and int(text) > 0
-        mode = axis == "ffn" and text in FFN_MODES
-        if axis in result or not (degree or mode):
+        pinned = _pin(axis, text, f"{param.opts[0]} {axis}")
+        if axis in result or pinned is None:
             raise UsageError(
                 "not a layout",
                 where=param.opts[0],
                 got=value,
-                do=f"write tp=8,spp=4,kvp=4 and, if you like, ffn={' or ffn='.join(FFN_MODES)}",
+                do=f"write tp=8,spp=4,kvp=4 and, if you like, ffn={' or ffn='.join(FFN_MODES)}, "
+                f"and stripe=64K or stripe={CONTIGUOUS}",
             )
-        result[axis] = text if mode else int(text)
+        result[axis] = pinned
     return result
+
+
+def _pin(axis: str, text: str, what: str) -> int | str | None:
+    """One item's value; None if it is none."""
+    if axis in AXES:
+        return int(text) if text.isdecimal() and int(text) > 0 else None
+    if axis == "stripe" and text and text != CONTIGUOUS:
+        return parse_count(text, what)
+    return text if text in {"ffn": FFN_MODES, "stripe": (CONTIGUOUS,)}.get(axis, ()) else None
 
 
 def emitted(_context: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:

@@ -26,6 +26,13 @@ def dtypes(dtype: str, precision: Precision) -> str:
     return f"{dtype} with fp8 {named}" if named else dtype
 
 
+def growth_words(kvp: int, stripe_tokens: int, tokens: int) -> str:
+    """How a request of so many tokens comes to lie on its KVP groups: what follows "a request"."""
+    if kvp * stripe_tokens < tokens:
+        return f"is dealt to {kvp} groups, {stripe_tokens:,} tokens at a time"
+    return f"takes on its next group after {stripe_tokens:,} tokens"
+
+
 def what_ifs(plan: Plan) -> dict[str, list[str]]:
     """By the figure that moves: what the laxer question (or more devices) gives, then the stricter one."""
     rows: dict[str, list[str]] = {}

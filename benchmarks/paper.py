@@ -11,6 +11,7 @@ paper. F8–F10 are about traffic, which the planner does not predict.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import math
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from mnemoc.artifact import Layout, Workload
+from mnemoc.artifact import CONTIGUOUS, Layout, Workload
 from mnemoc.ir.model import ModelSpec, load_model
 from mnemoc.planner import (
     Cluster,
@@ -145,8 +146,9 @@ def prefill_s(name: str, stages: int, context: int = M) -> float:
 
 
 def decode_s(name: str, stages: int, groups: int, context: int) -> float:
-    """TBT of one request behind a context."""
-    return said(name, Configuration(Layout(TP, stages, groups), context)).tbt.seconds
+    """TBT of one request behind a context, cut into one run of tokens per group as the paper does."""
+    asked = Configuration(Layout(TP, stages, groups), context, stripe=CONTIGUOUS)
+    return said(name, asked).tbt.seconds
 
 
 def flops(spec: ModelSpec, tokens: float, pairs: float) -> float:
@@ -296,7 +298,7 @@ def f6() -> Figure:
 def f7() -> Figure:
     context, stages = 10 * M, 4
     one, two, four = (decode_s(SMALL, stages, groups, context) for groups in (1, 2, 4))
-    held = said(SMALL, Configuration(Layout(TP, 1, 2), context)).memory
+    held = said(SMALL, Configuration(Layout(TP, 1, 2), context, stripe=CONTIGUOUS)).memory
     used = 30 * (held.weights_bytes + held.kv_bytes) / cluster()["memory.bandwidth"]
     return Figure(
         "F7",
@@ -331,7 +333,10 @@ def f11() -> Figure:
         share = done / prefill_s(name, stages, context) / peak
         what = f"MFU, {SHORT[name]}, {context // M} M, SPP {stages}, {TP * stages} GPUs"
         rows.append(Row(what, "1", claim, share))
-    shards = (said(SMALL, Configuration(Layout(TP, 1, k), 10 * M)) for k in itertools.count(1))
+    shards = (
+        said(SMALL, Configuration(Layout(TP, 1, k), 10 * M, stripe=CONTIGUOUS))
+        for k in itertools.count(1)
+    )
     groups, alone = next((k, found) for k, found in enumerate(shards, 1) if found.fits)
     best = cluster().curves["attention_prefill"].full
     kv, bandwidth = alone.memory.kv_bytes, cluster()["memory.bandwidth"]
@@ -361,7 +366,7 @@ def f12() -> Figure:
         model(SMALL),
         cluster(),
         Workload(context, 1e6, 1e6, objective="ttft"),
-        pinned={"tp": layout.tp, "spp": layout.spp, "kvp": layout.kvp, "ffn": layout.ffn},
+        pinned=dataclasses.asdict(layout) | {"stripe": CONTIGUOUS},
     ).plan
 
     def gpus(tokens: int) -> int:
@@ -371,7 +376,8 @@ def f12() -> Figure:
     return Figure(
         "F12",
         "GPUs at work while a request grows",
-        f"8B, {layout}: a plan for 2 M tokens, {plan.group_tokens:,} on each KVP group.",
+        f"8B, {layout}: a plan for 2 M tokens, {plan.stripe_tokens:,} in one run on each "
+        "KVP group, as the paper has it.",
         (
             Row("at its start", "GPUs", exactly(32), gpus(1)),
             Row("behind 1 M tokens", "GPUs", exactly(64), gpus(M)),

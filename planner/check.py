@@ -68,7 +68,7 @@ def _rules(plan: Plan, workload: Workload) -> Iterator[str]:
     for rule in plan.chunks:
         if rule.start != edge or rule.end <= rule.start or rule.chunk < 1:
             yield f"chunk rule {rule.start}..{rule.end} after {edge}"
-        if rule.groups != math.ceil(rule.end / plan.group_tokens):
+        if rule.groups != min(plan.layout.kvp, math.ceil(rule.end / plan.stripe_tokens)):
             yield f"{rule.groups} groups at {rule.end} tokens"
         edge = rule.end
     if edge != workload.context:
@@ -76,21 +76,18 @@ def _rules(plan: Plan, workload: Workload) -> Iterator[str]:
 
 
 def _pages(plan: Plan, workload: Workload) -> Iterator[str]:
-    """Requests laid end to end around the ring of groups, each page counted where it falls."""
-    total = workload.context + workload.output_tokens
-    if plan.group_tokens % plan.page_size:
-        yield "groups do not hold whole pages"
-    if plan.group_tokens * plan.layout.kvp < total:
-        yield "the groups do not hold one request"
-    used = [0] * plan.layout.kvp
+    """Requests laid end to end around the ring of groups; striped, all are at home on one."""
+    total, kvp = workload.context + workload.output_tokens, plan.layout.kvp
+    if plan.stripe_tokens % plan.page_size:
+        yield "stripes are not whole pages"
+    used = [0] * kvp
     group = 0
     for _ in range(workload.concurrency):
-        left = total
-        while left > 0:
-            here = min(left, plan.group_tokens)
-            used[group % plan.layout.kvp] += math.ceil(here / plan.page_size)
-            left -= here
-            group += 1
+        stripes = -(-total // plan.stripe_tokens)
+        for i in range(stripes):
+            here = min(plan.stripe_tokens, total - i * plan.stripe_tokens)
+            used[(group + i) % kvp] += math.ceil(here / plan.page_size)
+        group += stripes if stripes <= kvp else 0
     if max(used) > plan.num_pages:
         yield f"{max(used)} pages needed, {plan.num_pages} planned"
     if plan.max_batch < workload.concurrency:
@@ -145,7 +142,7 @@ def _step_memory(
     in_ffn = (
         sizes * item * (2 * spec.hidden + 3 * ffn)
     )  # input, residual, gate and up, their product
-    peers = np.ceil((starts + sizes) / plan.group_tokens) - 1
+    peers = np.minimum(np.ceil((starts + sizes) / plan.stripe_tokens), layout.kvp) - 1
     swapped = 2 * sizes * peers * spec.num_heads / ranks * (spec.head_dim + 1) * 4
     in_merge = sizes * item * (spec.hidden + 2 * heads * spec.head_dim) + swapped
     sent = (layout.spp + 1) * sizes * spec.hidden * item * (layout.spp > 1)
@@ -225,47 +222,58 @@ def _busiest(
     last: NDArray[np.bool_],
     price: Price,
 ) -> Blocks:
-    """Blocks of each chunk on its home group or on the group that appends, whichever is dearer."""
+    """Blocks of each chunk on the group that asks most of it."""
     riders, tokens, rows, swapped = _riders(plan, workload, workload.concurrency - 1)
-    ends, m = starts + sizes, plan.group_tokens
-    owner = np.floor((ends - 1) / m)
-    peers = np.full_like(owner, plan.layout.kvp - 1) if plan.layout.helix else owner
-    dearest: dict[str, Floats] = {}
-    for group in (np.zeros_like(owner), owner):
-        visible = [_visible(edge - group * m, m) for edge in (starts, ends)]
-        blocks = price(
-            Sizes(
-                T=sizes + rows,
-                R=riders + last.astype(float),
-                QK=visible[1] - visible[0],
-                KV=np.clip(ends - group * m, 0, m),
-                KD=np.full_like(sizes, riders * tokens),
-                X=sizes * peers + swapped,
-            )
+    ends, kvp = starts + sizes, plan.layout.kvp
+    active = np.minimum(np.ceil(ends / plan.stripe_tokens), kvp)
+    pairs, keys = np.zeros_like(ends), np.zeros_like(ends)
+    for group in range(int(active[-1])):
+        before, _ = _seen(plan, group, starts)
+        seen, held = _seen(plan, group, ends)
+        pairs, keys = np.maximum(pairs, seen - before), np.maximum(keys, held)
+    computing = np.full_like(active, kvp) if plan.layout.helix else active
+    blocks = price(
+        Sizes(
+            T=sizes + rows,
+            R=riders + last.astype(float),
+            QK=pairs,
+            KV=keys,
+            KD=np.full_like(sizes, riders * tokens),
+            X=sizes * (computing - 1) + swapped,
         )
-        heads = {"head": blocks["head"] * (riders + last > 0)}
-        for name, seconds in {**blocks, **heads}.items():
-            dearest[name] = np.maximum(dearest.get(name, seconds), seconds)
-    return dearest
+    )
+    return {**blocks, "head": blocks["head"] * (riders + last > 0)}
 
 
-def _visible(queries: Floats, m: int) -> Floats:
-    """Keys of a shard of m that its first `queries` queries see in all: 1 + 2 + … + m + m + m …"""
-    inside = np.clip(queries, 0, m)
-    return np.asarray(inside * (inside + 1) / 2 + np.maximum(queries - m, 0) * m)
+def _seen(plan: Plan, group: int, queries: Floats) -> tuple[Floats, Floats]:
+    """Keys of a group's stripes that a request's first queries see in all, and how many there are then.
+
+    Of a stripe of m: 1 + 2 + … + m + m + m …, for as many queries as follow its start.
+    """
+    m = plan.stripe_tokens
+    starts = np.arange(group * m, max(float(queries[-1]), group * m + 1), m * plan.layout.kvp)
+    full = np.searchsorted(starts + m, queries, side="right")
+    sums = np.concatenate([[0.0], np.cumsum(starts)])[full]
+    begun = np.append(starts, np.inf)[full]
+    inside = np.maximum(queries - begun, 0)
+    pairs = full * (m * (m + 1) / 2 + (queries - m) * m) - sums * m + inside * (inside + 1) / 2
+    return pairs, full * m + inside
 
 
 def _riders(plan: Plan, workload: Workload, requests: int) -> tuple[int, int, int, int]:
     """Decodes with tokens on the busiest group, tokens of each there, decodes that it computes, and the
     partial rows that it swaps for them.
     """
-    groups = math.ceil((workload.context + workload.output_tokens) / plan.group_tokens)
-    loads = [0] * plan.layout.kvp
+    total, kvp, m = workload.context + workload.output_tokens, plan.layout.kvp, plan.stripe_tokens
+    held = sum(min(m, total - start) for start in range(0, total, kvp * m))
+    tokens = math.ceil(held / plan.page_size) * plan.page_size
+    groups = min(kvp, math.ceil(total / m))
+    loads = [0] * kvp
     for place in range(requests * groups):
-        loads[place % plan.layout.kvp] += 1
+        loads[place % kvp] += 1
     if plan.layout.helix:
-        return max(loads), plan.group_tokens, requests, requests * (plan.layout.kvp - 1)
-    return max(loads), plan.group_tokens, max(loads), max(loads) * (groups - 1)
+        return max(loads), tokens, requests, requests * (kvp - 1)
+    return max(loads), tokens, max(loads), max(loads) * (groups - 1)
 
 
 def _decodes(plan: Plan, workload: Workload) -> Sizes:

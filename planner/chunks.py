@@ -1,33 +1,42 @@
 """Context buckets, the menu of chunk sizes, and what one chunk asks of the busiest KVP group.
 
-Legend: n tokens cached before the chunk, c its tokens, M tokens per KVP group, B buckets, C menu.
+Legend: n tokens cached before the chunk, c its tokens, M tokens of a stripe, k groups, B buckets, C menu.
 
 **Buckets** cut the context [0, N) at multiples of one unit u, growing geometrically: later buckets
 are about a fifth of what lies before them. u = 16·{120, 360, 840} has many divisors, and the menu is
 those divisors that are multiples of 16, so chunks of any planned size tile their bucket and each
 bucket's first chunk starts where the bucket does, without the scheduler having to cut any short.
 
-**The busiest group** is the request's home group 0: for each query it holds at least as many visible
-keys as any later group. A query at position q sees min(q + 1, M) keys there, so a chunk has
+**Stripes**: a request's tokens are dealt to the groups M at a time. The busiest group is its home, the
+first: for each query it holds at least as many visible keys as any other. Of the first y tokens it holds
 
-    QK = S(n + c) − S(n),   S(x) = Σ_{q<x} min(q + 1, M) = u(u + 1)/2 + (x − u)·M,  u = min(x, M)
-    KV = min(n + c, M)
-    G  = (n + c − 1) ÷ M + 1        active groups
-    X  = c·(G − 1)                  partial rows swapped with peers
+    h(y) = (y ÷ kM)·M + min(y mod kM, M)
+
+which is min(y, M) where they go round only once (*contiguous*: M ≥ N/k). So a chunk has there
+
+    QK = S(n + c) − S(n),   S(y) = Σ_{x≤y} h(x)      exact
+    KV = h(n + c)                                    exact, for a chunk within one stripe
+    G  = min(k, (n + c − 1) ÷ M + 1)                 active groups
+    X  = c·(G − 1)                                   partial rows swapped with peers
 
 Under helix all k groups compute every row, G = k, and the decodes that ride are those of all requests: for
 those that hold no tokens on the busiest group, rows without keys (`Riders.blind`).
 
-**The sum over a bucket** uses few samples: its first, middle and last whole chunk and the rest chunk;
-"middle" is the last chunk before one more group joins, where one does.
-An iteration's time is convex in n while G stays the same (a maximum of affine functions), so the
-trapezoid rule bounds the sum from above (and is exact where it is affine); where G changes between
-two samples, or the first of them is the one that fills the home group, the later, dearer one stands for
-all chunks between them.
+**The sum over a bucket** uses few samples: the first and the last whole chunk of each of its two parts, and
+the rest chunk. The parts meet where one more group joins, or else in the middle. All chunks of a part have
+one size and, but for further groups that join, one T and X; their time is a maximum of affine functions of
+(QK, KV), so convex. The line through the first and the last, at each chunk's own QK, bounds it from above;
+and as ΣQK telescopes to S(end) − S(start), the two get the weights with which their QK has the exact sum.
+So the sum is exact where time is affine, as it is wherever one resource bounds, whether keys grow evenly
+(contiguous) or stripe by stripe. KV is a line over QK where all of a part's chunks, or none, lie on the home
+group; with stripes it need not be, and each sample takes the line KV = QK/c + (c − 1)/2 instead, which
+bounds KV (h grows by at most one a token) and is off by less than half a chunk. Where further groups join
+within a part, its last, dearest chunk stands for all.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +63,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Samples:
-    """Per sample, bucket and menu entry [4, B, C]: chunk start, size and weight in the bucket's sum.
+    """Per sample, bucket and menu entry [5, B, C]: chunk start, size and weight in the bucket's sum.
 
     allowed: [B, C], whether the menu entry makes sense in the bucket.
     """
@@ -101,24 +110,56 @@ class Riders:
 
 @dataclass(frozen=True)
 class Spread:
-    """How a request lies on KVP groups: tokens on each, and how many groups compute its rows.
+    """How a request lies on KVP groups: dealt `stripe` tokens at a time, and how many compute its rows.
 
-    groups: all of them (helix), or None: those that hold any of its tokens
+    ring: groups that the stripes go round, or None where they do not go round twice
+    groups: all of them compute (helix), or None: those that hold any of its tokens
     """
 
-    tokens: int
+    stripe: int
+    ring: int | None = None
     groups: int | None = None
+
+    def active(self, end: Floats) -> Floats:
+        """Groups that hold any of a request's first `end` tokens."""
+        stripes = np.floor((end - 1) / self.stripe) + 1
+        return np.asarray(stripes if self.ring is None else np.minimum(stripes, self.ring))
 
     def computing(self, end: Floats) -> Floats:
         """Groups that compute the last of a request's first `end` tokens."""
-        if self.groups is None:
-            return active_groups(end, self.tokens)
-        return np.full_like(end, self.groups)
+        return self.active(end) if self.groups is None else np.full_like(end, self.groups)
+
+    def held(self, tokens: Floats) -> Floats:
+        """h: how many of a request's first `tokens` tokens its home group holds."""
+        rounds, rest = self._rounds(tokens)
+        return np.asarray(rounds * self.stripe + np.minimum(rest, self.stripe))
+
+    def pairs(self, end: Floats) -> Floats:
+        """S: keys on the home group that a request's first `end` queries see in all."""
+        rounds, rest = self._rounds(end)
+        once = _triangle(rest, self.stripe)
+        if self.ring is None:
+            return once
+        each = _triangle(np.asarray(float(self.ring * self.stripe)), self.stripe)
+        before = self.ring * self.stripe * rounds * (rounds - 1) / 2 + rest * rounds
+        return np.asarray(rounds * each + before * self.stripe + once)
+
+    def _rounds(self, tokens: Floats) -> tuple[Floats, Floats]:
+        """Complete rounds, and tokens of the last one."""
+        if self.ring is None:
+            return np.zeros_like(tokens), tokens
+        rounds = np.floor(tokens / (self.ring * self.stripe))
+        return rounds, tokens - rounds * self.ring * self.stripe
+
+
+def chunk_unit(context: int) -> int:
+    """u: what all chunk sizes divide, for prompts of up to `context` tokens."""
+    return next((u for u in _UNITS if 8 * u >= context), _UNITS[-1])
 
 
 def make_grid(context: int) -> Grid:
     """Buckets and menu for prompts of up to `context` tokens."""
-    unit = next((u for u in _UNITS if 8 * u >= context), _UNITS[-1])
+    unit = chunk_unit(context)
     cuts, step = [0], 1
     while cuts[-1] < context:
         cuts.append(cuts[-1] + step * unit)
@@ -129,37 +170,63 @@ def make_grid(context: int) -> Grid:
     return Grid(tuple(cuts[:-1]), tuple(cuts[1:]), menu)
 
 
-def active_groups(end: Floats, group_tokens: int) -> Floats:
-    """Groups that hold any of the first `end` tokens of a request."""
-    return np.floor((end - 1) / group_tokens) + 1
+def sample(grid: Grid, spread: Spread) -> Samples:
+    """The samples and weights that stand for all chunks of each (bucket, chunk size).
 
-
-def sample(grid: Grid, group_tokens: int) -> Samples:
-    """The samples and weights that stand for all chunks of each (bucket, chunk size)."""
+    Chunks that would cross from one stripe into the next are not allowed where stripes go round.
+    """
     starts, ends = (np.array(side, dtype=float)[:, None] for side in (grid.starts, grid.ends))
     menu = np.array(grid.menu, dtype=float)[None, :]
     length = ends - starts
     whole = np.floor(length / menu)
     rest = length - whole * menu
-    last = np.maximum(whole - 1, 0)
-    until_more_groups = (np.floor(starts / group_tokens) + 1) * group_tokens - starts
-    before = np.floor(until_more_groups / menu) - 1
-    middle = np.where((before >= 0) & (before < last), before, np.floor(last / 2))
-    index = np.stack([np.zeros_like(last), middle, last])
-    start = np.concatenate([starts + index * menu, (starts + whole * menu)[None]])
-    size = np.concatenate([np.broadcast_to(menu, index.shape), rest[None]])
-    groups, full = active_groups(start + size, group_tokens), start >= group_tokens
-    weight = np.zeros_like(start)
-    weight[0] = whole > 0
-    for i in (0, 1):
-        count = index[i + 1] - index[i]
-        same = (groups[i] == groups[i + 1]) & (full[i] == full[i + 1])
-        weight[i] += np.where(same & (count > 0), (count - 1) / 2, 0)
-        weight[i + 1] += np.where(same & (count > 0), (count + 1) / 2, count)
-    weight[3] = rest > 0
+    joins = spread.active(ends) > spread.active(starts + 1)
+    until_more_groups = (np.floor(starts / spread.stripe) + 1) * spread.stripe - starts
+    before = np.where(joins, until_more_groups, length / 2)
+    cut = np.minimum(np.floor(before / menu), whole)
+    start = np.stack(
+        [
+            np.broadcast_to(starts, cut.shape),
+            starts + np.maximum(cut - 1, 0) * menu,
+            starts + np.minimum(cut, np.maximum(whole - 1, 0)) * menu,
+            starts + np.maximum(whole - 1, 0) * menu,
+            starts + whole * menu,
+        ]
+    )
+    size = np.stack([*(np.broadcast_to(menu, cut.shape),) * 4, rest])
+    weight = np.stack(
+        [
+            *_line(spread, start[0], start[1], menu, cut),
+            *_line(spread, start[2], start[3], menu, whole - cut),
+            rest > 0,
+        ]
+    )
     smaller = np.concatenate([np.zeros((1, 1)), menu[:, :-1]], axis=1)
     allowed = (menu <= length) | (smaller < length)
+    if spread.ring is not None:
+        allowed &= spread.stripe % menu == 0
     return Samples(start, np.maximum(size, 1), weight, allowed)
+
+
+def _line(
+    spread: Spread, first: Floats, last: Floats, size: Floats, count: Floats
+) -> tuple[Floats, Floats]:
+    """Weights of the first and the last of `count` chunks of one size, in place of them all."""
+    low = spread.pairs(first + size) - spread.pairs(first)
+    high = spread.pairs(last + size) - spread.pairs(last)
+    total = spread.pairs(last + size) - spread.pairs(first)
+    alike = spread.active(first + size) == spread.active(last + size)
+    even = alike & (high > low)
+    at_first = np.where(even, (count * high - total) / np.where(even, high - low, 1), 0)
+    return at_first, count - at_first
+
+
+def sampled_sizes(samples: Samples, spread: Spread, riders: Riders) -> Sizes:
+    """What the samples ask; where stripes go round, their KV is a bound (see above)."""
+    sizes = prefill_sizes(samples.start, samples.size, spread, riders)
+    if spread.ring is None:
+        return sizes
+    return dataclasses.replace(sizes, KV=sizes.QK / samples.size + (samples.size - 1) / 2)
 
 
 def prefill_sizes(start: Floats, size: Floats, spread: Spread, riders: Riders) -> Sizes:
@@ -171,8 +238,8 @@ def prefill_sizes(start: Floats, size: Floats, spread: Spread, riders: Riders) -
     return Sizes(
         T=size + riders.rows,
         R=np.full_like(size, riders.count + 1 if riders.count else 0),
-        QK=_pairs(end, spread.tokens) - _pairs(start, spread.tokens),
-        KV=np.minimum(end, spread.tokens),
+        QK=spread.pairs(end) - spread.pairs(start),
+        KV=spread.held(end),
         KD=np.full_like(size, riders.count * riders.tokens),
         X=size * (spread.computing(end) - 1) + riders.swapped,
     )
@@ -184,6 +251,7 @@ def decode_sizes(riders: Riders) -> Sizes:
     return Sizes(*(np.array(float(number)) for number in numbers))
 
 
-def _pairs(end: Floats, group_tokens: int) -> Floats:
-    inside = np.minimum(end, group_tokens)
-    return np.asarray(inside * (inside + 1) / 2 + (end - inside) * group_tokens)
+def _triangle(queries: Floats, length: float) -> Floats:
+    """Σ min(i, length) over i = 1..queries."""
+    inside = np.minimum(queries, length)
+    return np.asarray(inside * (inside + 1) / 2 + (queries - inside) * length)

@@ -6,6 +6,8 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..artifact import AUTO, Layout, Precision, Workload
 from ..errors import BadInput, UsageError
 from ..ir.model import ModelSpec
@@ -13,7 +15,7 @@ from .chunks import Riders
 from .cluster import Cluster
 from .cost import links_of
 from .precision import check_precision
-from .space import Growth, layouts, page_size
+from .space import Growth, check_stripe, growths, layouts, page_size
 
 RINGS = ("striped", "contiguous")
 
@@ -24,6 +26,7 @@ class Configuration:
 
     prompt: tokens to prefill; cached: tokens before them whose KV is there; cp: ranks of ring attention;
     ring: how the prompt lies on them, one of RINGS (see `forecast`)
+    stripe: of KVP growth, in tokens, or "contiguous" (see `space`); None: as a plan would choose
     """
 
     layout: Layout
@@ -35,6 +38,7 @@ class Configuration:
     cp: int = 1
     ring: str = "striped"
     precision: Precision = AUTO
+    stripe: int | str | None = None
 
     @property
     def tokens(self) -> int:
@@ -61,6 +65,8 @@ def check_configuration(spec: ModelSpec, cluster: Cluster, asked: Configuration)
     if asked.cp > 1 and asked.chunk is not None:
         raise UsageError("--cp prefills in one pass", do="leave --chunk out")
     check_precision(cluster, asked.precision)
+    if asked.stripe is not None:
+        check_stripe(asked.stripe, layout.kvp)
     layouts(spec, cluster, cluster.devices, dataclasses.asdict(layout))
     if asked.ranks > cluster.devices:
         raise BadInput(
@@ -71,19 +77,33 @@ def check_configuration(spec: ModelSpec, cluster: Cluster, asked: Configuration)
         )
 
 
-def growth_of(asked: Configuration, groups: int) -> Growth:
-    """Every request spreads over all groups."""
-    size = page_size(Workload(asked.tokens, math.inf, math.inf, asked.output))
-    total = asked.tokens + asked.output
-    tokens = math.ceil(total / groups / size) * size
-    return Growth(groups, groups, tokens, size, asked.concurrency, asked.layout.helix)
+def growths_of(asked: Configuration) -> tuple[Growth, ...]:
+    """How each request may spread over all groups: as it is pinned, or every way that a plan would weigh."""
+    layout, workload = asked.layout, _workload(asked)
+    pins = {} if asked.stripe is None else {"stripe": asked.stripe}
+    ways = [
+        dataclasses.replace(growth, concurrency=asked.concurrency)
+        for growth in growths(layout, workload, pins)
+    ]
+    return tuple(ways) or (contiguous(asked, layout.kvp),)
 
 
-def riders_of(asked: Configuration, groups: int) -> Riders:
+def contiguous(asked: Configuration, groups: int) -> Growth:
+    """Every request cut over so many groups, one run of tokens on each."""
+    size, total = page_size(_workload(asked)), asked.tokens + asked.output
+    stripe = math.ceil(total / groups / size) * size
+    return Growth(groups, stripe, total, size, asked.concurrency, asked.layout.helix)
+
+
+def riders_of(asked: Configuration, growth: Growth) -> Riders:
     """The decodes as the busiest group sees them, half way through their output."""
-    shard, length = growth_of(asked, groups).tokens, asked.tokens + asked.output // 2
-    computing = groups if asked.layout.helix else math.ceil(length / shard)
-    return Riders(asked.concurrency, min(shard, length), computing)
+    length = np.array(float(asked.tokens + asked.output // 2))
+    spread = growth.spread
+    return Riders(asked.concurrency, int(spread.held(length)), int(spread.computing(length)))
+
+
+def _workload(asked: Configuration) -> Workload:
+    return Workload(asked.tokens, math.inf, math.inf, asked.output)
 
 
 def slowest_link(asked: Configuration, cluster: Cluster) -> str:

@@ -223,10 +223,11 @@ def tabulate(terms: Terms) -> Callable[[Sizes], Mapping[str, Floats]]:
         ranges[name] = (first, len(upper))
     uppers, lowers = np.array(upper), np.array(lower)
     host_s = {name: terms[name].host_s for name in BLOCKS}
+    symbols = [str(symbol) for symbol in SYMBOLS]
 
     def evaluate(sizes: Sizes) -> Mapping[str, Floats]:
         shape = sizes.T.shape
-        columns = [np.ones(shape), *(getattr(sizes, str(symbol)) for symbol in SYMBOLS)]
+        columns = [np.ones(shape), *(getattr(sizes, symbol) for symbol in symbols)]
         columns += [np.minimum(gate, 1) for gate in (sizes.QK, sizes.KD, sizes.X)]
         table = np.stack(columns).reshape(len(columns), -1)
         seconds = np.maximum(uppers @ table, lowers @ table)

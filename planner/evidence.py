@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from ..artifact import FP8
 from ..ir.model import ModelSpec
 from ..units import format_count
-from .chunks import Floats
+from .chunks import Floats, Riders
 from .cluster import Cluster
-from .configuration import Configuration, riders_of, slowest_link
+from .configuration import Configuration, slowest_link
 from .curves import Curve
 from .footprint import Footprint
 
@@ -67,12 +67,16 @@ def estimate(parts: Mapping[str, float], uses: Sequence[Use]) -> Estimate:
 
 
 def uses_of(
-    asked: Configuration, spec: ModelSpec, cluster: Cluster, held: Footprint, sizes: Floats
+    asked: Configuration,
+    spec: ModelSpec,
+    cluster: Cluster,
+    held: Footprint,
+    sizes: Floats,
+    riders: Riders,
 ) -> tuple[Use, ...]:
-    """What each part of each figure rests on, at the sizes that are asked."""
+    """What each part of each figure rests on, at the sizes of chunks and for the decodes that are asked."""
     few, many = float(sizes.min()), float(sizes.max())
     sharing = spec.num_heads / spec.num_kv_heads
-    riders = riders_of(asked, asked.layout.kvp * asked.cp)
     read = float(riders.count * riders.tokens * held.kv_per_token)
     weights = held.layer / 4  # of four products
     link = slowest_link(asked, cluster)

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 
-from ..artifact import Alternative, Marginal
+from ..artifact import Alternative, Layout, Marginal
 from ..units import format_duration
 from .price import NEVER, Outlook
 from .search import Finding, Promise, Search
@@ -37,12 +37,8 @@ def alternatives(
     search: Search, found: Finding, promise: Promise, objective: str
 ) -> tuple[Alternative, ...]:
     """The best few other layouts, each with what it would give and why it was not chosen."""
-    rows: dict[str, Alternative] = {}
-    for outlook in itertools.islice(_contenders(search, found, promise), 5):
-        rows.setdefault(
-            str(outlook.layout), _alternative(search, outlook, found, promise, objective)
-        )
-    return tuple(rows.values())
+    few = itertools.islice(_contenders(search, found, promise), 5)
+    return tuple(_alternative(search, outlook, found, promise, objective) for outlook in few)
 
 
 def _contenders(search: Search, found: Finding, promise: Promise) -> Iterator[Outlook]:
@@ -57,18 +53,25 @@ def _contenders(search: Search, found: Finding, promise: Promise) -> Iterator[Ou
         (o for o in others if o.layout.kvp == 1 and o.gpus <= found.outlook.gpus),
         key=lambda o: (-o.gpus, o.decode_s),
     )
-    seen: set[int] = set()
+    seen: set[Layout] = set()
     for outlook in (*same[:1], *fewer[:1], *flat[:1], *same[1:3], *fewer[1:]):
-        if id(outlook) not in seen:
-            seen.add(id(outlook))
+        if outlook.layout not in seen:
+            seen.add(outlook.layout)
             yield outlook
 
 
 def _nearest(search: Search, promise: Promise, outlooks: Iterator[Outlook]) -> list[Outlook]:
-    """The first few, given by their cheapest bound, in the order of their better one."""
-    few = itertools.islice(outlooks, 8)
-    bounded = [(search.bound_s(o, promise.tbt_s), i, o) for i, o in enumerate(few)]
-    return [o for bound, _, o in sorted(bounded, key=lambda item: item[:2]) if bound < NEVER]
+    """The first few layouts, given by their cheapest bound, each with the growth of its best better bound,
+    in the order of that one.
+    """
+    best: dict[Layout, tuple[float, int, Outlook]] = {}
+    for i, outlook in enumerate(outlooks):
+        if len(best) == 8 and outlook.layout not in best:
+            break
+        bounded = (search.bound_s(outlook, promise.tbt_s), i, outlook)
+        best[outlook.layout] = min(bounded, best.get(outlook.layout, bounded), key=lambda b: b[:2])
+    few = sorted(best.values(), key=lambda item: item[:2])
+    return [outlook for bound, _, outlook in few if bound < NEVER]
 
 
 def _alternative(
@@ -177,3 +180,20 @@ def why(search: Search, found: Finding, promise: Promise, objective: str) -> str
     if gpus == 1:
         return "Nothing binds: one device is enough."
     return "Nothing binds: what is pinned leaves nothing better."
+
+
+def dealing(search: Search, found: Finding, promise: Promise) -> Iterator[str]:
+    """What contiguous shards would give, where the plan deals a request to its groups in stripes."""
+    if not found.outlook.growth.striped:
+        return
+    layout = found.outlook.layout
+    space = search.outlooks(promise.devices)
+    whole = [o for o in space if o.layout == layout and not o.growth.striped]
+    best = search.fastest(whole, promise.tbt_s, NEVER)
+    if best is None:
+        yield "In one run on each group, not in stripes, tokens would break TBT or memory."
+    elif best.ttft_s > found.ttft_s:
+        yield (
+            f"In one run on each group, not in stripes, TTFT would be "
+            f"{format_duration(best.ttft_s)} ({best.ttft_s / found.ttft_s - 1:+.0%})."
+        )

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +33,7 @@ from ..ir.model import ModelSpec
 from .candidate import best_chunks, make_candidate
 from .chunks import Floats, Riders, Sizes, decode_sizes, prefill_sizes
 from .cluster import Cluster
-from .configuration import Configuration, check_configuration, growth_of, riders_of
+from .configuration import Configuration, check_configuration, contiguous, growths_of, riders_of
 from .cost import PARTS, compile_parts, links_of
 from .evidence import Estimate, Use, estimate, uses_of
 from .footprint import Step
@@ -41,14 +41,16 @@ from .precision import precision_notes
 from .predict import chunk_rules, crossing_s, held, stage_parts
 from .price import NEVER, Outlook, Pricer
 from .search import Finding
+from .space import Growth
 
 Parts = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """The answer. chunks: (first token, tokens of each chunk) where the size changes; dtype: of all that
-    the configuration's precision does not say otherwise of.
+    """The answer. chunks: (first token, tokens of each chunk) where the size changes.
+
+    stripe_tokens: as in `artifact.Plan`; dtype: of all that the configuration's precision leaves alone
     """
 
     ttft: Estimate
@@ -57,6 +59,7 @@ class Forecast:
     memory: Memory
     stages: tuple[int, ...]
     chunks: tuple[tuple[int, int], ...]
+    stripe_tokens: int
     uses: tuple[Use, ...]
     notes: tuple[str, ...]
     dtype: str
@@ -74,8 +77,8 @@ def forecast(spec: ModelSpec, cluster: Cluster, asked: Configuration) -> Forecas
     pricer = Pricer(spec, cluster, dtype, workload, asked.precision)
     if asked.cp > 1:
         return _ring(pricer, asked)
-    outlook = pricer.outlook(asked.layout, growth_of(asked, asked.layout.kvp))
-    found = _best(outlook)
+    found = _best([pricer.outlook(asked.layout, growth) for growth in growths_of(asked)])
+    outlook = found.outlook
     rules = chunk_rules(found, pricer)
     starts, sizes = _lay_out(asked, rules)
     split = found.candidate.split
@@ -96,15 +99,15 @@ def forecast(spec: ModelSpec, cluster: Cluster, asked: Configuration) -> Forecas
         split,
         (starts, sizes),
         ttft,
-        _decode(pricer, asked, split),
+        _decode(pricer, asked, split, outlook.growth),
         outlook.step(chunks),
     )
 
 
-def _best(outlook: Outlook) -> Finding:
-    """The split and chunks of least TTFT, whether or not memory holds them."""
+def _best(outlooks: Sequence[Outlook]) -> Finding:
+    """The growth, split and chunks of least TTFT, whether or not memory holds them."""
     found: Finding | None = None
-    for split in outlook.splits():
+    for outlook, split in ((o, split) for o in outlooks for split in o.splits()):
         candidate = make_candidate(outlook, split, NEVER, 1 << 62)
         best = best_chunks(candidate)
         assert best is not None, "without promises every chunk is allowed"
@@ -141,11 +144,10 @@ def _pipelined(stages: list[dict[str, Floats]]) -> Parts:
     return parts | {"bubble": max(0.0, float(done[-1]) - sum(parts.values()))}
 
 
-def _decode(pricer: Pricer, asked: Configuration, split: tuple[int, ...]) -> Parts:
+def _decode(pricer: Pricer, asked: Configuration, split: tuple[int, ...], growth: Growth) -> Parts:
     """A token's way through all stages, with the other requests' tokens beside it."""
-    groups = asked.layout.kvp * asked.cp
-    layout = dataclasses.replace(asked.layout, kvp=groups)
-    blocks = compile_parts(pricer.formulas(layout))(decode_sizes(riders_of(asked, groups)))
+    layout = dataclasses.replace(asked.layout, kvp=growth.kvp)
+    blocks = compile_parts(pricer.formulas(layout))(decode_sizes(riders_of(asked, growth)))
     return {part: crossing_s(blocks, part, split) for part in PARTS}
 
 
@@ -153,7 +155,7 @@ def _ring(pricer: Pricer, asked: Configuration) -> Forecast:
     """Ring attention, as above."""
     cluster, layers, ranks = pricer.cluster, pricer.spec.num_layers, asked.cp
     layout = Layout(asked.layout.tp, 1, 1)
-    outlook = pricer.outlook(layout, growth_of(asked, ranks))
+    outlook = pricer.outlook(layout, contiguous(asked, ranks))
     rows = asked.prompt / ranks
     pairs, step = _ring_pairs(asked)
     received = rows * (ranks - 1)
@@ -174,7 +176,7 @@ def _ring(pricer: Pricer, asked: Configuration) -> Forecast:
     travelling = 2 * math.ceil(keys) + pricer.communication_bytes(1)
     needs = dataclasses.replace(needs, communication=needs.communication + travelling)
     once = (np.array([float(asked.cached)]), np.array([rows]))
-    decode = _decode(pricer, asked, (layers,))
+    decode = _decode(pricer, asked, (layers,), outlook.growth)
     return _answer(pricer, asked, outlook, (layers,), once, parts | {"bubble": 0.0}, decode, needs)
 
 
@@ -198,7 +200,8 @@ def _answer(
     tbt: Parts,
     needs: Step,
 ) -> Forecast:
-    uses = uses_of(asked, pricer.spec, pricer.cluster, outlook.footprint, chunks[1])
+    riders = riders_of(asked, outlook.growth)
+    uses = uses_of(asked, pricer.spec, pricer.cluster, outlook.footprint, chunks[1], riders)
     memory = held(outlook, split, pricer.cluster, chunks, needs)
     decode_s = sum(tbt.values())
     return Forecast(
@@ -208,6 +211,7 @@ def _answer(
         memory=memory,
         stages=split,
         chunks=_changes(*chunks),
+        stripe_tokens=outlook.growth.stripe,
         uses=uses,
         notes=tuple(_notes(pricer, asked, memory)),
         dtype=pricer.dtype,

@@ -225,10 +225,10 @@ def _endless(question: WhatIf) -> Iterator[Outlook]:
         for p in [pins["spp"]] if "spp" in pins else range(1, spec.num_layers + 1):
             real = [Layout(t, p, pins.get("kvp", 1)), *(Layout(t, p, k, "helix") for k in cut)]
             for layout in real:
-                for growth in growths(layout, workload, "kvp" in pins):
+                for growth in growths(layout, workload, question.pinned):
                     yield pricer.outlook(layout, growth)
             if "kvp" not in pins and pages > 1:
-                one = Growth(pages, 1, page, page, workload.concurrency)
+                one = Growth(pages, page, page, page, workload.concurrency)
                 yield pricer.outlook(Layout(t, p, pages), one)
 
 

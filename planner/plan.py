@@ -10,7 +10,7 @@ from ..ir.model import ModelSpec
 from .check import violations
 from .cluster import CALIBRATED, Cluster
 from .cost import StageFormulas
-from .explain import alternatives, binding, marginals, why
+from .explain import alternatives, binding, dealing, marginals, why
 from .frontier import frontier
 from .infeasible import infeasible
 from .precision import precision_notes
@@ -82,7 +82,7 @@ def plan_of(question: WhatIf, *, pareto: bool = False) -> Made:
         chunks=chunk_rules(found, pricer),
         page_size=growth.page_size,
         num_pages=growth.pages,
-        group_tokens=growth.tokens,
+        stripe_tokens=growth.stripe,
         max_batch=workload.concurrency,
         predicted=predict(found, formulas, pricer),
         memory=memory(found, pricer),
@@ -93,6 +93,7 @@ def plan_of(question: WhatIf, *, pareto: bool = False) -> Made:
         frontier=edge,
         notes=(
             why(search, found, promise, workload.objective),
+            *dealing(search, found, promise),
             *workload_notes(spec, workload),
             *precision_notes(cluster, question.precision),
             *_sources(cluster, outlook.gpus),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import itertools
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -105,21 +105,22 @@ def held(
 def chunk_rules(finding: Finding, pricer: Pricer) -> tuple[ChunkRule, ...]:
     """Neighbouring buckets of one chunk size joined, and cut where one more group joins in."""
     grid, outlook = pricer.grid, finding.outlook
-    tokens = outlook.growth.tokens
+    growth = outlook.growth
+    joins = [i * growth.stripe for i in range(1, growth.groups)]
     spans: list[list[int]] = []  # start, end, chunk
     for start, end, entry in zip(grid.starts, grid.ends, finding.choice, strict=True):
         size = grid.menu[entry]
-        joins = [i * tokens for i in range(start // tokens + 1, math.ceil(end / tokens))]
-        for low, high in zip([start, *joins], [*joins, end], strict=True):
-            if spans and spans[-1][2] == size and low % tokens:
+        edges = [start, *(join for join in joins if start < join < end), end]
+        for low, high in itertools.pairwise(edges):
+            if spans and spans[-1][2] == size and low not in joins:
                 spans[-1][1] = high
             else:
                 spans.append([low, high, size])
     ends = np.array([end for _, end, _ in spans], dtype=float)
     sizes = np.array([min(size, end - start) for start, end, size in spans], dtype=float)
-    riders = outlook.growth.riders(pricer.workload.concurrency - 1)
+    riders = growth.riders(pricer.workload.concurrency - 1)
     blocks = pricer.wiring(outlook.layout).totals(
-        prefill_sizes(ends - sizes, sizes, outlook.growth.spread, riders)
+        prefill_sizes(ends - sizes, sizes, growth.spread, riders)
     )
     split = finding.candidate.split
     times = np.maximum.reduce(
@@ -129,8 +130,10 @@ def chunk_rules(finding: Finding, pricer: Pricer) -> tuple[ChunkRule, ...]:
         ]
     )
     return tuple(
-        ChunkRule(start, end, size, math.ceil(end / tokens), float(seconds))
-        for (start, end, size), seconds in zip(spans, times, strict=True)
+        ChunkRule(start, end, size, int(groups), float(seconds))
+        for (start, end, size), groups, seconds in zip(
+            spans, growth.spread.active(ends), times, strict=True
+        )
     )
 
 

@@ -48,6 +48,7 @@ from .chunks import (
     make_grid,
     prefill_sizes,
     sample,
+    sampled_sizes,
 )
 from .cluster import Cluster
 from .cost import (
@@ -79,7 +80,7 @@ class Wiring:
 
 @dataclass(frozen=True)
 class Chunks:
-    """The sampled chunks: their sizes, and seconds by block [4, B, C].
+    """The sampled chunks: their sizes, and seconds by block [5, B, C].
 
     sums, ends [B, C]: by block, seconds of the bucket's chunks, and of its last whole one (or the rest)
     """
@@ -94,8 +95,8 @@ class Chunks:
 
     @cached_property
     def ends(self) -> Blocks:
-        whole = self.samples.weight[:3].any(axis=0)
-        return {name: np.where(whole, s[2], s[3]) for name, s in self.blocks.items()}
+        whole = self.samples.weight[:4].any(axis=0)
+        return {name: np.where(whole, s[3], s[4]) for name, s in self.blocks.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +105,8 @@ class Outlook:
 
     decode_s: TBT of decodes alone at full length; head_s: what the last chunk's logits add
     (with riders every chunk has them); kept: bytes held from step to step;
-    floor_s: a bound on TTFT that costs nothing: the whole prompt as one chunk, without exchange;
-    rides: whether decodes share the prefill's micro-batches; price: prices the chunks when asked
+    rides: whether decodes share the prefill's micro-batches; whole, price: price the prompt as one chunk,
+    without exchange, and in chunks, when asked
     """
 
     layout: Layout
@@ -113,11 +114,16 @@ class Outlook:
     num_layers: int
     decode_s: float
     head_s: float
-    floor_s: float
     rides: bool
     kept: Kept
     footprint: Footprint
+    whole: Callable[[], Mapping[str, float]]
     price: Callable[[], Chunks]
+
+    @cached_property
+    def floor_s(self) -> float:
+        """A bound on TTFT that costs next to nothing."""
+        return float(balanced(self.whole(), 0.0, self.layout.spp, self.num_layers))
 
     @cached_property
     def chunks(self) -> Chunks:
@@ -167,11 +173,11 @@ class Outlook:
 
     @cached_property
     def flat(self) -> Floats:
-        """What each stage pays whatever its layers, less the hop: [4, B, C]."""
+        """What each stage pays whatever its layers, less the hop: [5, B, C]."""
         return np.asarray(self.blocks["step"] + self.blocks["rotation"])
 
     def stage_times(self, split: tuple[int, ...]) -> list[Floats]:
-        """Seconds of the stages that can be slowest (first, tallest between, last): [4, B, C] each."""
+        """Seconds of the stages that can be slowest (first, tallest between, last): [5, B, C] each."""
         layer, embed, hop = (self.blocks[name] for name in ("layer", "embed", "hop"))
         head = self.blocks["head"] if self.rides else 0.0
         if len(split) == 1:
@@ -186,7 +192,7 @@ class Outlook:
         return balanced(blocks, head, self.layout.spp, self.num_layers)
 
     def summed(self, slowest: Floats) -> tuple[Floats, Floats]:
-        """[4, B, C] → per (bucket, chunk): the sum over its chunks, and the slowest of them."""
+        """[5, B, C] → per (bucket, chunk): the sum over its chunks, and the slowest of them."""
         used = self.chunks.samples.weight > 0
         return (self.chunks.samples.weight * slowest).sum(axis=0), np.where(used, slowest, 0).max(
             axis=0
@@ -275,13 +281,13 @@ class Pricer:
             return Wiring(terms, held, tabulate(terms))
 
         @cache
-        def samples(group_tokens: int) -> Samples:
-            return sample(self.grid, group_tokens)
+        def samples(spread: Spread) -> Samples:
+            return sample(self.grid, spread)
 
         @cache
         def chunks(wiring: Wiring, spread: Spread, riders: Riders) -> Chunks:
-            cut = samples(spread.tokens)
-            sizes = prefill_sizes(cut.start, cut.size, spread, riders)
+            cut = samples(dataclasses.replace(spread, groups=None))
+            sizes = sampled_sizes(cut, spread, riders)
             return Chunks(cut, sizes, wiring.totals(sizes))
 
         @cache
@@ -324,7 +330,6 @@ class Pricer:
             num_layers=layers,
             decode_s=stages * each + once + (stages - 1) * alone["hop"],
             head_s=0.0 if riders.count else self._decode(wiring, Riders(1, 1, 1))["head"],
-            floor_s=float(balanced(self._whole(wiring, growth.spread), 0.0, stages, layers)),
             rides=riders.count > 0,
             kept=kept(
                 self.workload.context,
@@ -332,5 +337,6 @@ class Pricer:
                 self.communication_bytes(process_groups(layout)),
             ),
             footprint=wiring.footprint,
+            whole=lambda: self._whole(wiring, growth.spread),
             price=lambda: self._chunks(wiring, growth.spread, riders),
         )

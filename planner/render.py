@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..artifact import ChunkRule, Plan, Workload
 from ..units import format_bytes, format_count, format_duration
-from ..wording import devices_word, dtypes, memory_parts, what_ifs
+from ..wording import devices_word, dtypes, growth_words, memory_parts, what_ifs
 from .render_frontier import render_frontier
 
 _COLOURS = {
@@ -48,7 +48,7 @@ def render_plan(
         Text(),
         _parts(plan),
         Text(),
-        _chunks(plan),
+        _chunks(workload, plan),
     ]
     if plan.alternatives:
         body += [Text(), _alternatives(plan)]
@@ -150,7 +150,7 @@ def _legend(parts: Mapping[str, float]) -> Text:
     return text
 
 
-def _chunks(plan: Plan) -> Table:
+def _chunks(workload: Workload, plan: Plan) -> Table:
     table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold", pad_edge=False)
     table.add_column("cached tokens")
     for column in ("chunk", "groups", "iteration"):
@@ -166,9 +166,14 @@ def _chunks(plan: Plan) -> Table:
             format_duration(rule.iteration_s),
             Text("▇" * max(1, round(_BAR * rule.chunk / longest)), style="cyan"),
         )
+    notes = []
     if len(rules) < len(plan.chunks):
-        table.caption = f"{len(rules)} of {len(plan.chunks)} steps"
-        table.caption_justify = "left"
+        notes.append(f"{len(rules)} of {len(plan.chunks)} steps")
+    if plan.layout.kvp > 1:
+        tokens = workload.context + workload.output_tokens
+        notes.append(f"a request {growth_words(plan.layout.kvp, plan.stripe_tokens, tokens)}")
+    if notes:
+        table.caption, table.caption_justify = "; ".join(notes), "left"
     return table
 
 

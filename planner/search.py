@@ -80,7 +80,7 @@ class Search:
                 pricer.outlook(layout, growth)
                 for layout in layouts(pricer.spec, pricer.cluster, devices, self.pinned)
                 if layout.gpus > self._reach
-                for growth in growths(layout, pricer.workload, "kvp" in self.pinned)
+                for growth in growths(layout, pricer.workload, self.pinned)
             )
             self._reach = devices
         return self._space[: bisect_right(self._space, devices, key=lambda o: o.gpus)]

@@ -1,15 +1,21 @@
 """The space that a plan is chosen from: layouts, KVP growth, stage splits.
 
-Legend: t, p, k degrees of tp, spp, kvp; L layers; B requests at once; M tokens per KVP group.
+Legend: t, p, k degrees of tp, spp, kvp; L layers; B requests at once; M tokens of a stripe.
 
 **Layouts**: t divides the heads and the FFN, divides the KV heads or is a multiple of them (each is then
 repeated on as many ranks), and does not straddle nodes; p ≤ L; t·p·k within the devices asked for. With
 k > 1, output projection and FFN are repeated in each group or, where t·k divides the heads and the FFN, cut
 over t·k ranks (helix).
 
-**Growth**: a request of full length spreads over a of the k groups, a | k, so M = ⌈tokens / a⌉ in whole
-pages; with B requests laid end to end around the ring of groups, the busiest group holds ⌈B·a/k⌉ of
-them. For one request alone a < k would leave groups idle, and a smaller layout does the same, so then a = k.
+**Growth**: the tokens of a stripe, M, say when a request takes on its next group (at M, 2M, …) and how its
+keys lie from then on. *Contiguous*: a request of full length spreads over a of the k groups, a | k, once
+round, so M = ⌈tokens / a⌉ in whole pages; with B requests laid end to end around the ring of groups, the
+busiest group holds ⌈B·a/k⌉ of them. For one request alone a < k would leave groups idle, and a smaller
+layout does the same, so then a = k. *Striped*: the stripes go round all k groups several times, about each
+of ROUNDS, and all B requests may be at home on one group. Spread early, the keys of a context that is still
+short lie on all groups too (against contiguous, up to half of a prompt's attention goes away); for it, all
+rows are swapped and computed by all groups from early on. A stripe is a whole number of the chunks' unit,
+or a half, a quarter … of it, so that chunks need not cross from one into the next.
 
 **Splits**: layers are alike, so a split is its first stage f, its last stage l and its tallest stage μ. The
 first also embeds, the last has the head. For each μ the sum f + l is as large as the others need it
@@ -22,38 +28,58 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache, cached_property
 
-from ..artifact import FFN_MODES, Layout, Workload
+import numpy as np
+
+from ..artifact import CONTIGUOUS, FFN_MODES, Layout, Workload
 from ..errors import BadInput, UsageError
 from ..ir.model import ModelSpec
-from .chunks import Riders, Spread
+from .chunks import Riders, Spread, chunk_unit
 from .cluster import Cluster
 from .workload import total_tokens
 
 AXES = ("tp", "spp", "kvp")
+ROUNDS = (4, 32)
 
 Pins = Mapping[str, int | str]
-"""What of a layout is not to be chosen: degrees by axis, and "ffn" by name."""
+"""What is not to be chosen: degrees by axis, "ffn" by name, "stripe" in tokens or CONTIGUOUS."""
 
 
 @dataclass(frozen=True)
 class Growth:
-    """How requests of full length lie on KVP groups.
+    """How requests of full length, `total` tokens, lie on KVP groups: dealt to them `stripe` at a time.
 
-    groups: that one spreads over; tokens: on each of them; pages: per rank and layer on the busiest group
     helix: all groups compute every row
     """
 
     kvp: int
-    groups: int
-    tokens: int
+    stripe: int
+    total: int
     page_size: int
     concurrency: int
     helix: bool = False
 
     @property
+    def striped(self) -> bool:
+        """Whether the stripes go round more than once."""
+        return self.kvp * self.stripe < self.total
+
+    @property
+    def groups(self) -> int:
+        """How many a request spreads over."""
+        return min(self.kvp, math.ceil(self.total / self.stripe))
+
+    @property
     def spread(self) -> Spread:
-        return Spread(self.tokens, self.kvp if self.helix else None)
+        ring = self.kvp if self.striped else None
+        return Spread(self.stripe, ring, self.kvp if self.helix else None)
+
+    @cached_property
+    def tokens(self) -> int:
+        """Of a request on its home group, in whole pages."""
+        held = self.spread.held(np.array(float(self.total)))
+        return math.ceil(float(held) / self.page_size) * self.page_size
 
     def riders(self, requests: int) -> Riders:
         """Decodes of so many full requests, on the busiest group."""
@@ -64,6 +90,7 @@ class Growth:
 
     @property
     def pages(self) -> int:
+        """Per rank and layer on the busiest group."""
         return self.riders(self.concurrency).count * self.tokens // self.page_size
 
 
@@ -106,8 +133,13 @@ def check_pins(spec: ModelSpec, cluster: Cluster, devices: int, pinned: Pins) ->
             if degree not in FFN_MODES:
                 raise UsageError("unknown ffn", got=degree, do=f"one of {', '.join(FFN_MODES)}")
             continue
+        if axis == "stripe":
+            check_stripe(degree, pinned.get("kvp"))
+            continue
         if axis not in AXES:
-            raise UsageError(f"unknown axis {axis!r}", do=f"pin {', '.join((*AXES, 'ffn'))}")
+            raise UsageError(
+                f"unknown axis {axis!r}", do=f"pin {', '.join((*AXES, 'ffn', 'stripe'))}"
+            )
         if not isinstance(degree, int) or degree < 1:
             raise UsageError(f"{axis} must be at least 1", got=degree)
         pins[axis] = degree
@@ -133,6 +165,16 @@ def check_pins(spec: ModelSpec, cluster: Cluster, devices: int, pinned: Pins) ->
     return pins
 
 
+def check_stripe(stripe: int | str, kvp: int | str | None) -> None:
+    """UsageError if it is no stripe, or there is only one group to deal to."""
+    if stripe != CONTIGUOUS and (not isinstance(stripe, int) or stripe < 1):
+        raise UsageError(
+            "not a stripe", got=stripe, do=f"give tokens, such as 64K, or {CONTIGUOUS}"
+        )
+    if kvp == 1 and stripe != CONTIGUOUS:
+        raise UsageError("stripes need kvp of at least 2", got=f"stripe={stripe}, kvp=1")
+
+
 def _refusal(t: int, spec: ModelSpec, cluster: Cluster) -> str | None:
     """Why tp = t does not fit, if it does not."""
     for what, count in (("heads", spec.num_heads), ("FFN columns", spec.ffn)):
@@ -153,16 +195,46 @@ def page_size(workload: Workload) -> int:
     return 64 if total_tokens(workload) >= 4096 else 16
 
 
-def growths(layout: Layout, workload: Workload, pinned: bool) -> Iterator[Growth]:
-    """The growth choices of a layout; pinned: its groups are, and some of them may stay idle."""
+def growths(layout: Layout, workload: Workload, pinned: Pins) -> Iterator[Growth]:
+    """The growth choices of a layout; where its groups are pinned, some of them may stay idle."""
     kvp, total, page = layout.kvp, total_tokens(workload), page_size(workload)
-    for groups in range(1, kvp + 1):
-        alone = workload.concurrency == 1 and not pinned
-        if kvp % groups or (alone and groups < kvp):
-            continue
-        tokens = math.ceil(total / groups / page) * page
-        if (groups - 1) * tokens < total:
-            yield Growth(kvp, groups, tokens, page, workload.concurrency, layout.helix)
+    asked = pinned.get("stripe") if kvp > 1 else CONTIGUOUS
+
+    def shard(groups: int) -> int:
+        return math.ceil(total / groups / page) * page
+
+    stripes: list[int] = []
+    if asked is None or asked == CONTIGUOUS:
+        alone = workload.concurrency == 1 and "kvp" not in pinned
+        over = [kvp] if alone else [groups for groups in range(1, kvp + 1) if kvp % groups == 0]
+        stripes += [shard(groups) for groups in over if (groups - 1) * shard(groups) < total]
+    if asked is None:
+        unit = chunk_unit(workload.context)
+        fit = {_evenest(total // (kvp * rounds), unit, page, kvp, total) for rounds in ROUNDS}
+        stripes += sorted((stripe for stripe in fit if stripe < shard(kvp)), reverse=True)
+    elif asked != CONTIGUOUS:
+        stripes += [min(shard(kvp), uncrossed(int(asked), chunk_unit(workload.context), page))]
+    for stripe in stripes:
+        yield Growth(kvp, stripe, total, page, workload.concurrency, layout.helix)
+
+
+def uncrossed(tokens: int, unit: int, page: int) -> int:
+    """The smallest stripe of at least so many tokens that the menu's chunks need not cross."""
+    if tokens > unit:
+        return math.ceil(tokens / unit) * unit
+    while unit % (2 * page) == 0 and unit // 2 >= tokens:
+        unit //= 2
+    return unit
+
+
+@cache
+def _evenest(tokens: int, unit: int, page: int, kvp: int, total: int) -> int:
+    """Of the whole units between about so many tokens and a quarter more: what leaves home the least."""
+    if tokens < unit:
+        return uncrossed(tokens, unit, page)
+    least = tokens // unit
+    stripes = (units * unit for units in range(least, least + least // 4 + 1))
+    return min(stripes, key=lambda stripe: float(Spread(stripe, kvp).held(np.array(float(total)))))
 
 
 def splits(layers: int, stages: int, excess: float) -> tuple[tuple[int, ...], ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..units import format_bytes, format_count, format_duration
-from ..wording import dtypes, memory_parts
+from ..wording import dtypes, growth_words, memory_parts
 from .configuration import Configuration
 from .evidence import Estimate
 from .forecast import Forecast
@@ -33,6 +33,9 @@ def tell(model: str, cluster: str, asked: Configuration, said: Forecast) -> Iter
     yield f"  memory  {filled} on the fullest rank, most in {held.step}:"
     yield f"          {', '.join(parts)}"
     yield f"  chunks  {_chunks(said)}"
+    if asked.layout.kvp > 1:
+        tokens = asked.tokens + asked.output
+        yield f"  growth  a request {growth_words(asked.layout.kvp, said.stripe_tokens, tokens)}"
     yield ""
     yield "rests on"
     for use in said.uses:

@@ -8,7 +8,6 @@ A chunk enters a stage when it has left the stage before and the chunk before it
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -31,6 +30,7 @@ def make_timeline(plan: Plan, workload: Workload, formulas: StageFormulas) -> Ti
     times = _times(plan, workload, formulas, starts, sizes)
     slowest = times.sum(axis=1).argmax(axis=0)
     begins, ends = _pipeline(_with_logits(plan, workload, formulas, times).sum(axis=1))
+    groups = _growth(plan, workload).spread.active(starts + sizes)
     count, few = len(starts), plan.layout.spp + MARGIN
     whole = count <= 2 * few
     return Timeline(
@@ -40,7 +40,7 @@ def make_timeline(plan: Plan, workload: Workload, formulas: StageFormulas) -> Ti
                 number=i + 1,
                 start=int(starts[i]),
                 tokens=int(sizes[i]),
-                groups=math.ceil((starts[i] + sizes[i]) / plan.group_tokens),
+                groups=int(groups[i]),
                 parts_s=dict(zip(PARTS, times[slowest[i], :, i].tolist(), strict=True)),
             )
             for i in _corners(plan, starts)
@@ -53,13 +53,17 @@ def make_timeline(plan: Plan, workload: Workload, formulas: StageFormulas) -> Ti
     )
 
 
+def _growth(plan: Plan, workload: Workload) -> Growth:
+    layout, total = plan.layout, total_tokens(workload)
+    requests = workload.concurrency
+    return Growth(layout.kvp, plan.stripe_tokens, total, plan.page_size, requests, layout.helix)
+
+
 def _times(
     plan: Plan, workload: Workload, formulas: StageFormulas, starts: Floats, sizes: Floats
 ) -> Floats:
     """Seconds of each chunk in each stage by part: [stages, parts, chunks]."""
-    groups = math.ceil(total_tokens(workload) / plan.group_tokens)
-    layout, tokens = plan.layout, plan.group_tokens
-    growth = Growth(layout.kvp, groups, tokens, plan.page_size, workload.concurrency, layout.helix)
+    growth = _growth(plan, workload)
     riders = growth.riders(workload.concurrency - 1)
     blocks = compile_parts(formulas)(prefill_sizes(starts, sizes, growth.spread, riders))
     split = tuple(stage.num_layers for stage in plan.stages)

@@ -1,13 +1,15 @@
 """Makes the `Batch` of one KVP group from its parts of a step. Decode rows first, then prefill rows.
 
 Parts keep the step's order, so that KVP peers agree on the order of the rows that they swap. A
-chunk may cross from one shard into the next: every active group (under helix, every group) gets all of
-its rows as queries, stores those that lie in its own shard (slot −1 otherwise), and `past` says what
-each query sees.
+chunk may cross from one stripe into the next: every active group (under helix, every group) gets all of
+its rows as queries, stores those that lie in its own shard (slot −1 otherwise), and is told what each
+query sees. All of a chunk's keys are stored before attention runs, so where a further stripe of the shard
+begins within the chunk, a segment of its own begins too: its queries see keys that earlier ones must not.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -76,7 +78,7 @@ class Batches:
         """Where a decode's K/V is stored; −1 if on another group."""
         if part.sequence.shard != part.owner:
             return -1
-        local = part.cached - self.growth.start(part.owner)
+        local = self.growth.held(part.owner, part.cached)
         return part.sequence.page_list[local // self.page_size] * self.page_size + (
             local % self.page_size
         )
@@ -88,11 +90,9 @@ class Batches:
         rows[0] = part.sequence.prompt[n:end]
         torch.arange(n, end, out=rows[1])
         rows[2] = -1
-        start = self.growth.start(shard)
-        stop = start + self.growth.held(shard, end)
-        first = max(n, start)
-        if first < stop:
-            local = rows[1, first - n : stop - n] - start
+        for first, stop in self.growth.stored(shard, n, part.rows):
+            held = self.growth.held(shard, first)
+            local = torch.arange(held, held + stop - first, device=self.device)
             pages = part.sequence.pages[0, local // self.page_size]
             rows[2, first - n : stop - n] = pages * self.page_size + local % self.page_size
         return rows
@@ -112,39 +112,42 @@ class Batches:
         return last, wanted
 
     def _segments(self, parts: Seq[Part]) -> Segments:
-        held, start = self.growth.held, self.growth.start
-        kv_len = [held(part.sequence.shard, part.cached + part.rows) for part in parts]
-        past = [part.cached - start(part.sequence.shard) for part in parts]
+        cut = [
+            (part.sequence, piece)
+            for part in parts
+            for piece in self.growth.pieces(part.sequence.shard, part.cached, part.rows)
+        ]
+        kv_len = [piece.kv_len for _, piece in cut]
+        past = [piece.past for _, piece in cut]
         ints = torch.tensor([kv_len, past], dtype=torch.int32, device=self.device)
+        rows = [piece.rows for _, piece in cut]
         return Segments(
-            rows=self._offsets(parts),
+            rows=self._offsets(rows),
             kv_len=ints[0],
             past=ints[1],
-            pages=self._table(parts),
-            max_rows=max(part.rows for part in parts),
+            pages=self._table([sequence for sequence, _ in cut]),
+            max_rows=max(rows),
             max_kv=max(kv_len),
         )
 
-    def _offsets(self, parts: Seq[Part]) -> torch.Tensor:
-        if all(part.rows == 1 for part in parts) and len(parts) < self._arange.shape[0]:
-            return self._arange[: len(parts) + 1]
-        offsets = [0]
-        for part in parts:
-            offsets.append(offsets[-1] + part.rows)
+    def _offsets(self, rows: Seq[int]) -> torch.Tensor:
+        if max(rows) == 1 and len(rows) < self._arange.shape[0]:
+            return self._arange[: len(rows) + 1]
+        offsets = list(itertools.accumulate(rows, initial=0))
         return torch.tensor(offsets, dtype=torch.int32, device=self.device)
 
-    def _table(self, parts: Seq[Part]) -> torch.Tensor:
+    def _table(self, sequences: Seq[Sequence]) -> torch.Tensor:
         """Page table int32 [S, P]: the same tensor as long as the same sequences are together."""
-        if len(parts) == 1:
-            return parts[0].sequence.pages
-        key = tuple(part.sequence.id for part in parts)
+        if len(sequences) == 1:
+            return sequences[0].pages
+        key = tuple(sequence.id for sequence in sequences)
         if key not in self._tables:
             if len(self._tables) >= MAX_CACHED_TABLES:
                 self._tables.clear()
-            width = max(part.sequence.pages.shape[1] for part in parts)
-            table = torch.zeros(len(parts), width, dtype=torch.int32, device=self.device)
-            for row, part in enumerate(parts):
-                table[row, : part.sequence.pages.shape[1]] = part.sequence.pages[0]
+            width = max(sequence.pages.shape[1] for sequence in sequences)
+            table = torch.zeros(len(sequences), width, dtype=torch.int32, device=self.device)
+            for row, sequence in enumerate(sequences):
+                table[row, : sequence.pages.shape[1]] = sequence.pages[0]
             self._tables[key] = table
         return self._tables[key]
 
@@ -154,15 +157,16 @@ class Batches:
         row = 0
         for part in parts:
             rows = range(row, row + part.rows)
-            mine = part.sequence.shard
-            for shard in range(self.growth.seen_by(part.cached + part.rows)):
+            mine, end = part.sequence.shard, part.cached + part.rows
+            active = self.growth.shards(end)
+            for shard in range(self.growth.seen_by(end)):
                 if shard == mine:
                     continue
                 peer = self.peers[self.growth.group(part.sequence.home, shard)]
                 sent, received = swaps.setdefault(peer, ([], []))
-                if mine <= part.owner:
+                if mine < active:
                     sent.extend(rows)
-                if shard <= part.owner:
+                if shard < active:
                     received.extend(rows)
             row += part.rows
         return tuple(

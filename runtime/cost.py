@@ -20,7 +20,7 @@ class Load:
     """One micro-batch on one KVP group.
 
     T: rows; R: rows whose logits are wanted; QK: prefill query–key pairs on this group's shard;
-    KV: cached tokens that prefill segments read; KD: cached tokens that decodes read;
+    KV: cached tokens that prefill segments read (see `Growth.pieces`); KD: cached tokens that decodes read;
     X: partial rows swapped with KVP peers, sent or received, whichever are more.
     """
 
@@ -43,7 +43,7 @@ class Load:
         self.T += rows
         self.R += ends and shard == growth.owner(cached + rows - 1)
         self.QK += growth.pairs(shard, cached, rows)
-        self.KV += growth.held(shard, cached + rows)
+        self.KV += sum(piece.kv_len for piece in growth.pieces(shard, cached, rows))
         self.X += rows * (growth.seen_by(cached + rows) - 1)
 
     def __add__(self, other: Load) -> Load:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ...artifact import Plan, Prediction, Workload
 from ...ir.graph import Module
 from ...units import format_bytes, format_duration
+from ...wording import growth_words
 
 _LABELS = {"kv": "KV cache", "activation": "activations", "bubble": "pipeline fill"}
 
@@ -120,7 +121,7 @@ class Filling:
     bars: tuple[Bar, ...]
 
 
-def memory(plan: Plan, planned: Module) -> Filling:
+def memory(workload: Workload, plan: Plan, planned: Module) -> Filling:
     """What each stage's ranks hold: weights and KV from the stage's own program, the rest as planned."""
     capacity = plan.memory.capacity_bytes
     shared = {k: v for k, v in plan.memory.parts.items() if k not in ("weights", "kv")}
@@ -140,16 +141,14 @@ def memory(plan: Plan, planned: Module) -> Filling:
                 ),
             )
         )
-    pages = (
-        f"{plan.num_pages:,} pages of {plan.page_size} tokens in each layer; a request takes on its next "
-        f"group after {plan.group_tokens:,} tokens."
-        if plan.layout.kvp > 1
-        else f"{plan.num_pages:,} pages of {plan.page_size} tokens in each layer."
-    )
+    pages = f"{plan.num_pages:,} pages of {plan.page_size} tokens in each layer"
+    if plan.layout.kvp > 1:
+        tokens = workload.context + workload.output_tokens
+        pages += f"; a request {growth_words(plan.layout.kvp, plan.stripe_tokens, tokens)}"
     return Filling(
         capacity=format_bytes(capacity),
         step=plan.memory.step,
-        sentence=pages,
+        sentence=f"{pages}.",
         bars=tuple(bars),
     )
 

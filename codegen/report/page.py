@@ -84,7 +84,7 @@ def render_report(report: Report) -> str:
         promise=promise(workload, plan),
         chunks=chunks(workload, plan, report.timeline),
         pipeline=pipeline(plan, report.timeline),
-        memory=memory(plan, report.planned),
+        memory=memory(workload, plan, report.planned),
         edge=edge(workload, plan),
         alternatives=alternatives(workload, plan),
         why=why(plan),

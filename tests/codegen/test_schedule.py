@@ -40,7 +40,7 @@ def make_plan(layout, layers, dtype="float32", target="cpu"):
         chunks=(),
         page_size=16,
         num_pages=64,
-        group_tokens=1024,
+        stripe_tokens=1024,
         max_batch=4,
         predicted=Prediction(1.0, 1.0, 1.0, {}, {}),
         memory=Memory(1, 1, 1, 1, 1, 1, 1, ""),

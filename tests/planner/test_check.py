@@ -114,7 +114,8 @@ def changed_rule(plan: Plan, **values: int) -> Plan:
         (lambda p: changed_rule(p, start=1), "chunk rule 1"),
         (lambda p: changed_rule(p, groups=1), "1 groups at 9000 tokens"),
         (lambda p: dataclasses.replace(p, num_pages=p.num_pages - 1), "pages needed"),
-        (lambda p: dataclasses.replace(p, group_tokens=64), "do not hold one request"),
+        (lambda p: dataclasses.replace(p, stripe_tokens=100), "stripes are not whole pages"),
+        (lambda p: dataclasses.replace(p, stripe_tokens=64 * 1000), "2 groups at"),
         (lambda p: dataclasses.replace(p, stages=p.stages[:1]), "stages of"),
         (lambda p: dataclasses.replace(p, max_batch=1), "too few sequences"),
         (

@@ -27,7 +27,7 @@ def every_option(pricer: Pricer, devices: int) -> Iterator[tuple[Outlook, Option
     """Each layout, growth, composition of the layers and chunk vector that keeps TBT and memory."""
     workload, usable = pricer.workload, pricer.cluster.usable_bytes
     for layout in layouts(pricer.spec, pricer.cluster, devices, {}):
-        for growth in growths(layout, workload, False):
+        for growth in growths(layout, workload, {}):
             outlook = pricer.outlook(layout, growth)
             if outlook.decode_s > workload.tbt_s:
                 continue
@@ -112,7 +112,7 @@ def test_the_solver_agrees_with_exact_search_where_nothing_is_pruned(
     candidates = [
         make_candidate(outlook, split, workload.tbt_s, machine.usable_bytes)
         for layout in layouts(spec, machine, 4, {})
-        for growth in growths(layout, workload, False)
+        for growth in growths(layout, workload, {})
         for outlook in [pricer.outlook(layout, growth)]
         if outlook.decode_s <= workload.tbt_s
         for split in outlook.splits()
@@ -151,7 +151,7 @@ def test_each_row_of_the_program_binds_where_it_is_asked_to(name: str) -> None:
             [
                 make_candidate(outlook, split, tbt_s, usable_bytes)
                 for layout in layouts(spec, machine, 4, {})
-                for growth in growths(layout, pricer.workload, False)
+                for growth in growths(layout, pricer.workload, {})
                 for outlook in [pricer.outlook(layout, growth)]
                 for split in outlook.splits()
             ]

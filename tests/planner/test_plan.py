@@ -13,7 +13,8 @@ from mnemoc.artifact import Layout, Plan, Workload
 from mnemoc.codec import from_json, to_json
 from mnemoc.errors import BadInput, Infeasible, UsageError
 from mnemoc.ir.model import ModelSpec, load_model
-from mnemoc.planner import Cluster, load_cluster, make_plan
+from mnemoc.planner import Cluster, WhatIf, load_cluster, make_plan
+from mnemoc.planner.check import lay_out
 
 from .conftest import small_cluster, small_model
 
@@ -50,7 +51,78 @@ def test_groups_join_as_the_context_grows() -> None:
     groups = [rule.groups for rule in plan.chunks]
     assert groups == sorted(groups)
     assert (groups[0], groups[-1]) == (1, plan.layout.kvp)
-    assert plan.group_tokens * plan.layout.kvp >= 10_000_256
+    joins = [rule.start // plan.stripe_tokens for rule in plan.chunks]
+    assert groups == [min(join + 1, plan.layout.kvp) for join in joins]
+
+
+def test_stripes_share_out_a_context_that_is_still_short() -> None:
+    """Contiguous, one group attends to the first five million tokens alone: a third of all the work."""
+    args = (load_model("llama-3-8b"), load_cluster("dgx-h100"))
+    asked = dataclasses.replace(TEN_MILLION, objective="ttft")
+    layout: dict[str, int | str] = {"tp": 8, "spp": 8, "kvp": 2}
+    free, whole = (
+        make_plan(*args, asked, nodes=16, pinned={**layout, **pins}).plan
+        for pins in ({}, {"stripe": "contiguous"})
+    )
+    assert free.stripe_tokens < whole.stripe_tokens / 16
+    saved = 1 - free.predicted.ttft_parts_s["attention"] / whole.predicted.ttft_parts_s["attention"]
+    assert saved == pytest.approx(1 / 3, abs=0.03)
+    assert any("In one run on each group" in note for note in free.notes)
+    assert ten_million().gpus < whole.gpus, "what they save is GPUs, where GPUs are the objective"
+
+
+def test_contiguous_growth_wins_where_groups_hear_of_one_another_slowly() -> None:
+    pins: dict[str, int | str] = {"tp": 1, "spp": 1, "kvp": 4}
+    workload = Workload(100_000, 1e6, 1e6, 16, objective="ttft")
+    near, far = (
+        make_plan(small_model(), small_cluster(**links), workload, pinned=pins).plan
+        for links in ({}, {"links__intra__bandwidth": 1e6, "links__inter__bandwidth": 1e6})
+    )
+    assert near.stripe_tokens * 4 < 100_016 <= far.stripe_tokens * 4
+    assert near.chunks[-1].groups == 4
+
+
+def test_no_planned_chunk_crosses_from_one_stripe_into_the_next() -> None:
+    for plan in (
+        ten_million(),
+        make_plan(
+            small_model(),
+            small_cluster(),
+            Workload(3000, 1e6, 1e6, 16, objective="ttft"),
+            pinned={"tp": 1, "spp": 1, "kvp": 2, "stripe": 240},
+        ).plan,
+    ):
+        assert plan.stripe_tokens * plan.layout.kvp < plan.chunks[-1].end
+        starts, sizes = lay_out(plan, Workload(plan.chunks[-1].end, 1, 1))
+        first, last = starts // plan.stripe_tokens, (starts + sizes - 1) // plan.stripe_tokens
+        assert (first == last).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    context=st.integers(200, 20_000),
+    concurrency=st.integers(1, 4),
+    objective=st.sampled_from(["gpus", "ttft", "throughput"]),
+    ttft_s=st.sampled_from([0.2, 1.0, 10.0]),
+    bandwidth=st.sampled_from([1e8, 1e10]),
+)
+def test_a_plan_is_never_worse_for_having_had_the_choice_of_stripes(
+    context: int, concurrency: int, objective: str, ttft_s: float, bandwidth: float
+) -> None:
+    workload = Workload(context, ttft_s, 0.1, 16, concurrency, objective)
+    machine = small_cluster(links__intra__bandwidth=bandwidth)
+    questions = [
+        WhatIf(small_model(), machine, workload, pinned=pins)
+        for pins in ({}, {"stripe": "contiguous"})
+    ]
+    free, whole = (question.solve() for question in questions)
+    if whole is None:
+        return
+    assert free is not None
+    sign = -1 if objective == "throughput" else 1
+    assert sign * free.objective <= sign * whole.objective * (1 + sign * 1e-9)
+    if free.objective == whole.objective:
+        assert free.ttft_s <= whole.ttft_s * (1 + 1e-9)
 
 
 def test_a_minute_for_ten_million_tokens_is_infeasible_and_says_why() -> None:

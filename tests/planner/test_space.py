@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -96,24 +97,25 @@ def test_a_helix_that_no_layout_has_is_refused(
 
 
 FOUR = Layout(1, 1, 4)
+WHOLE = {"stripe": "contiguous"}
 
 
-def test_growth_spreads_requests_over_the_ring_of_groups() -> None:
-    four = Workload(10_000, 1, 1, output_tokens=240, concurrency=6)
-    by_groups = {g.groups: g for g in growths(FOUR, four, False)}
+def test_contiguous_growth_spreads_requests_over_the_ring_of_groups() -> None:
+    six = Workload(10_000, 1, 1, output_tokens=240, concurrency=6)
+    by_groups = {g.groups: g for g in growths(FOUR, six, WHOLE)}
     assert set(by_groups) == {1, 2, 4}
-    assert by_groups[1].tokens == 10_240
-    assert by_groups[2].tokens == 5_120
+    assert by_groups[1].tokens == by_groups[1].stripe == 10_240
+    assert by_groups[2].tokens == by_groups[2].stripe == 5_120
     assert [by_groups[a].riders(6).count for a in (1, 2, 4)] == [2, 3, 6]
     assert by_groups[2].pages == 3 * 5_120 // 64
     alone = Workload(10_000, 1, 1, output_tokens=240)
-    assert [g.groups for g in growths(FOUR, alone, False)] == [4]
-    assert [g.groups for g in growths(FOUR, alone, True)] == [1, 2, 4]
+    assert [g.groups for g in growths(FOUR, alone, WHOLE)] == [4]
+    assert [g.groups for g in growths(FOUR, alone, {**WHOLE, "kvp": 4})] == [1, 2, 4]
 
 
 def test_under_helix_each_group_computes_the_decodes_of_all_requests() -> None:
-    four = Workload(10_000, 1, 1, output_tokens=240, concurrency=6)
-    by_groups = {g.groups: g for g in growths(Layout(1, 1, 4, "helix"), four, False)}
+    six = Workload(10_000, 1, 1, output_tokens=240, concurrency=6)
+    by_groups = {g.groups: g for g in growths(Layout(1, 1, 4, "helix"), six, WHOLE)}
     assert set(by_groups) == {1, 2, 4}
     for growth in by_groups.values():
         riders = growth.riders(6)
@@ -124,7 +126,65 @@ def test_under_helix_each_group_computes_the_decodes_of_all_requests() -> None:
 
 def test_a_group_that_would_hold_nothing_is_no_growth() -> None:
     tiny = Workload(20, 1, 1, output_tokens=4)
-    assert [g.groups for g in growths(Layout(1, 1, 8), tiny, True)] == [1, 2]
+    assert [g.groups for g in growths(Layout(1, 1, 8), tiny, {"kvp": 8})] == [1, 2]
+
+
+def test_stripes_are_offered_beside_contiguous_growth_and_go_round_several_times() -> None:
+    found = list(growths(FOUR, Workload(10**7, 1, 1), {}))
+    whole, coarse, fine = found
+    assert [growth.striped for growth in found] == [False, True, True]
+    assert whole.tokens == whole.stripe == 2_500_096
+    for growth, rounds in ((coarse, 4), (fine, 32)):
+        assert growth.stripe % (840 * 16) == 0
+        assert growth.stripe == pytest.approx(10**7 / 4 / rounds, rel=0.2)
+        assert whole.tokens <= growth.tokens <= whole.tokens + growth.stripe
+    assert all(growth.groups == 4 for growth in found)
+    assert not any(growth.striped for growth in growths(Layout(1, 1, 1), Workload(10**7, 1, 1), {}))
+
+
+@given(
+    context=st.integers(1, 10**6),
+    kvp=st.integers(1, 9),
+    requests=st.integers(1, 4),
+    stripe=st.none() | st.integers(1, 10**6),
+)
+def test_the_home_group_holds_what_dealing_token_by_token_gives_it(
+    context: int, kvp: int, requests: int, stripe: int | None
+) -> None:
+    workload = Workload(context, 1, 1, 16, requests)
+    pins = {} if stripe is None else {"stripe": stripe}
+    found = list(growths(Layout(1, 1, kvp), workload, pins))
+    assert len({growth.stripe for growth in found}) == len(found) <= kvp + 2
+    for growth in found:
+        total, page = context + 16, growth.page_size
+        position = np.arange(total)
+        held = int((position // growth.stripe % kvp == 0).sum())
+        assert growth.tokens == -(-held // page) * page
+        assert growth.stripe % page == 0
+        assert growth.groups == min(kvp, -(-total // growth.stripe))
+
+
+def test_a_pinned_stripe_is_rounded_up_to_what_chunks_need_not_cross() -> None:
+    def stripes(context: int, stripe: int | str) -> list[int]:
+        return [g.stripe for g in growths(FOUR, Workload(context, 1, 1), {"stripe": stripe})]
+
+    assert stripes(10**7, 64_000) == [5 * 13_440]
+    assert stripes(10**7, 13_440) == [13_440]
+    assert stripes(3000, 300) == [480]
+    assert stripes(10**7, 10**9) == stripes(10**7, "contiguous") == [2_500_096]
+
+
+@pytest.mark.parametrize(
+    ("pinned", "complaint"),
+    [
+        ({"stripe": "wide"}, "not a stripe"),
+        ({"stripe": 0}, "not a stripe"),
+        ({"stripe": 64, "kvp": 1}, "stripes need kvp of at least 2"),
+    ],
+)
+def test_a_stripe_that_cannot_be_is_refused(pinned: dict[str, int | str], complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        layouts(load_model("llama-3-8b"), load_cluster("dgx-h100"), 256, pinned)
 
 
 def compositions(layers: int, stages: int) -> list[tuple[int, ...]]:

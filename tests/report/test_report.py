@@ -108,10 +108,20 @@ def test_weights_and_kv_of_the_stages_are_those_that_the_planner_counted(planned
     held = planned.plan.memory
     fullest = max(stage_bytes(planned.plan, report.planned), key=sum)
     assert sum(fullest) == held.weights_bytes + held.kv_bytes
-    bars = memory(planned.plan, report.planned).bars
+    bars = memory(planned.workload, planned.plan, report.planned).bars
     for bar, stage in zip(bars, planned.plan.stages, strict=True):
         assert bar.layers.startswith(f"layers {stage.first_layer} to")
         assert sum(part.share for part in bar.parts) < 100
+
+
+def test_it_says_how_a_request_comes_to_lie_on_its_groups(planned, report):
+    striped = memory(planned.workload, planned.plan, report.planned)
+    assert (
+        f"a request is dealt to 2 groups, {planned.plan.stripe_tokens:,} tokens" in striped.sentence
+    )
+    whole = dataclasses.replace(planned.plan, stripe_tokens=1_000_192)
+    contiguous = memory(planned.workload, whole, report.planned)
+    assert "takes on its next group after 1,000,192 tokens." in contiguous.sentence
 
 
 def test_alternatives_mark_the_promise_that_they_break(report):

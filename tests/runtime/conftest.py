@@ -111,7 +111,7 @@ def hand_made_plan(layout: Layout, num_layers: int, **changes: Any) -> Plan:
         chunks=(ChunkRule(0, 64, 48, 1, 1e-3), ChunkRule(64, 4096, 20, 1, 1e-3)),
         page_size=16,
         num_pages=64,
-        group_tokens=96 if layout.kvp > 1 else 4096,
+        stripe_tokens=96 if layout.kvp > 1 else 4096,
         max_batch=8,
         predicted=Prediction(1.0, 1.0, 1.0, {}, {}),
         memory=Memory(0, 0, 0, 0, 0, 0, 0, ""),

@@ -71,7 +71,7 @@ def admit(id: int, home: int, prompt: int, new: int, logits: Logits = "none") ->
 
 
 @given(
-    st.builds(Growth, st.integers(1, 3), st.integers(3, 30), st.booleans()),
+    st.builds(Growth, st.integers(1, 4), st.integers(1, 30), st.booleans()),
     st.lists(st.tuples(st.integers(1, 40), st.integers(1, 4)), min_size=1, max_size=4),
     st.integers(0, 2**32),
 )
@@ -145,7 +145,7 @@ def expect(groups: list[Group], step: Step, cached: dict[int, int]) -> None:
 
 
 def test_rows_that_no_peer_shares_are_not_swapped() -> None:
-    growth = Growth(kvp=2, group_tokens=10)
+    growth = Growth(kvp=2, stripe_tokens=10)
     groups = [Group(growth, 0), Group(growth, 1)]
     step = Step(0, [admit(0, 0, 15, 2), admit(1, 1, 4, 2)], [], [(0, 15), (1, 4)])
     (first, _, _), (second, _, _) = (group.run(step) for group in groups)
@@ -161,7 +161,7 @@ def test_rows_that_no_peer_shares_are_not_swapped() -> None:
 
 
 def test_under_helix_all_groups_have_all_rows_in_one_order_and_blind_ones_only_listen() -> None:
-    growth = Growth(kvp=2, group_tokens=10, helix=True)
+    growth = Growth(kvp=2, stripe_tokens=10, helix=True)
     groups = [Group(growth, 0), Group(growth, 1)]
     step = Step(0, [admit(0, 0, 15, 2), admit(1, 1, 4, 2)], [], [(0, 15), (1, 4)])
     (first, wanted, rows), (second, others, others_rows) = (group.run(step) for group in groups)

@@ -2,7 +2,8 @@
 
 All eight layouts with tp, spp, kvp ∈ {1, 2}, four model families, two chunk policies. Four requests
 of different lengths run at once, so that micro-batches are ragged and mix decodes with chunks of
-several prompts; the longer ones cross from one KVP group into the next in the middle of a chunk.
+several prompts; the longer ones cross from one KVP group into the next in the middle of a chunk, and come
+back to their first. With short stripes a chunk crosses several.
 """
 
 from __future__ import annotations
@@ -130,8 +131,45 @@ def test_helix_is_exact_on_groups_that_a_request_never_reaches(
 ) -> None:
     """Four groups, of which most requests fill one or two and none fills all; one KV head."""
     model = models("qwen2_mqa")
-    plan = plans(model, kvp=4, ffn="helix", group_tokens=112)
+    plan = plans(model, kvp=4, ffn="helix", stripe_tokens=112)
     expect(plan, model, nursery, references("qwen2_mqa"))
+
+
+@pytest.mark.parametrize(
+    ("tp", "spp", "kvp", "ffn"),
+    [(1, 1, 2, "repeated"), (1, 2, 2, "repeated"), (2, 1, 2, "repeated"), (1, 1, 2, "helix")],
+)
+@pytest.mark.parametrize("stripe_tokens", [16, 48])
+def test_chunks_that_cross_many_stripes_are_exact(
+    stripe_tokens: int,
+    tp: int,
+    spp: int,
+    kvp: int,
+    ffn: str,
+    models: Callable[..., Path],
+    plans: Callable[..., Path],
+    nursery: NurseryProcess,
+    references: References,
+) -> None:
+    """Chunks of 130 tokens: up to nine stripes, and as many as five segments of one request on a group."""
+    family = FAMILIES[(tp + spp + stripe_tokens // 16) % 4]
+    model = models(family)
+    layout = {"tp": tp, "spp": spp, "kvp": kvp, "ffn": ffn}
+    plan = plans(model, **layout, stripe_tokens=stripe_tokens, chunks=POLICIES["large"])
+    expect(plan, model, nursery, references(family))
+
+
+@pytest.mark.parametrize("stripe_tokens", [16, 112])
+def test_four_groups_that_all_take_part_are_exact(
+    stripe_tokens: int,
+    models: Callable[..., Path],
+    plans: Callable[..., Path],
+    nursery: NurseryProcess,
+    references: References,
+) -> None:
+    model = models("llama")
+    plan = plans(model, kvp=4, stripe_tokens=stripe_tokens)
+    expect(plan, model, nursery, references("llama"))
 
 
 @pytest.mark.parametrize("kvp", [1, 2])
@@ -168,7 +206,7 @@ def test_a_request_gives_the_same_tokens_alone_and_in_company(
 ) -> None:
     """Sampled ones too: a token's random number depends on seed and position only."""
     model = models("llama")
-    plan = plans(model, kvp=2, group_tokens=64)
+    plan = plans(model, kvp=2, stripe_tokens=64)
     request = Request(tuple(range(100)), 24, Sampling(temperature=1.0, top_k=50, top_p=0.9, seed=5))
     with Engine.start(plan, model, nursery=nursery) as engine:
         alone = engine.submit(request).result().tokens

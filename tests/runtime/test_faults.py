@@ -42,7 +42,7 @@ def test_a_killed_worker_fails_what_runs_and_the_engine_serves_again(
     models: MakeModel, plans: MakePlan, nursery: NurseryProcess, victim: int
 ) -> None:
     model = models("llama")
-    plan = plans(model, spp=2, kvp=2, context=1000, group_tokens=500)
+    plan = plans(model, spp=2, kvp=2, context=1000, stripe_tokens=500)
     short = Request((5, 6, 7), 8)
     with Engine.start(plan, model, nursery=nursery) as engine:
         before = engine.submit(short).result().tokens

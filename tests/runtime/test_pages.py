@@ -57,27 +57,51 @@ class Pool(RuleBasedStateMachine):
 TestPool = Pool.TestCase
 
 
-growths = st.builds(Growth, kvp=st.integers(1, 4), group_tokens=st.integers(1, 50))
+growths = st.builds(Growth, kvp=st.integers(1, 5), stripe_tokens=st.integers(1, 50))
 
 
 @given(growths, st.integers(1, 300))
-def test_shards_cover_a_sequence_exactly_once(growth: Growth, tokens: int) -> None:
-    shards = range(growth.kvp)
-    assert sum(growth.held(shard, tokens) for shard in shards) == tokens
-    assert [growth.held(shard, tokens) > 0 for shard in shards] == [
-        shard < growth.shards(tokens) for shard in shards
-    ]
+def test_each_position_lies_in_one_shard_behind_the_shards_earlier_ones(
+    growth: Growth, tokens: int
+) -> None:
+    held = [0] * growth.kvp
     for position in range(tokens):
         owner = growth.owner(position)
-        assert growth.start(owner) <= position
-        assert growth.held(owner, position + 1) == growth.held(owner, position) + 1
+        assert growth.held(owner, position) == held[owner]
+        held[owner] += 1
+        assert [growth.held(shard, position + 1) for shard in range(growth.kvp)] == held
+        assert held[0] == max(held), "home holds the most"
+        active = growth.shards(position + 1)
+        assert [count > 0 for count in held] == [shard < active for shard in range(growth.kvp)]
 
 
-@given(growths, st.integers(0, 150), st.integers(1, 60))
-def test_pairs_are_counted_as_one_would_by_hand(growth: Growth, cached: int, rows: int) -> None:
+@given(growths, st.integers(0, 300), st.integers(1, 200))
+def test_the_shards_store_each_token_of_a_chunk_once(
+    growth: Growth, cached: int, rows: int
+) -> None:
+    stored = {}
     for shard in range(growth.kvp):
-        by_hand = sum(growth.held(shard, query + 1) for query in range(cached, cached + rows))
-        assert growth.pairs(shard, cached, rows) == by_hand
+        for first, end in growth.stored(shard, cached, rows):
+            stored |= dict.fromkeys(range(first, end), shard)
+    assert stored == {position: growth.owner(position) for position in range(cached, cached + rows)}
+
+
+@given(growths, st.integers(0, 300), st.integers(1, 200))
+def test_pieces_show_each_query_the_keys_up_to_its_own(
+    growth: Growth, cached: int, rows: int
+) -> None:
+    for shard in range(growth.kvp):
+        pieces = list(growth.pieces(shard, cached, rows))
+        seen = [
+            max(0, min(piece.past + i + 1, piece.kv_len))
+            for piece in pieces
+            for i in range(piece.rows)
+        ]
+        by_hand = [growth.held(shard, query + 1) for query in range(cached, cached + rows)]
+        assert seen == by_hand
+        assert growth.pairs(shard, cached, rows) == sum(by_hand)
+        stripes = [first for first, _ in growth.stored(shard, cached, rows)]
+        assert len(pieces) <= 1 + len(stripes)
 
 
 @given(growths, st.lists(st.tuples(st.integers(1, 120), st.integers(0, 3)), max_size=12))

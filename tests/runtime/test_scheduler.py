@@ -32,7 +32,7 @@ PLAN = Plan(
     chunks=(ChunkRule(0, 100, 50, 1, 0.0), ChunkRule(100, 1000, 20, 1, 0.0)),
     page_size=10,
     num_pages=100,
-    group_tokens=1000,
+    stripe_tokens=1000,
     max_batch=4,
     predicted=Prediction(1.0, 1.0, 1.0, {}, {}),
     memory=Memory(0, 0, 0, 0, 0, 0, 0, ""),
@@ -40,7 +40,7 @@ PLAN = Plan(
     binding="none",
     alternatives=(),
 )
-ON_TWO_GROUPS = dataclasses.replace(PLAN, layout=Layout(1, 2, 2), group_tokens=100)
+ON_TWO_GROUPS = dataclasses.replace(PLAN, layout=Layout(1, 2, 2), stripe_tokens=100)
 HELIX = dataclasses.replace(ON_TWO_GROUPS, layout=Layout(1, 2, 2, "helix"))
 
 
