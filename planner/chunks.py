@@ -221,9 +221,8 @@ def _line(
     return at_first, count - at_first
 
 
-def sampled_sizes(samples: Samples, spread: Spread, riders: Riders) -> Sizes:
-    """What the samples ask; where stripes go round, their KV is a bound (see above)."""
-    sizes = prefill_sizes(samples.start, samples.size, spread, riders)
+def bounded(sizes: Sizes, samples: Samples, spread: Spread) -> Sizes:
+    """The samples' sizes; where stripes go round, with the KV that stands for all chunks (see above)."""
     if spread.ring is None:
         return sizes
     return dataclasses.replace(sizes, KV=sizes.QK / samples.size + (samples.size - 1) / 2)

@@ -26,7 +26,7 @@ def predict(finding: Finding, formulas: StageFormulas, pricer: Pricer) -> Predic
     parts_of = compile_parts(formulas)
     rows = np.arange(len(choice))
     chunks = outlook.chunks
-    picked = _map(chunks.sizes, lambda values: values[:, rows, choice])
+    picked = _map(chunks.priced, lambda values: values[:, rows, choice])
     weight = chunks.samples.weight[:, rows, choice]
     stages = [
         stage_parts(parts_of(picked), s, split, heads=outlook.rides)

@@ -44,11 +44,11 @@ from .chunks import (
     Samples,
     Sizes,
     Spread,
+    bounded,
     decode_sizes,
     make_grid,
     prefill_sizes,
     sample,
-    sampled_sizes,
 )
 from .cluster import Cluster
 from .cost import (
@@ -80,13 +80,14 @@ class Wiring:
 
 @dataclass(frozen=True)
 class Chunks:
-    """The sampled chunks: their sizes, and seconds by block [5, B, C].
+    """The sampled chunks: their sizes, those that are priced (see `chunks`), and seconds by block [5, B, C].
 
     sums, ends [B, C]: by block, seconds of the bucket's chunks, and of its last whole one (or the rest)
     """
 
     samples: Samples
     sizes: Sizes
+    priced: Sizes
     blocks: Blocks
 
     @cached_property
@@ -287,8 +288,9 @@ class Pricer:
         @cache
         def chunks(wiring: Wiring, spread: Spread, riders: Riders) -> Chunks:
             cut = samples(dataclasses.replace(spread, groups=None))
-            sizes = sampled_sizes(cut, spread, riders)
-            return Chunks(cut, sizes, wiring.totals(sizes))
+            sizes = prefill_sizes(cut.start, cut.size, spread, riders)
+            priced = bounded(sizes, cut, spread)
+            return Chunks(cut, sizes, priced, wiring.totals(priced))
 
         @cache
         def decode(wiring: Wiring, riders: Riders) -> Mapping[str, float]:

@@ -8,12 +8,12 @@ from mnemoc.planner.chunks import (
     Riders,
     Sizes,
     Spread,
+    bounded,
     chunk_unit,
     decode_sizes,
     make_grid,
     prefill_sizes,
     sample,
-    sampled_sizes,
 )
 from mnemoc.planner.space import uncrossed
 from mnemoc.runtime.cost import Load
@@ -128,15 +128,17 @@ def test_samples_bound_the_sum_over_a_bucket_from_above_and_closely(
     def seconds(z: Sizes) -> np.ndarray:
         return 1 + np.maximum(z.QK, intensity * z.KV) + 3 * z.T + 2 * z.X
 
-    priced = sampled_sizes(samples, spread, ALONE)
+    sizes = prefill_sizes(samples.start, samples.size, spread, ALONE)
+    priced = bounded(sizes, samples, spread)
     weights = samples.weight[:, b, c]
     starts = np.arange(grid.starts[b], grid.ends[b], grid.menu[c], dtype=float)
     size = np.minimum(grid.menu[c], grid.ends[b] - starts)
     each = prefill_sizes(starts, size, spread, ALONE)
-    bounded, exact = (weights * seconds(priced)[:, b, c]).sum(), seconds(each).sum()
-    joining = np.ptp(spread.active(starts + size))
+    summed, exact = (weights * seconds(priced)[:, b, c]).sum(), seconds(each).sum()
+    first, last = (spread.active(np.array(edge)) for edge in (starts[0] + 1, grid.ends[b]))
+    joining = last - first
     dearest = seconds(each).max() * len(starts)
-    assert exact * (1 - 1e-9) <= bounded <= (exact * 1.1 if joining < 2 else dearest * 1.1)
+    assert exact * (1 - 1e-9) <= summed <= (exact * 1.1 if joining < 2 else dearest * 1.1)
     assert (weights >= 0).all()
     assert (weights * samples.size[:, b, c]).sum() == pytest.approx(size.sum())
     if joining < 2:
@@ -151,16 +153,17 @@ def test_the_whole_sum_of_a_long_prompt_is_close_whatever_the_stripes() -> None:
     for stripe in (2_500_000, 40 * 13_440, 5 * 13_440):
         spread = Spread(stripe, 4 if 4 * stripe < 10**7 else None)
         samples = sample(grid, spread)
-        priced = sampled_sizes(samples, spread, ALONE)
+        sizes = prefill_sizes(samples.start, samples.size, spread, ALONE)
+        priced = bounded(sizes, samples, spread)
         starts = np.arange(0, 10**7, 480, dtype=float)
         each = prefill_sizes(starts, np.minimum(480, 10**7 - starts), spread, ALONE)
 
         def seconds(z: Sizes) -> np.ndarray:
             return np.maximum(z.QK, 500 * z.KV) + 1e5 * z.T + 1e5 * z.X
 
-        bounded = (samples.weight * seconds(priced))[:, :, entry].sum()
+        summed = (samples.weight * seconds(priced))[:, :, entry].sum()
         exact = seconds(each).sum()
-        assert exact <= bounded <= exact * 1.01
+        assert exact <= summed <= exact * 1.01
 
 
 def test_a_first_chunk_that_fills_the_home_group_does_not_stand_for_the_dearer_ones_after_it() -> (
