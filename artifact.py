@@ -30,7 +30,7 @@ from .errors import BadInput
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 
 
