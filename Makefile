@@ -39,6 +39,7 @@ browser:
 bench: $(VENV)/installed $(VENV)/dev
 	$(BIN)/python benchmarks/cpu_kernels.py
 	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/kvp.py
 	$(BIN)/python benchmarks/predictions.py
 	$(BIN)/python benchmarks/long_context.py
 

@@ -1,7 +1,6 @@
 """`make bench`: the figures of the README, as medians of interleaved runs with one thread a worker.
 
 pipeline    TTFT of one request with 2 stages over 1, at 8 K tokens
-sequence    time between tokens with 2 KVP groups over 1, at a long context
 reference   our unsharded prefill and decode against transformers (sdpa), same weights and threads
 """
 
@@ -20,7 +19,6 @@ import torch
 from ceiling import ceilings
 from harness import (
     Contender,
-    Figure,
     Timing,
     engine,
     interleave,
@@ -30,6 +28,7 @@ from harness import (
     median_ttft_s,
     mnemoc,
     prompt,
+    ratio,
     say,
     write_report,
 )
@@ -41,13 +40,6 @@ PIPELINE_MODEL = {
     "num_key_value_heads": 4,
     "head_dim": 64,
     "intermediate_size": 1408,
-}
-SEQUENCE_MODEL = {  # the attention of Llama-3.1 405B, and little else
-    "hidden_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 128,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
 }
 
 
@@ -90,29 +82,9 @@ def bench_pipeline(work: Path, cluster: Path, tokens: int, repeats: int) -> dict
     return {"tokens": tokens, "timings": timings}
 
 
-def bench_sequence(work: Path, cluster: Path, tokens: int, repeats: int) -> dict[str, Any]:
-    """Two KVP groups and one, decoding behind the same long prompt."""
-    model = make_model(work / "sequence", **SEQUENCE_MODEL)
-    ids, out = prompt(tokens), 96
-    for k in (1, 2):
-        layout = f"tp=1,spp=1,kvp={k},ffn=repeated"
-        make_plan(work / f"k{k}", model, cluster, layout, tokens, out)
-    with engine(work / "k1", model) as one, engine(work / "k2", model) as two:
-        contenders = {"1 group": lambda: one(ids, out), "2 groups": lambda: two(ids, out)}
-        timings = interleave(contenders, repeats, warm_ups=0)  # a run is minutes; engines warm up
-    return {"tokens": tokens, "timings": timings}
-
-
-def ratio(name: str, over: float, under: float, aim: str, unit: str = "s") -> Figure:
-    scale = 1e3 if unit == "ms" else 1.0
-    detail = f"{over * scale:.4g} {unit} over {under * scale:.4g} {unit}"
-    return Figure(name, over / under, "×", aim, detail)
-
-
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--tokens", type=int, default=8192, help="prompt of the pipeline runs")
-    options.add_argument("--long", type=int, default=16384, help="prompt of the sequence runs")
     options.add_argument("--repeats", type=int, default=5)
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="mnemoc-bench.") as folder:
@@ -122,29 +94,18 @@ def main() -> None:
         mnemoc("calibrate", "-o", cluster)
         say(f"pipeline and reference, {chosen.tokens} tokens")
         pipeline = bench_pipeline(work, cluster, chosen.tokens, chosen.repeats)
-        say(f"sequence, {chosen.long} tokens")
-        sequence = bench_sequence(work, cluster, chosen.long, max(1, chosen.repeats // 3))
     ours, two, theirs = (
         pipeline["timings"][name] for name in ("1 stage", "2 stages", "transformers")
     )
-    one_group, two_groups = (sequence["timings"][name] for name in ("1 group", "2 groups"))
     figures = [
         ratio("TTFT, 1 stage over 2", median_ttft_s(ours), median_ttft_s(two), "≥ 1.7"),
-        ratio(
-            "TBT, 1 KVP group over 2",
-            median_tbt_s(one_group),
-            median_tbt_s(two_groups),
-            "≥ 1.5",
-            "ms",
-        ),
         ratio("prefill, transformers over ours", median_ttft_s(theirs), median_ttft_s(ours), "> 1"),
         ratio(
             "decode, transformers over ours", median_tbt_s(theirs), median_tbt_s(ours), "> 1", "ms"
         ),
         *ceilings(),
     ]
-    runs = {"pipeline": plain(pipeline), "sequence": plain(sequence)}
-    write_report("bench", "Side by side", figures, runs)
+    write_report("bench", "Side by side", figures, {"pipeline": plain(pipeline)})
 
 
 def plain(part: Mapping[str, Any]) -> dict[str, Any]:

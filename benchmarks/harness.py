@@ -151,6 +151,13 @@ class Figure:
     detail: str
 
 
+def ratio(name: str, over: float, under: float, aim: str, unit: str = "s") -> Figure:
+    """One time over another, both in seconds."""
+    scale = 1e3 if unit == "ms" else 1.0
+    detail = f"{over * scale:.4g} {unit} over {under * scale:.4g} {unit}"
+    return Figure(name, over / under, "×", aim, detail)
+
+
 def write_report(name: str, title: str, figures: Sequence[Figure], runs: Mapping[str, Any]) -> None:
     """benchmarks/results/NAME.json with every run, NAME.md to read."""
     RESULTS.mkdir(exist_ok=True)

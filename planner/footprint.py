@@ -221,9 +221,7 @@ def _passing(op: Op, function: Function, mesh: Mesh, target: str) -> tuple[Size,
     if op.name in ("merge", "merge_scatter"):
         (swapped,) = (w.bytes for w in works(op, function, mesh) if w.resource == "exchange")
         _, heads, dim = op.type.local_shape(mesh)
-        copied = (
-            T * heads * (dim + 4) * 4 if target == "cpu" else 0
-        )  # the rows of one peer at a time
+        copied = T * heads * (dim + 4) * 4 if target == "cpu" else 0  # of one peer at a time
         return copied, 2 * swapped
     if op.name == "all_gather":
         return 0, op.type.local_bytes(mesh)
@@ -243,9 +241,8 @@ def _attend_workspace(op: Op, function: Function, mesh: Mesh, target: str) -> Si
 
 
 def _need(size: Size) -> Need:
-    terms = sympy.expand(size)
-    fixed = terms.subs(dict.fromkeys((T, R, KV, X), 0))
-    return Need(int(fixed), *(int(terms.coeff(symbol)) for symbol in (T, R, KV, X)))
+    terms = sympy.expand(size).as_coefficients_dict()
+    return Need(*(int(terms.get(symbol, 0)) for symbol in (sympy.S.One, T, R, KV, X)))
 
 
 def _weight_bytes(function: Function, mesh: Mesh) -> int:

@@ -307,9 +307,7 @@ class Pricer:
         self._wiring, self._chunks, self._decode, self._whole = wiring, chunks, decode, whole
 
     def wiring(self, layout: Layout) -> Wiring:
-        kvp = (
-            layout.kvp if layout.helix else min(layout.kvp, 2)
-        )  # repeated: it is all one to a rank
+        kvp = layout.kvp if layout.helix else min(layout.kvp, 2)  # repeated: all one to a rank
         return self._wiring(layout.tp, kvp, layout.ffn, links_of(layout, self.cluster))
 
     def communication_bytes(self, groups: int) -> int:

@@ -78,8 +78,9 @@ class Growth:
     @cached_property
     def tokens(self) -> int:
         """Of a request on its home group, in whole pages."""
-        held = self.spread.held(np.array(float(self.total)))
-        return math.ceil(float(held) / self.page_size) * self.page_size
+        rounds, rest = divmod(self.total, self.kvp * self.stripe)
+        held = rounds * self.stripe + min(rest, self.stripe)  # `Spread.held`, of one number
+        return math.ceil(held / self.page_size) * self.page_size
 
     def riders(self, requests: int) -> Riders:
         """Decodes of so many full requests, on the busiest group."""
