@@ -119,7 +119,8 @@ def _our_answer(code: int, text: str) -> str:
     plan = json.loads(text)
     said, memory = plan["predicted"], plan["memory"]
     layout = " ".join(f"{axis}={degree}" for axis, degree in plan["layout"].items())
-    held = sum(size for part, size in memory.items() if part != "capacity_bytes")
+    used = {part.removesuffix("_bytes") for part in memory} - {"capacity", "step"}
+    held = sum(memory[f"{part}_bytes"] for part in used)
     return (
         f"{plan['gpus']} GPUs, {layout}, TTFT {said['ttft_s']:.1f} s, TBT {said['tbt_s'] * 1e3:.1f} ms, "
         f"{held / 2**30:.1f} GiB per rank, proven gap {plan['optimality']['gap']:.2%}"
