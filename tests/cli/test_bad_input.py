@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mnemoc.artifact import FORMAT
 from mnemoc.ir.model import read_config
 from mnemoc.planner.cluster import clusters
 
@@ -261,7 +262,8 @@ def test_a_changed_plan_never_runs(command: str, made: Path, mnemoc: Any) -> Non
 def test_a_plan_of_another_format_version(made: Path, tmp_path: Path, mnemoc: Any) -> None:
     shutil.copytree(made / "plan", tmp_path / "plan")
     manifest = tmp_path / "plan" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 3', '"format": 1'))
+    written = manifest.read_text()
+    manifest.write_text(written.replace(f'"format": {FORMAT}', '"format": 1'))
     ran = mnemoc("show", tmp_path / "plan")
     assert ran.code == 4
     assert "format 1" in ran.sentence
