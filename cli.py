@@ -180,7 +180,9 @@ def plan(
 @click.option(
     "--cluster", required=True, metavar="NAME|FILE", help="A shipped one, or a TOML file."
 )
-@click.option("--layout", callback=pins, metavar="tp=T,spp=P,kvp=K", help="1 by default; also ffn, stripe.")
+@click.option(
+    "--layout", callback=pins, metavar="tp=T,spp=P,kvp=K", help="1 by default; also ffn, stripe."
+)
 @click.option(
     "--cp", type=click.IntRange(1), default=1, help="Ring attention over N ranks instead."
 )
