@@ -69,7 +69,8 @@ def calibrate(
             work / "kernels", cores, quick, lambda f: say.at("measuring the kernels", f * _KERNELS)
         )
         say.at("measuring the engine", _KERNELS)
-        figures, source = _figures(measured), _source(measured.others)
+        source = source_of(measured.others)
+        figures = _figures(measured, source)
         free = _write(work / "free.toml", figures)
         figures["overhead.launch"] = (_launch_s(spec, free, measured.layer_s), "s", source)
         provisional = _write(work / "local.toml", figures)
@@ -99,7 +100,10 @@ class _Steps:
 
 
 def _compile(spec: ModelSpec, cluster: Cluster, folder: Path) -> None:
-    pipeline.emit(pipeline.plan_for(spec, cluster, WORKLOAD, pinned=ONE_RANK), folder)
+    from .planner import WhatIf
+
+    question = WhatIf(spec, cluster, WORKLOAD, pinned=ONE_RANK)
+    pipeline.emit(pipeline.plan_for(question), folder)
 
 
 def _write(path: Path, figures: Mapping[str, Figure]) -> Cluster:
@@ -109,11 +113,10 @@ def _write(path: Path, figures: Mapping[str, Figure]) -> Cluster:
     return write_cluster(path, name="local", device="CPU core", target="cpu", figures=figures)
 
 
-def _figures(measured: Figures) -> dict[str, Figure]:
+def _figures(measured: Figures, source: str) -> dict[str, Figure]:
     """Keys of the cluster file from what was measured; what overheads explain is still zero."""
     from .planner import through
 
-    source = _source(measured.others)
     peak, stream = measured.peak_flops, measured.bandwidth
     best = max(rate for _, rate in measured.link)
     link = through(rising(measured.link, best), "B", source)
@@ -140,8 +143,10 @@ def _figures(measured: Figures) -> dict[str, Figure]:
     return figures
 
 
-def _source(others: float) -> str:
-    """Where figures come from; that the machine was not idle makes them no better than assumed."""
+def source_of(others: float) -> str:
+    """Where figures come from. others: cores that others used; where they weigh, figures are no better than
+    assumed ones.
+    """
     from .planner import CALIBRATED
 
     if others <= DISTURBED * (os.cpu_count() or 1):

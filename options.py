@@ -66,8 +66,10 @@ def measure_if_local(cluster: str, wanted: bool, progress: Progress) -> None:
 
 def warn_if_disturbed(measured: Cluster) -> None:
     """Say so where a machine was not idle while it was measured."""
+    from .planner import CALIBRATED
+
     source = measured.numbers["memory.bandwidth"].source
-    if source.startswith("disturbed"):
+    if source != CALIBRATED:
         remark(f"{source}: predictions are less sure; run `mnemoc calibrate` when it is idle")
 
 

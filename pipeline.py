@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .codegen import Export
     from .ir.graph import Module
     from .ir.model import ModelSpec
-    from .planner import Cluster, Configuration, Forecast, StageFormulas
+    from .planner import Cluster, Configuration, Forecast, StageFormulas, WhatIf
 
 Progress = Callable[[str], None]
 VERIFY_TOKENS = 2048
@@ -62,49 +62,27 @@ def plan(
     pareto: with the frontier of GPUs, TTFT and TBT.
     """
     from .ir.model import load_model
-    from .planner import load_cluster
+    from .planner import WhatIf, load_cluster
 
-    spec, machine = load_model(model), load_cluster(cluster)
-    return plan_for(
-        spec,
-        machine,
+    question = WhatIf(
+        load_model(model),
+        load_cluster(cluster),
         workload,
         nodes=nodes,
         gpus=gpus,
         target=target,
         pinned=pinned,
         precision=precision,
-        pareto=pareto,
     )
+    return plan_for(question, pareto=pareto)
 
 
-def plan_for(
-    spec: ModelSpec,
-    cluster: Cluster,
-    workload: Workload,
-    *,
-    nodes: int | None = None,
-    gpus: int | None = None,
-    target: str | None = None,
-    pinned: Mapping[str, int | str] | None = None,
-    precision: Precision = AUTO,
-    pareto: bool = False,
-) -> Planned:
-    """The same for a model and a cluster that are loaded already."""
-    from .planner import make_plan
+def plan_for(question: WhatIf, *, pareto: bool = False) -> Planned:
+    """The same for a question that is asked already."""
+    from .planner import plan_of
 
-    made = make_plan(
-        spec,
-        cluster,
-        workload,
-        nodes=nodes,
-        gpus=gpus,
-        target=target,
-        pinned=pinned,
-        precision=precision,
-        pareto=pareto,
-    )
-    return Planned(spec, cluster, workload, made.plan, made.formulas)
+    made = plan_of(question, pareto=pareto)
+    return Planned(question.spec, question.cluster, question.workload, made.plan, made.formulas)
 
 
 def predict(model: str, cluster: str, asked: Configuration) -> tuple[ModelSpec, Cluster, Forecast]:

@@ -50,7 +50,7 @@ def _memory() -> Callable[[], object]:
 
 
 def _decode() -> Callable[[], object]:
-    """The kernel of the sequence model of `bench`, over as much as a layer's half of its context."""
+    """Decode attention with 16 query heads on a KV head, as in `kvp`."""
     spec = KernelSpec(
         **{"target": "cpu", "dtype": "float32", "hidden": 256, "ffn": 688, "page_size": 64},
         **{"num_heads": HEADS, "num_kv_heads": KV_HEADS, "head_dim": HEAD_DIM, "norm_eps": 1e-5},

@@ -98,12 +98,10 @@ def engine(plan: Path, model: Path) -> Iterator[Callable[[tuple[int, ...], int],
 Contender = Callable[[], Timing]
 
 
-def interleave(
-    contenders: Mapping[str, Contender], repeats: int, warm_ups: int = 1
-) -> dict[str, list[Timing]]:
-    """Each contender once per repeat, in turn, after warm-ups that do not count."""
+def interleave(contenders: Mapping[str, Contender], repeats: int) -> dict[str, list[Timing]]:
+    """Each contender once per repeat, in turn, after one that does not count."""
     timings: dict[str, list[Timing]] = {name: [] for name in contenders}
-    for repeat in range(-warm_ups, repeats):
+    for repeat in range(-1, repeats):
         for name, contend in contenders.items():
             timing = contend()
             say(f"  {name}: ttft {timing.ttft_s:.3f} s, tbt {timing.tbt_s * 1e3:.2f} ms")

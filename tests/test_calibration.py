@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 
 import pytest
 from mnemoc.artifact import Layout
-from mnemoc.calibration import calibrate, rising
+from mnemoc.calibration import calibrate, rising, source_of
 from mnemoc.ir.model import load_model
 from mnemoc.planner import CALIBRATED, Cluster, Configuration, forecast, load_cluster
+from mnemoc.planner.evidence import kind
 from mnemoc.runtime.others import Watch
 
 
@@ -71,6 +73,15 @@ def test_another_program_at_work_is_noticed() -> None:
     finally:
         busy.kill()
         busy.wait()
+
+
+def test_a_disturbed_measurement_says_so_and_counts_for_no_more_than_an_assumption() -> None:
+    cores = os.cpu_count() or 1
+    assert source_of(0.01 * cores) == CALIBRATED
+    disturbed = source_of(0.5 * cores)
+    assert CALIBRATED in disturbed
+    assert kind(CALIBRATED) == "measured"
+    assert kind(disturbed) == "assumed"
 
 
 def test_our_own_work_is_not_taken_for_that_of_others() -> None:
