@@ -108,8 +108,8 @@ class Search:
         """Whether bounds, the cheap one first, leave a TTFT within the limit possible."""
         limit_s *= _ROUNDING
         return (
-            self.possible(outlook, tbt_s)
-            and outlook.floor_s <= limit_s
+            outlook.floor_s <= limit_s
+            and self.possible(outlook, tbt_s)
             and self.bound_s(outlook, tbt_s) <= limit_s
         )
 
@@ -136,9 +136,9 @@ class Search:
 
     def fastest(self, outlooks: Iterable[Outlook], tbt_s: float, limit_s: float) -> Finding | None:
         """The least TTFT among some layouts, if any is within the limit."""
-        possible = [o for o in outlooks if self.possible(o, tbt_s)]
+        quick = [o for o in outlooks if o.decode_s <= tbt_s]  # what memory holds is asked of few
         found: Finding | None = None
-        for outlook in sorted(possible, key=lambda o: (o.floor_s, o.gpus)):
+        for outlook in sorted(quick, key=lambda o: (o.floor_s, o.gpus)):
             limit_s = limit_s if found is None else found.ttft_s
             if outlook.floor_s > limit_s * _ROUNDING:
                 break
