@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from operator import itemgetter
 
 from ..artifact import Alternative, Layout, Marginal
 from ..units import format_duration
@@ -19,18 +20,20 @@ TBT_STEP_S = 0.005
 def binding(search: Search, found: Finding, promise: Promise, objective: str) -> str:
     """The constraint without which the objective would be better: a name of `milp`, or "none"."""
     if objective == "gpus":
-        smaller = search.outlooks(found.outlook.gpus - 1)
-        if not smaller:
+        fewer = found.outlook.gpus - 1
+        if not search.layouts(fewer):
             return "none"
-        if any(search.bound_s(o, promise.tbt_s) < NEVER for o in smaller):
+        keeping = search.outlooks(fewer, promise.tbt_s)
+        if any(search.bound_s(o, promise.tbt_s) < NEVER for o in keeping):
             return "ttft"
+        smaller = search.outlooks(fewer)
         return "tbt" if any(search.fits(o) for o in smaller) else "memory"
     if objective == "ttft":
         freer = search.best(found.outlook, NEVER)
         if freer is not None and freer.ttft_s < found.ttft_s * 0.999:
             return "tbt"
-    largest = max(o.gpus for o in search.outlooks(promise.devices))
-    return "devices" if found.outlook.gpus == largest else "none"
+    largest = search.layouts(promise.devices)[-1]
+    return "devices" if found.outlook.gpus == largest.gpus else "none"
 
 
 def alternatives(
@@ -43,14 +46,13 @@ def alternatives(
 
 def _contenders(search: Search, found: Finding, promise: Promise) -> Iterator[Outlook]:
     """Runner-up first, then one with fewer GPUs, then one that stays 2D, then the next best."""
-    space = search.outlooks(promise.devices)
-    others = [o for o in space if o.layout != found.outlook.layout and search.fits(o)]
-    keeping = [o for o in others if search.possible(o, promise.tbt_s)]
-    near = sorted(keeping, key=lambda o: o.floor_s)
-    same = _nearest(search, promise, (o for o in near if o.gpus == found.outlook.gpus))
-    fewer = _nearest(search, promise, (o for o in near if o.gpus < found.outlook.gpus))
+    chosen = found.outlook.layout
+    near = [layout for layout in search.near(chosen.gpus, promise.tbt_s) if layout != chosen]
+    same = _nearest(search, promise, (x for x in near if x.gpus == chosen.gpus))
+    fewer = _nearest(search, promise, (x for x in near if x.gpus < chosen.gpus))
+    without = (x for x in search.layouts(chosen.gpus) if x.kvp == 1 and x != chosen)
     flat = sorted(
-        (o for o in others if o.layout.kvp == 1 and o.gpus <= found.outlook.gpus),
+        (o for layout in without for o in search.grown(layout) if search.fits(o)),
         key=lambda o: (-o.gpus, o.decode_s),
     )
     seen: set[Layout] = set()
@@ -60,18 +62,17 @@ def _contenders(search: Search, found: Finding, promise: Promise) -> Iterator[Ou
             yield outlook
 
 
-def _nearest(search: Search, promise: Promise, outlooks: Iterator[Outlook]) -> list[Outlook]:
-    """The first few layouts, given by their cheapest bound, each with the growth of its best better bound,
-    in the order of that one.
-    """
-    best: dict[Layout, tuple[float, int, Outlook]] = {}
-    for i, outlook in enumerate(outlooks):
-        if len(best) == 8 and outlook.layout not in best:
+def _nearest(search: Search, promise: Promise, layouts: Iterator[Layout]) -> list[Outlook]:
+    """The first few layouts that keep TBT, each with the growth of its least bound on TTFT, in its order."""
+    few: list[tuple[float, Outlook]] = []
+    for layout in layouts:
+        bounds = [(search.bound_s(o, promise.tbt_s), o) for o in search.grown(layout)]
+        kept = [pair for pair in bounds if pair[0] < NEVER]
+        if kept:
+            few.append(min(kept, key=itemgetter(0)))
+        if len(few) == 8:
             break
-        bounded = (search.bound_s(outlook, promise.tbt_s), i, outlook)
-        best[outlook.layout] = min(bounded, best.get(outlook.layout, bounded), key=lambda b: b[:2])
-    few = sorted(best.values(), key=lambda item: item[:2])
-    return [outlook for bound, _, outlook in few if bound < NEVER]
+    return [outlook for _, outlook in sorted(few, key=itemgetter(0))]
 
 
 def _alternative(
@@ -161,7 +162,7 @@ def why(search: Search, found: Finding, promise: Promise, objective: str) -> str
     """What binds, in a sentence."""
     name, gpus = binding(search, found, promise, objective), found.outlook.gpus
     if name == "ttft":
-        best = search.fastest(search.outlooks(gpus - 1), promise.tbt_s, NEVER)
+        best = search.fastest(search.outlooks(gpus - 1, promise.tbt_s), promise.tbt_s, NEVER)
         if best is not None:
             return (
                 f"TTFT binds: with fewer than {gpus} devices the best is "
@@ -186,9 +187,7 @@ def dealing(search: Search, found: Finding, promise: Promise) -> Iterator[str]:
     """What contiguous shards would give, where the plan deals a request to its groups in stripes."""
     if not found.outlook.growth.striped:
         return
-    layout = found.outlook.layout
-    space = search.outlooks(promise.devices)
-    whole = [o for o in space if o.layout == layout and not o.growth.striped]
+    whole = [o for o in search.grown(found.outlook.layout) if not o.growth.striped]
     best = search.fastest(whole, promise.tbt_s, NEVER)
     if best is None:
         yield "In one run on each group, not in stripes, tokens would break TBT or memory."

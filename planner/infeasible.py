@@ -5,9 +5,9 @@ has the fewest nodes of the same kind that would do; it is looked for up to `_RE
 or `_FAR` of them.
 
 **A bound for any number of devices.** With ever more KVP groups a group's share of the KV cache shrinks
-to a page, and nothing else gets cheaper. So a layout of one page per group, priced without exchange, bounds
-TTFT and TBT of its (t, p) whatever k; p is at most the layers, t at most a node. Helix does get cheaper
-with k, but k then divides the heads: each is priced as it is.
+to a page, and nothing else gets cheaper. So the bounds of a layout of as many groups as pages hold for its
+(t, p) whatever k; p is at most the layers, t at most a node. Helix does get cheaper with k, but k then
+divides the heads: each is priced as it is.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ..artifact import Frontier, Layout, Relaxation
 from ..errors import Infeasible
 from ..units import format_bytes, format_duration
 from .candidate import Candidate, best_chunks
-from .price import NEVER, Outlook
+from .price import NEVER
 from .search import Finding, Promise, Search, balanced_bytes
-from .space import AXES, Growth, ffn_fits, growths, page_size, tensor_degrees
+from .space import AXES, ffn_fits, page_size, tensor_degrees
 from .what_if import Answer, WhatIf
 from .workload import total_tokens
 
@@ -50,18 +50,20 @@ _NOTHING = "no relaxation of one figure alone makes it feasible: shorten the con
 def _reason(question: WhatIf) -> tuple[str, str, list[Relaxation]]:
     """What cannot be kept, its name, and promises that can."""
     search, promise = question.search, question.promise
-    space, devices = search.outlooks(promise.devices), promise.devices
-    if not any(search.fits(o) for o in space):
-        least = min(balanced_bytes(o) for o in space)
-        usable = question.cluster.usable_bytes
-        return (
-            f"memory: weights, KV cache and one step need {format_bytes(least)} on the fullest device, "
-            f"{format_bytes(usable)} are usable on {devices} devices",
-            "memory",
-            [],
-        )
-    fast = search.fastest(space, promise.tbt_s, NEVER)
+    devices = promise.devices
+    quick = search.outlooks(devices, promise.tbt_s)
+    fast = search.fastest(quick, promise.tbt_s, NEVER)
     if fast is None:
+        space = search.outlooks(devices)
+        if not any(search.fits(o) for o in space):
+            least = min(balanced_bytes(o) for o in space)
+            usable = question.cluster.usable_bytes
+            return (
+                f"memory: weights, KV cache and one step need {format_bytes(least)} on the fullest "
+                f"device, {format_bytes(usable)} are usable on {devices} devices",
+                "memory",
+                [],
+            )
         return (
             f"tbt: no layout on {devices} devices keeps TBT {format_duration(promise.tbt_s)} "
             f"at this context",
@@ -71,7 +73,7 @@ def _reason(question: WhatIf) -> tuple[str, str, list[Relaxation]]:
     tbt_s = _least_tbt(search, promise, promise.ttft_s)
     relaxations = [_relaxation(question, ("ttft",), fast, _up(fast.ttft_s), promise.tbt_s)]
     if tbt_s < NEVER:
-        keeps = question.search.fastest(space, tbt_s * (1 + 1e-9), promise.ttft_s)
+        keeps = _keeping(search, devices, tbt_s, promise.ttft_s)
         assert keeps is not None, "the least TBT that keeps TTFT keeps it"
         relaxations.append(_relaxation(question, ("tbt",), keeps, promise.ttft_s, _up(tbt_s)))
     return (
@@ -118,20 +120,26 @@ def _up(seconds: float) -> float:
 def _laxer_tbt(question: WhatIf) -> Iterator[Relaxation]:
     """The least TBT that some plan keeps, with the TTFT that goes with it where that is laxer too."""
     search, promise = question.search, question.promise
-    space = search.outlooks(promise.devices)
     for ttft_s, relaxed in ((promise.ttft_s, ("tbt",)), (NEVER, ("tbt", "ttft"))):
         tbt_s = _least_tbt(search, promise, ttft_s)
-        fast = search.fastest(space, tbt_s * (1 + 1e-9), ttft_s) if tbt_s < NEVER else None
+        fast = _keeping(search, promise.devices, tbt_s, ttft_s) if tbt_s < NEVER else None
         if fast is not None:
             kept_s = promise.ttft_s if relaxed == ("tbt",) else _up(fast.ttft_s)
             yield _relaxation(question, relaxed, fast, kept_s, _up(tbt_s))
             return
 
 
+def _keeping(search: Search, devices: int, tbt_s: float, ttft_s: float) -> Finding | None:
+    """The fastest that keeps a TBT which some plan just keeps, and a TTFT."""
+    tbt_s *= 1 + 1e-9
+    return search.fastest(search.outlooks(devices, tbt_s, ttft_s), tbt_s, ttft_s)
+
+
 def _least_tbt(search: Search, promise: Promise, ttft_s: float) -> float:
     """The smallest TBT promise with which some plan keeps a TTFT promise."""
     least = NEVER
-    for outlook in sorted(search.outlooks(promise.devices), key=lambda o: o.decode_s):
+    space = search.outlooks(promise.devices, ttft_s=ttft_s)
+    for outlook in sorted(space, key=lambda o: o.decode_s):
         if outlook.decode_s >= least:
             break
         if not search.within(outlook, NEVER, ttft_s):
@@ -211,25 +219,21 @@ def _ever_more(devices: int) -> Iterator[int]:
 
 def _bounds(question: WhatIf) -> tuple[float, float]:
     """Times below which no number of devices comes: TTFT, TBT."""
-    ends = list(_endless(question))
-    return min(o.floor_s for o in ends), min(o.decode_s for o in ends)
+    tbt_s, ttft_s = question.search.pricer.bounds(list(_endless(question)))
+    return float(ttft_s.min()), float(tbt_s.min())
 
 
-def _endless(question: WhatIf) -> Iterator[Outlook]:
+def _endless(question: WhatIf) -> Iterator[Layout]:
     """For each (t, p): one KVP group, as many as there are pages, and every helix, whose k is limited."""
-    pricer, spec, workload = question.search.pricer, question.spec, question.workload
-    pins, page = question.degrees, page_size(workload)
-    pages = math.ceil(total_tokens(workload) / page) * workload.concurrency
+    spec, workload, pins = question.spec, question.workload, question.degrees
+    pages = math.ceil(total_tokens(workload) / page_size(workload)) * workload.concurrency
     for t in [pins["tp"]] if "tp" in pins else tensor_degrees(spec, question.cluster):
         cut = [k for k in range(2, spec.num_heads // t + 1) if ffn_fits("helix", t, k, spec)]
         for p in [pins["spp"]] if "spp" in pins else range(1, spec.num_layers + 1):
-            real = [Layout(t, p, pins.get("kvp", 1)), *(Layout(t, p, k, "helix") for k in cut)]
-            for layout in real:
-                for growth in growths(layout, workload, question.pinned):
-                    yield pricer.outlook(layout, growth)
-            if "kvp" not in pins and pages > 1:
-                one = Growth(pages, page, page, page, workload.concurrency)
-                yield pricer.outlook(Layout(t, p, pages), one)
+            yield Layout(t, p, pins.get("kvp", 1))
+            yield from (Layout(t, p, k, "helix") for k in cut)
+            if "kvp" not in pins:
+                yield Layout(t, p, pages)
 
 
 def _below(seconds: float) -> str:

@@ -26,11 +26,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..artifact import AUTO, FP8, Layout, Precision, Workload
 from ..ir.build import build
@@ -64,8 +67,11 @@ from .cost import (
 )
 from .footprint import Footprint, Kept, Step, footprint, kept
 from .space import Growth, splits
+from .workload import total_tokens
 
 Blocks = Mapping[str, Floats]
+Seconds: TypeAlias = Blocks | Mapping[str, float]
+Count: TypeAlias = int | NDArray[np.int64]
 NEVER = math.inf
 
 
@@ -222,17 +228,19 @@ class Outlook:
         return splits(self.num_layers, self.layout.spp, self.excess)
 
 
-def balanced(
-    blocks: Mapping[str, Floats] | Mapping[str, float],
-    head: Floats | float,
-    stages: int,
-    layers: int,
-) -> Floats:
+def crossing(blocks: Seconds, stages: Count, layers: int) -> Floats:
+    """A micro-batch's way through all stages, one after the other."""
+    each = blocks["step"] + blocks["rotation"]
+    once = blocks["embed"] + layers * blocks["layer"] + blocks["head"]
+    return np.asarray(stages * each + once + (stages - 1) * blocks["hop"])
+
+
+def balanced(blocks: Seconds, head: Floats | float, stages: Count, layers: int) -> Floats:
     """The slowest of some stages takes no less than their mean, or than the tallest one's layers."""
     layer, flat = blocks["layer"], blocks["step"] + blocks["rotation"]
     ends = blocks["embed"] + (stages - 1) * blocks["hop"] + head
     mean = flat + (ends + layers * layer) / stages
-    return np.asarray(np.maximum(mean, flat + math.ceil(layers / stages) * layer))
+    return np.asarray(np.maximum(mean, flat + np.ceil(layers / stages) * layer))
 
 
 def one_layer(spec: ModelSpec, cluster: Cluster, cached: int) -> tuple[float, int]:
@@ -318,17 +326,40 @@ class Pricer:
         """The expressions that price a layout, by block and part."""
         return stage_formulas(self.wiring(layout).terms)
 
+    def bounds(self, layouts: Sequence[Layout]) -> tuple[Floats, Floats]:
+        """Seconds of TBT and of TTFT below which each layout stays, however its requests grow.
+
+        As if every request lay evenly on all groups from its first token on, and, but for helix, met none
+        of its peers: the least rows, keys and swaps that any growth leaves to the busiest group.
+        """
+        tbt_s, ttft_s = np.empty(len(layouts)), np.empty(len(layouts))
+        alike: dict[Wiring, list[int]] = defaultdict(list)
+        for i, layout in enumerate(layouts):
+            alike[self.wiring(layout)].append(i)
+        tokens, requests = total_tokens(self.workload), self.workload.concurrency
+        context, layers = float(self.workload.context), self.spec.num_layers
+        for wiring, group in alike.items():
+            k = np.array([layouts[i].kvp for i in group], dtype=float)
+            p = np.array([layouts[i].spp for i in group])
+            swaps = np.array([layouts[i].kvp - 1.0 if layouts[i].helix else 0.0 for i in group])
+            none, some = np.zeros_like(k), np.ceil(requests / k)
+            rows = np.where(swaps > 0, requests, some)
+            decode = Sizes(rows, some, none, none, requests * tokens / k, rows * swaps)
+            pairs = context * (context + 1) / 2 / k
+            prefill = Sizes(none + context, none, pairs, context / k, none, none)
+            tbt_s[group] = crossing(wiring.totals(decode), p, layers)
+            ttft_s[group] = balanced(wiring.totals(prefill), 0.0, p, layers)
+        return tbt_s, ttft_s
+
     def outlook(self, layout: Layout, growth: Growth) -> Outlook:
         wiring, riders = self.wiring(layout), growth.riders(self.workload.concurrency - 1)
         alone = self._decode(wiring, growth.riders(self.workload.concurrency))
-        stages, layers = layout.spp, self.spec.num_layers
-        each = alone["step"] + alone["rotation"]
-        once = alone["embed"] + layers * alone["layer"] + alone["head"]
+        layers = self.spec.num_layers
         return Outlook(
             layout=layout,
             growth=growth,
             num_layers=layers,
-            decode_s=stages * each + once + (stages - 1) * alone["hop"],
+            decode_s=float(crossing(alone, layout.spp, layers)),
             head_s=0.0 if riders.count else self._decode(wiring, Riders(1, 1, 1))["head"],
             rides=riders.count > 0,
             kept=kept(

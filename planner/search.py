@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..artifact import Layout
 from .candidate import Candidate, best_chunks, make_candidate, useful
 from .milp import Problem, Solution, solve
 from .price import NEVER, Outlook, Pricer
@@ -66,24 +67,55 @@ class Search:
 
     def __init__(self, pricer: Pricer, pinned: Pins) -> None:
         self.pricer, self.pinned = pricer, pinned
-        self._space: tuple[Outlook, ...] = ()
+        self._layouts: tuple[Layout, ...] = ()
+        self._least_tbt_s, self._least_ttft_s = np.empty(0), np.empty(0)
         self._reach = 0
+        self._grown: dict[Layout, tuple[Outlook, ...]] = {}
         self._fits: dict[int, bool] = {}
         self._bounds: dict[tuple[int, float], float] = {}
         self._bests: dict[tuple[int, float], Finding | None] = {}
 
-    def outlooks(self, devices: int) -> tuple[Outlook, ...]:
-        """Layouts with their growth of at most so many devices, by GPUs."""
+    def layouts(self, devices: int) -> tuple[Layout, ...]:
+        """Those of at most so many devices, by GPUs."""
         if devices > self._reach:
             pricer = self.pricer
-            self._space += tuple(
-                pricer.outlook(layout, growth)
-                for layout in layouts(pricer.spec, pricer.cluster, devices, self.pinned)
-                if layout.gpus > self._reach
-                for growth in growths(layout, pricer.workload, self.pinned)
-            )
+            found = layouts(pricer.spec, pricer.cluster, devices, self.pinned)
+            more = tuple(layout for layout in found if layout.gpus > self._reach)
+            tbt_s, ttft_s = pricer.bounds(more)
+            self._layouts += more
+            self._least_tbt_s = np.concatenate([self._least_tbt_s, tbt_s])
+            self._least_ttft_s = np.concatenate([self._least_ttft_s, ttft_s])
             self._reach = devices
-        return self._space[: bisect_right(self._space, devices, key=lambda o: o.gpus)]
+        return self._layouts[: bisect_right(self._layouts, devices, key=lambda one: one.gpus)]
+
+    def grown(self, layout: Layout) -> tuple[Outlook, ...]:
+        """A layout with each of its growths."""
+        if layout not in self._grown:
+            choices = growths(layout, self.pricer.workload, self.pinned)
+            self._grown[layout] = tuple(self.pricer.outlook(layout, growth) for growth in choices)
+        return self._grown[layout]
+
+    def outlooks(
+        self, devices: int, tbt_s: float = NEVER, ttft_s: float = NEVER
+    ) -> tuple[Outlook, ...]:
+        """Layouts with their growth of at most so many devices, by GPUs; of those layouts whose bounds
+        leave both times possible.
+        """
+        few = self.layouts(devices)
+        possible = self._possible(len(few), tbt_s, ttft_s)
+        return tuple(outlook for i in possible for outlook in self.grown(few[i]))
+
+    def near(self, devices: int, tbt_s: float) -> tuple[Layout, ...]:
+        """Layouts of at most so many devices whose bound leaves the TBT possible, by that on TTFT."""
+        few = self.layouts(devices)
+        possible = self._possible(len(few), tbt_s, NEVER)
+        quickest = np.argsort(self._least_ttft_s[possible], kind="stable")
+        return tuple(few[i] for i in possible[quickest])
+
+    def _possible(self, first: int, tbt_s: float, ttft_s: float) -> NDArray[np.intp]:
+        """Which of the first layouts have bounds within both times."""
+        may = self._least_tbt_s[:first] <= tbt_s * _ROUNDING
+        return np.flatnonzero(may & (self._least_ttft_s[:first] <= ttft_s * _ROUNDING))
 
     def fits(self, outlook: Outlook) -> bool:
         """Whether perfectly balanced stages would hold weights, KV and what decodes alone need."""
@@ -169,7 +201,7 @@ class Search:
             return None
         best_rank = self.rank(incumbent.outlook, objective)
         pool: list[tuple[Candidate, float]] = []
-        for outlook in self.outlooks(promise.devices):
+        for outlook in self.outlooks(promise.devices, promise.tbt_s, promise.ttft_s):
             rank = self.rank(outlook, objective)
             if rank > best_rank:
                 continue
@@ -194,7 +226,8 @@ class Search:
 
     def incumbent(self, promise: Promise, objective: str) -> Finding | None:
         """A plan that keeps the promise and is best by exact search, layout by layout."""
-        ranked = sorted(self.outlooks(promise.devices), key=lambda o: self.rank(o, objective))
+        space = self.outlooks(promise.devices, promise.tbt_s, promise.ttft_s)
+        ranked = sorted(space, key=lambda o: self.rank(o, objective))
         for _, group in itertools.groupby(ranked, key=lambda o: self.rank(o, objective)):
             found = self.fastest(group, promise.tbt_s, promise.ttft_s)
             if found is not None:

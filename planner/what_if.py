@@ -81,7 +81,7 @@ class WhatIf:
         self.promise = Promise(workload.ttft_s, workload.tbt_s, devices)
         pricer = Pricer(spec, cluster, self.dtype, workload, precision)
         self.search = Search(pricer, self.pinned)
-        self.search.outlooks(devices)
+        self.search.layouts(devices)
 
     def solve(
         self,

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from mnemoc.artifact import Workload
 from mnemoc.errors import Infeasible
-from mnemoc.ir.model import ModelSpec
-from mnemoc.planner import Cluster, WhatIf, plan_of
+from mnemoc.ir.model import ModelSpec, load_model
+from mnemoc.planner import Cluster, WhatIf, load_cluster, plan_of
 from mnemoc.planner.candidate import best_chunks, make_candidate
 from mnemoc.planner.milp import Problem, solve
 from mnemoc.planner.price import Outlook, Pricer
@@ -100,6 +100,29 @@ def test_the_plan_is_the_best_of_all_plans(
         assert plan.optimality.objective == pytest.approx(-rate)
     else:
         assert plan.optimality.objective == pytest.approx(best_ttft_s, rel=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    model=st.sampled_from(["llama-3-8b", "qwen2.5-7b"]),
+    context=st.integers(500, 3_000_000),
+    concurrency=st.integers(1, 40),
+    devices=st.integers(1, 40),
+    stripe=st.sampled_from([None, 4096, "contiguous"]),
+)
+def test_no_growth_of_a_layout_is_quicker_than_the_bounds_that_the_search_discards_it_by(
+    model: str, context: int, concurrency: int, devices: int, stripe: int | str | None
+) -> None:
+    workload = Workload(context, 10.0, 0.3, 16, concurrency, "ttft")
+    spec, machine = load_model(model), load_cluster("dgx-h100")
+    pricer = Pricer(spec, machine, "bfloat16", workload)
+    pinned = {} if stripe is None else {"stripe": stripe}
+    space = layouts(spec, machine, devices, pinned)
+    for layout, tbt_s, ttft_s in zip(space, *pricer.bounds(space), strict=True):
+        for growth in growths(layout, workload, pinned):
+            outlook = pricer.outlook(layout, growth)
+            assert tbt_s <= outlook.decode_s * (1 + 1e-9)
+            assert ttft_s <= outlook.floor_s * (1 + 1e-9)
 
 
 def test_the_solver_agrees_with_exact_search_where_nothing_is_pruned(
