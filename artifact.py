@@ -120,7 +120,7 @@ class Stage:
 class ChunkRule:
     """For `start <= n < end` cached tokens: prefill in chunks of `chunk` tokens, on `groups` groups.
 
-    iteration_s: predicted time of the slowest stage for one chunk at the bucket's end.
+    iteration_s: predicted time from one chunk to the next at the bucket's end, in a full pipeline.
     """
 
     start: int

@@ -87,7 +87,7 @@ def run_prompt(
 def predict(manifest: Manifest, cost: PlanCost, prompt: int, output: int) -> Timing:
     """What the plan's cost function says of one request that has the engine to itself.
 
-    TTFT = Σ over chunks of the slowest stage's time, plus the last chunk's way through the others;
+    TTFT = Σ over chunks of the pipeline's pace, plus the last chunk's way through the other stages;
     TBT = a decode's way through all stages, half way through the output.
     """
     plan = manifest.plan
@@ -100,7 +100,7 @@ def predict(manifest: Manifest, cost: PlanCost, prompt: int, output: int) -> Tim
         decode.add_decode(growth, shard, prompt + output // 2)
         chunks.append(chunk)
         decodes.append(decode)
-    fill_s = max(cost.crossing_s(load) - cost.slowest_s(load) for load in chunks)
+    fill_s = max(cost.crossing_s(load) - cost.pace_s(load) for load in chunks)
     prefill = PrefillTime(plan, cost, growth, prompt, points=1024)
     tbt_s = max(map(cost.crossing_s, decodes)) if output > 1 else None
     return Timing(prefill.until_s(prompt) + fill_s, tbt_s)

@@ -55,5 +55,6 @@ def render_cost(
         launch=parts.index("launch"),
         paced=any(host_s.values()),
         always=[f"{name}_parts_s" for name in ("step", "rotation") if name in formulas],
+        overlaps=plan.target != "cpu" and last > 0,
         uses_math=any("math." in text for block in texts.values() for _, text in block),
     )

@@ -58,8 +58,10 @@ def _render_stage(module: Module, program: Program, index: int, plan: Plan) -> s
         kv_shape=_kv_shape(ops, module, plan),
         parameters=parameters,
         functions=[_function(function, module) for function in used],
+        arriving=_arriving(program),
         step_doc=_step_doc(index, len(module.programs)),
-        step=_step(module, program, index),
+        step=_step(module, program),
+        sends=program.returns[0] if index < len(module.programs) - 1 else None,
     )
 
 
@@ -221,27 +223,26 @@ _EMIT: Mapping[str, Callable[[Op, _Function], list[str]]] = {
 # ------------------------------------------------------------------------------------ the program
 
 
-def _step(module: Module, program: Program, index: int) -> list[str]:
-    """The stage's program: receive, the calls, then send or return."""
+def _arriving(program: Program) -> dict[str, object] | None:
+    """What comes from the stage before, if there is one."""
+    rows = [value for value in program.params if value.name not in _BATCH_INPUTS]
+    if not rows:
+        return None
+    (value,) = rows
+    dtype, width = TORCH_NAMES[value.type.dtype], value.type.shape[1]
+    return {"name": value.name, "type": str(value.type), "dtype": dtype, "width": width}
+
+
+def _step(module: Module, program: Program) -> list[str]:
+    """The stage's program: the calls, one after the other."""
     lines = [
         "decode = batch.decode and attention_decode.prepare(batch.decode)",
         "prefill = batch.prefill and attention_prefill.prepare(batch.prefill)",
     ]
-    for value in program.params:
-        if value.name not in _BATCH_INPUTS:
-            dtype, width = TORCH_NAMES[value.type.dtype], value.type.shape[1]
-            lines += [
-                f"# %{value.name}: {value.type} arrives from the stage before",
-                f"{value.name} = torch.empty("
-                f"(batch.pos.shape[0], {width}), dtype=torch.{dtype}, device=batch.pos.device)",
-                f"dist.recv({value.name}, src=comm.prev, group=comm.pp)",
-            ]
     for call in program.calls:
         lines += _call_lines(call, module.functions[call.function])
     (result,) = program.returns
-    if index == len(module.programs) - 1:
-        return [*lines, f"return {result}"]
-    return [*lines, f"return dist.isend({result}, dst=comm.next, group=comm.pp)"]
+    return [*lines, f"return {result}"]
 
 
 def _call_lines(call: Call, function: Function) -> list[str]:
@@ -266,7 +267,7 @@ def _call_lines(call: Call, function: Function) -> list[str]:
 def _step_doc(index: int, count: int) -> str:
     if index == count - 1:
         return "Returns the logits [R, vocabulary], or None where no row wants them."
-    return "Sends its rows on and returns the pending send."
+    return "Returns its rows, for the next stage."
 
 
 # ---------------------------------------------------------------------------------------- the data

@@ -17,7 +17,7 @@ Bools = NDArray[np.bool_]
 class Candidate:
     """One choice of everything but chunks. Arrays are [B, C].
 
-    cost_s: sum of the slowest stage over the bucket's chunks; tau_s: the slowest chunk's;
+    cost_s: sum of the pace over the bucket's chunks; tau_s: the slowest stage of the slowest of them;
     allowed: chunk sizes that make sense and keep the TBT and memory promises.
     """
 
@@ -44,7 +44,7 @@ def make_candidate(
     outlook: Outlook, split: tuple[int, ...], tbt_s: float, usable_bytes: int
 ) -> Candidate:
     """A split of a layout, with the chunk sizes that keep the TBT and memory promises."""
-    cost_s, tau_s = outlook.summed(np.maximum.reduce(outlook.stage_times(split)))
+    cost_s, tau_s = outlook.summed(outlook.pace(split)), outlook.dearest(outlook.slowest(split))
     fixed = max(outlook.stage_bytes(split))
     fits = fixed + outlook.step_bytes <= usable_bytes
     keeps = len(split) * tau_s <= tbt_s

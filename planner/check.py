@@ -145,7 +145,8 @@ def _step_memory(
     peers = np.minimum(np.ceil((starts + sizes) / plan.stripe_tokens), layout.kvp) - 1
     swapped = 2 * sizes * peers * spec.num_heads / ranks * (spec.head_dim + 1) * 4
     in_merge = sizes * item * (spec.hidden + 2 * heads * spec.head_dim) + swapped
-    sent = (layout.spp + 1) * sizes * spec.hidden * item * (layout.spp > 1)
+    on_links = layout.spp + 1 + (layout.spp > 2)  # sent, and by a stage between two also received
+    sent = on_links * sizes * spec.hidden * item * (layout.spp > 1)
     kept = 8 * workload.context * workload.concurrency + 4 * plan.num_pages
     groups = sum(degree > 1 for degree in (layout.tp, layout.spp, layout.kvp)) + layout.helix
     library = groups * cluster.communicator_bytes if groups else 0
@@ -179,9 +180,14 @@ def _rank_elements(name: str, shape: tuple[int, ...], tp: int, kv_rows: int, ran
 def _times(plan: Plan, workload: Workload, price: Price) -> Iterator[str]:
     starts, sizes = lay_out(plan, workload)
     last = np.arange(len(starts)) == len(starts) - 1
-    stages = _stage_times(plan, _busiest(plan, workload, starts, sizes, last, price))
+    blocks = _busiest(plan, workload, starts, sizes, last, price)
+    stages = _stage_times(plan, blocks)
+    stations = stages
+    if plan.target != "cpu" and workload.concurrency == 1:  # a link is a station of its own
+        alone = _stage_times(plan, {**blocks, "hop": np.zeros(len(starts))})
+        stations = [alone[0], *(t for stage in alone[1:] for t in (blocks["hop"], stage))]
     done = np.zeros(len(starts))
-    for times in stages:
+    for times in stations:
         spent = np.cumsum(times)
         done = spent + np.maximum.accumulate(done - spent + times)
     ttft_s = float(done[-1])

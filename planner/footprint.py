@@ -7,11 +7,13 @@ activation      what ops make. A function's values live until it returns, for it
                 the stage's first rows, the current layer's input, and the rotation of the positions
 workspace       of kernels: on a GPU the partial results of split keys (`SPLIT_ROWS`); on a CPU the copies in
                 which attention lays its rows out anew and, where a request's pages are scattered, one layer's
-                keys and values gathered. The batch itself: ids, positions and slots. And, from step to
-                step, prompts as token ids and page tables with the copies that the runtime keeps
-communication   partial results on their way to and from the peers; the pieces of what is gathered; rows
-                sent on, of which the runtime keeps p + 1 micro-batches until they have left; and what the
-                communication library allocates for itself per process group
+                keys and values gathered. The batch itself and the next one, which is prepared meanwhile:
+                ids, positions and slots. And, from step to step, prompts as token ids and page tables
+                with the copies that the runtime keeps
+communication   partial results on their way to and from the peers; the pieces of what is gathered; the next
+                micro-batch's rows, which arrive meanwhile; rows sent on, of which the runtime keeps p + 1
+                micro-batches until they have left; and what the communication library allocates for
+                itself per process group
 
 A rank needs most at one moment of its program: `Moment` is one, and `Footprint.step` takes the dearest for
 each micro-batch. Every stage is counted as if it embedded, had the head and sent on. Rows still on
@@ -37,11 +39,11 @@ from .space import Growth
 
 Mesh = Mapping[str, int]
 
-_BATCH_BYTES = 3 * 8
-"""Of a row: its id, its position and the slot of its key, as int64."""
+_BATCH_BYTES = 2 * 3 * 8
+"""Of a row: its id, its position and the slot of its key, as int64; of this batch and of the next."""
 
-_SWAP_BYTES = 2 * 8
-"""Of a row that is swapped: its place in the batch, to send and to receive."""
+_SWAP_BYTES = 2 * 2 * 8
+"""Of a row that is swapped: its place in the batch, to send and to receive; in both batches."""
 
 _TABLES = 9
 """Page tables: each request's own, and those of up to 8 sets of requests that ran together."""
@@ -110,7 +112,7 @@ class Kept:
 class Footprint:
     """Bytes per rank: weights by block, KV per token and layer, and the moments at which steps need most.
 
-    per_sent_row: of a row on its way to the next stage
+    per_sent_row: of a row on its way from one stage to the next
     """
 
     embed: int
@@ -140,8 +142,9 @@ class Footprint:
         return np.asarray(dearest + sent + kept.workspace + kept.communication)
 
     def sent_bytes(self, stages: int) -> int:
-        """Of each row: what is on its way to the next stage while another micro-batch is computed."""
-        return self.per_sent_row * (stages + 1) if stages > 1 else 0
+        """Of each row: what is on its way from and to other stages while another one is computed."""
+        receives = stages > 2  # of two stages none does both
+        return self.per_sent_row * (stages + 1 + receives) if stages > 1 else 0
 
 
 def kept(tokens: int, growth: Growth, group_bytes: int) -> Kept:

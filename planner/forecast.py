@@ -38,7 +38,7 @@ from .cost import PARTS, compile_parts, links_of
 from .evidence import Estimate, Use, estimate, uses_of
 from .footprint import Step
 from .precision import precision_notes
-from .predict import chunk_rules, crossing_s, held, stage_parts
+from .predict import chunk_rules, crossing_s, held, stage_parts, through
 from .price import NEVER, Outlook, Pricer
 from .search import Finding
 from .space import Growth
@@ -85,13 +85,14 @@ def forecast(spec: ModelSpec, cluster: Cluster, asked: Configuration) -> Forecas
     parts = compile_parts(pricer.formulas(asked.layout))
     chunks = prefill_sizes(starts, sizes, outlook.growth.spread, Riders(0, 0, 1))
     blocks = parts(chunks)
-    stages = [stage_parts(blocks, s, split, heads=False) for s in range(len(split))]
+    hops = not outlook.overlaps
+    stages = [stage_parts(blocks, s, split, heads=False, hops=hops) for s in range(len(split))]
     head = parts(decode_sizes(Riders(1, 1, 1)))["head"]
     for part in PARTS:
         stages[-1][part] = stages[-1][part] + head[part] * (
             np.arange(len(starts)) == len(starts) - 1
         )
-    ttft = _pipelined(stages)
+    ttft = _pipelined(stages, blocks["hop"] if outlook.overlaps else None)
     return _answer(
         pricer,
         asked,
@@ -132,15 +133,20 @@ def _lay_out(asked: Configuration, rules: tuple[ChunkRule, ...]) -> tuple[Floats
     return np.array(edges[:-1], dtype=float), np.diff(edges).astype(float)
 
 
-def _pipelined(stages: list[dict[str, Floats]]) -> Parts:
-    """Parts of the busiest stage, and the bubble: how much later than it the last stage is done."""
-    times = [np.asarray(sum(stage.values())) for stage in stages]
+def _pipelined(stages: list[dict[str, Floats]], hop: Mapping[str, Floats] | None) -> Parts:
+    """Parts of the busiest stage, and the bubble: how much later than it the last stage is done.
+
+    hop: on each link between two stages, where it is not in their times
+    """
+    stations = stages[:1]
+    for stage in stages[1:]:
+        stations += [dict(hop), stage] if hop is not None else [stage]
+    times = [np.asarray(sum(station.values())) for station in stations]
     done = np.zeros_like(times[0])
     for spent in times:
-        until = np.cumsum(spent)
-        done = until + np.maximum.accumulate(done - until + spent)
-    busiest = max(range(len(stages)), key=lambda s: float(times[s].sum()))
-    parts = {part: float(seconds.sum()) for part, seconds in stages[busiest].items()}
+        done = through(spent, done)
+    busiest = max(range(len(times)), key=lambda s: float(times[s].sum()))
+    parts = {part: float(seconds.sum()) for part, seconds in stations[busiest].items()}
     return parts | {"bubble": max(0.0, float(done[-1]) - sum(parts.values()))}
 
 

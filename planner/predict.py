@@ -28,10 +28,12 @@ def predict(finding: Finding, formulas: StageFormulas, pricer: Pricer) -> Predic
     chunks = outlook.chunks
     picked = _map(chunks.priced, lambda values: values[:, rows, choice])
     weight = chunks.samples.weight[:, rows, choice]
+    blocks = parts_of(picked)
     stages = [
-        stage_parts(parts_of(picked), s, split, heads=outlook.rides)
+        stage_parts(blocks, s, split, heads=outlook.rides, hops=not outlook.overlaps)
         for s in _distinct_stages(split)
     ]
+    stages += [blocks["hop"]] if outlook.overlaps else []
     totals = np.stack([sum(stage.values()) for stage in stages])
     slowest = totals.argmax(axis=0)
     last = parts_of(Sizes(*(np.ones(()),) * 6))["head"]
@@ -123,16 +125,15 @@ def chunk_rules(finding: Finding, pricer: Pricer) -> tuple[ChunkRule, ...]:
         prefill_sizes(ends - sizes, sizes, growth.spread, riders)
     )
     split = finding.candidate.split
-    times = np.maximum.reduce(
-        [
-            _stage_total(blocks, stage, split, heads=outlook.rides)
-            for stage in _distinct_stages(split)
-        ]
-    )
+    times = [
+        _stage_total(blocks, stage, split, heads=outlook.rides, hops=not outlook.overlaps)
+        for stage in _distinct_stages(split)
+    ]
+    times += [blocks["hop"]] if outlook.overlaps else []
     return tuple(
         ChunkRule(start, end, size, int(groups), float(seconds))
         for (start, end, size), groups, seconds in zip(
-            spans, growth.spread.active(ends), times, strict=True
+            spans, growth.spread.active(ends), np.maximum.reduce(times), strict=True
         )
     )
 
@@ -144,8 +145,8 @@ def _distinct_stages(split: tuple[int, ...]) -> Iterable[int]:
     return dict.fromkeys((0, *tallest, len(split) - 1))
 
 
-def _blocks(stage: int, split: tuple[int, ...], heads: bool) -> Mapping[str, int]:
-    """How often a stage runs each block."""
+def _blocks(stage: int, split: tuple[int, ...], heads: bool, hops: bool) -> Mapping[str, int]:
+    """How often a stage runs each block, and waits for a hop."""
     last = len(split) - 1
     return {
         "step": 1,
@@ -153,15 +154,15 @@ def _blocks(stage: int, split: tuple[int, ...], heads: bool) -> Mapping[str, int
         "layer": split[stage],
         "embed": int(stage == 0),
         "head": int(stage == last and heads),
-        "hop": int(stage < last),
+        "hop": int(stage < last and hops),
     }
 
 
 def stage_parts(
-    parts: Mapping[str, Parts], stage: int, split: tuple[int, ...], *, heads: bool
+    parts: Mapping[str, Parts], stage: int, split: tuple[int, ...], *, heads: bool, hops: bool
 ) -> dict[str, NDArray[np.float64]]:
-    """Seconds of one stage by part, from seconds by block and part."""
-    counts = _blocks(stage, split, heads)
+    """Seconds of one stage by part, from seconds by block and part; with its hop or without."""
+    counts = _blocks(stage, split, heads, hops)
     return {
         part: np.asarray(sum(n * parts[block][part] for block, n in counts.items()))
         for part in PARTS
@@ -169,16 +170,23 @@ def stage_parts(
 
 
 def _stage_total(
-    blocks: Parts, stage: int, split: tuple[int, ...], *, heads: bool
+    blocks: Parts, stage: int, split: tuple[int, ...], *, heads: bool, hops: bool
 ) -> NDArray[np.float64]:
-    return np.asarray(sum(n * blocks[block] for block, n in _blocks(stage, split, heads).items()))
+    counts = _blocks(stage, split, heads, hops)
+    return np.asarray(sum(n * blocks[block] for block, n in counts.items()))
+
+
+def through(seconds: Floats, arrived: Floats) -> Floats:
+    """When chunks that arrive then leave a stage that takes them one by one: [chunks]."""
+    spent = np.cumsum(seconds)
+    return np.asarray(spent + np.maximum.accumulate(arrived - spent + seconds))
 
 
 def crossing_s(parts: Mapping[str, Parts], part: str, split: tuple[int, ...]) -> float:
     return sum(
         float(n * parts[block][part])
         for stage in range(len(split))
-        for block, n in _blocks(stage, split, heads=True).items()
+        for block, n in _blocks(stage, split, heads=True, hops=True).items()
     )
 
 

@@ -7,7 +7,13 @@ A stage's time for one micro-batch, from the formulas of `cost`, with λ its lay
 **TTFT.** Chunks pass the p stages one behind the other. A chunk's way through the pipeline's critical path
 counts its slowest stage once, and the p − 1 further steps down cost at most the slowest of all, so
 
-    TTFT ≤ Σ_chunks max_s τ_s + (p − 1)·max_chunks max_s τ_s + head        (the last chunk's logits)
+    TTFT ≤ Σ_chunks pace + (p − 1)·max_chunks max_s τ_s + head             (the last chunk's logits)
+
+**Pace** is the time from one chunk to the next in a full pipeline, max_s τ_s. But a GPU's link carries rows
+while both its ends compute (programs post each receive a step ahead), as long as enough micro-batches are
+on their way: 2p − 1, which the engine keeps while nobody decodes. Without riders the link is then a
+station of its own between two stages: pace = max(hop, max_s τ_s − [s not last]·hop). Where the cores
+carry the messages themselves (a CPU), and with riders, of whom p are on their way, the hop counts as above.
 
 **TBT.** While a long prefill keeps p micro-batches in flight, a decode that rides one of them waits for all:
 p·max_s τ_s. Decodes alone cross the stages once: Σ_s τ_s. Riders are the other requests of the promise
@@ -112,8 +118,8 @@ class Outlook:
 
     decode_s: TBT of decodes alone at full length; head_s: what the last chunk's logits add
     (with riders every chunk has them); kept: bytes held from step to step;
-    rides: whether decodes share the prefill's micro-batches; whole, price: price the prompt as one chunk,
-    without exchange, and in chunks, when asked
+    rides: whether decodes share the prefill's micro-batches; overlaps: whether hops run beside its stages;
+    whole, price: price the prompt as one chunk, without exchange, and in chunks, when asked
     """
 
     layout: Layout
@@ -122,6 +128,7 @@ class Outlook:
     decode_s: float
     head_s: float
     rides: bool
+    overlaps: bool
     kept: Kept
     footprint: Footprint
     whole: Callable[[], Mapping[str, float]]
@@ -183,9 +190,19 @@ class Outlook:
         """What each stage pays whatever its layers, less the hop: [5, B, C]."""
         return np.asarray(self.blocks["step"] + self.blocks["rotation"])
 
-    def stage_times(self, split: tuple[int, ...]) -> list[Floats]:
-        """Seconds of the stages that can be slowest (first, tallest between, last): [5, B, C] each."""
-        layer, embed, hop = (self.blocks[name] for name in ("layer", "embed", "hop"))
+    def slowest(self, split: tuple[int, ...]) -> Floats:
+        """Seconds of the slowest stage, hop and all: [5, B, C]."""
+        return np.maximum.reduce(self._stage_times(split, self.blocks["hop"]))
+
+    def pace(self, split: tuple[int, ...]) -> Floats:
+        """Seconds from one chunk to the next in a full pipeline: [5, B, C]."""
+        if not self.overlaps:
+            return self.slowest(split)
+        return np.maximum.reduce([*self._stage_times(split, 0.0), self.blocks["hop"]])
+
+    def _stage_times(self, split: tuple[int, ...], hop: Floats | float) -> list[Floats]:
+        """Of the stages that can be slowest (first, tallest between, last)."""
+        layer, embed = self.blocks["layer"], self.blocks["embed"]
         head = self.blocks["head"] if self.rides else 0.0
         if len(split) == 1:
             return [self.flat + embed + split[0] * layer + head]
@@ -193,27 +210,33 @@ class Outlook:
         between = [self.flat + max(split[1:-1]) * layer + hop] if len(split) > 2 else []
         return [first, *between, self.flat + split[-1] * layer + head]
 
-    def balanced(self, blocks: Blocks) -> Floats:
-        """A lower bound on the slowest stage of any split."""
-        head = blocks["head"] if self.rides else 0.0
-        return balanced(blocks, head, self.layout.spp, self.num_layers)
+    def summed(self, seconds: Floats) -> Floats:
+        """[5, B, C] → [B, C]: the sum over a bucket's chunks."""
+        return np.asarray((self.chunks.samples.weight * seconds).sum(axis=0))
 
-    def summed(self, slowest: Floats) -> tuple[Floats, Floats]:
-        """[5, B, C] → per (bucket, chunk): the sum over its chunks, and the slowest of them."""
+    def dearest(self, seconds: Floats) -> Floats:
+        """[5, B, C] → [B, C]: of the dearest of a bucket's chunks."""
         used = self.chunks.samples.weight > 0
-        return (self.chunks.samples.weight * slowest).sum(axis=0), np.where(used, slowest, 0).max(
-            axis=0
-        )
+        return np.asarray(np.where(used, seconds, 0).max(axis=0))
 
     def bound_s(self, tbt_s: float) -> float:
         """No split and no chunks of this layout reach a TTFT below this."""
-        cost, tau = self.balanced(self.chunks.sums), self.balanced(self.chunks.ends)
+        cost = self._balanced(self.chunks.sums, hops=not self.overlaps)
+        tau = self._balanced(self.chunks.ends, hops=True)
         allowed = self.chunks.samples.allowed & (self.layout.spp * tau <= tbt_s)
         if not allowed.any(axis=1).all():
             return NEVER
         sums = np.where(allowed, cost, NEVER).min(axis=1).sum()
         fill = np.where(allowed, tau, NEVER).min(axis=1).max()
         return float(sums + (self.layout.spp - 1) * fill + self.head_s)
+
+    def _balanced(self, blocks: Blocks, *, hops: bool) -> Floats:
+        """A lower bound on the slowest stage of any split."""
+        stages = self.layout.spp
+        ends = blocks["head"] if self.rides else np.zeros(())
+        if hops:
+            ends = ends + (stages - 1) * blocks["hop"]
+        return balanced(blocks, ends, stages, self.num_layers)
 
     @cached_property
     def excess(self) -> float:
@@ -235,11 +258,13 @@ def crossing(blocks: Seconds, stages: Count, layers: int) -> Floats:
     return np.asarray(stages * each + once + (stages - 1) * blocks["hop"])
 
 
-def balanced(blocks: Seconds, head: Floats | float, stages: Count, layers: int) -> Floats:
-    """The slowest of some stages takes no less than their mean, or than the tallest one's layers."""
+def balanced(blocks: Seconds, more: Floats | float, stages: Count, layers: int) -> Floats:
+    """The slowest of some stages takes no less than their mean, or than the tallest one's layers.
+
+    more: what they share beside the embedding and the layers
+    """
     layer, flat = blocks["layer"], blocks["step"] + blocks["rotation"]
-    ends = blocks["embed"] + (stages - 1) * blocks["hop"] + head
-    mean = flat + (ends + layers * layer) / stages
+    mean = flat + (blocks["embed"] + more + layers * layer) / stages
     return np.asarray(np.maximum(mean, flat + np.ceil(layers / stages) * layer))
 
 
@@ -318,6 +343,11 @@ class Pricer:
         kvp = layout.kvp if layout.helix else min(layout.kvp, 2)  # repeated: all one to a rank
         return self._wiring(layout.tp, kvp, layout.ffn, links_of(layout, self.cluster))
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether links carry rows while both their ends compute."""
+        return self.cluster.target != "cpu"
+
     def communication_bytes(self, groups: int) -> int:
         """What the communication library allocates for so many process groups of a rank."""
         return groups * self.cluster.communicator_bytes if groups else 0
@@ -362,6 +392,7 @@ class Pricer:
             decode_s=float(crossing(alone, layout.spp, layers)),
             head_s=0.0 if riders.count else self._decode(wiring, Riders(1, 1, 1))["head"],
             rides=riders.count > 0,
+            overlaps=self.overlaps and layout.spp > 1 and riders.count == 0,
             kept=kept(
                 self.workload.context,
                 growth,

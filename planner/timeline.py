@@ -3,6 +3,8 @@
 A chunk enters a stage when it has left the stage before and the chunk before it has left this one:
 
     end[s, i] = max(end[s − 1, i], end[s, i − 1]) + τ[s, i]
+
+Where hops run beside the stages (see `price`), a link is a stage of its own, between two.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from ..timeline import Iteration, Slot, Timeline
 from .check import lay_out
 from .chunks import Floats, Sizes, prefill_sizes
 from .cost import PARTS, StageFormulas, compile_parts
-from .predict import stage_parts
+from .predict import stage_parts, through
 from .space import Growth
 from .workload import total_tokens
 
@@ -27,9 +29,9 @@ MARGIN = 4  # chunks that are kept beyond those that fill the pipeline
 def make_timeline(plan: Plan, workload: Workload, formulas: StageFormulas) -> Timeline:
     """The plan over one prompt of the promised context, with the promised other requests riding."""
     starts, sizes = lay_out(plan, workload)
-    times = _times(plan, workload, formulas, starts, sizes)
+    times, hops = _times(plan, workload, formulas, starts, sizes)
     slowest = times.sum(axis=1).argmax(axis=0)
-    begins, ends = _pipeline(_with_logits(plan, workload, formulas, times).sum(axis=1))
+    begins, ends = _pipeline(_with_logits(plan, workload, formulas, times).sum(axis=1), hops)
     groups = _growth(plan, workload).spread.active(starts + sizes)
     count, few = len(starts), plan.layout.spp + MARGIN
     whole = count <= 2 * few
@@ -61,14 +63,19 @@ def _growth(plan: Plan, workload: Workload) -> Growth:
 
 def _times(
     plan: Plan, workload: Workload, formulas: StageFormulas, starts: Floats, sizes: Floats
-) -> Floats:
-    """Seconds of each chunk in each stage by part: [stages, parts, chunks]."""
+) -> tuple[Floats, Floats]:
+    """Seconds of each chunk in each stage by part [stages, parts, chunks], and beside them on a link."""
     growth = _growth(plan, workload)
     riders = growth.riders(workload.concurrency - 1)
     blocks = compile_parts(formulas)(prefill_sizes(starts, sizes, growth.spread, riders))
     split = tuple(stage.num_layers for stage in plan.stages)
-    stages = [stage_parts(blocks, s, split, heads=riders.count > 0) for s in range(len(split))]
-    return np.stack([np.stack([stage[part] for part in PARTS]) for stage in stages])
+    beside = plan.target != "cpu" and riders.count == 0
+    stages = [
+        stage_parts(blocks, s, split, heads=riders.count > 0, hops=not beside)
+        for s in range(len(split))
+    ]
+    hops = np.asarray(sum(blocks["hop"].values())) * beside
+    return np.stack([np.stack([stage[part] for part in PARTS]) for stage in stages]), hops
 
 
 def _with_logits(plan: Plan, workload: Workload, formulas: StageFormulas, times: Floats) -> Floats:
@@ -81,14 +88,13 @@ def _with_logits(plan: Plan, workload: Workload, formulas: StageFormulas, times:
     return result
 
 
-def _pipeline(times: Floats) -> tuple[Floats, Floats]:
+def _pipeline(times: Floats, hops: Floats) -> tuple[Floats, Floats]:
     """When each chunk enters and leaves each stage, both [stages, chunks]: the recurrence above."""
     ends = np.zeros_like(times)
     arrived = np.zeros(times.shape[1])
     for stage, seconds in enumerate(times):
-        spent = np.cumsum(seconds)
-        arrived = spent + np.maximum.accumulate(arrived - spent + seconds)
-        ends[stage] = arrived
+        ends[stage] = through(seconds, arrived)
+        arrived = through(hops, ends[stage])
     return ends - times, ends
 
 

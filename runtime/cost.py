@@ -60,8 +60,8 @@ class Load:
 class Cost(Protocol):
     """Predicted seconds of a micro-batch."""
 
-    def slowest_s(self, load: Load) -> float:
-        """Time of the slowest stage: what a chunk costs in a full pipeline."""
+    def pace_s(self, load: Load) -> float:
+        """What a chunk costs in a full pipeline: the time until the next one."""
         ...
 
     def crossing_s(self, load: Load) -> float:
@@ -75,8 +75,8 @@ class PlanCost:
 
     module: ModuleType
 
-    def slowest_s(self, load: Load) -> float:
-        return float(self.module.slowest_s(load.T, load.R, load.QK, load.KV, load.KD, load.X))
+    def pace_s(self, load: Load) -> float:
+        return float(self.module.pace_s(load.T, load.R, load.QK, load.KV, load.KD, load.X))
 
     def crossing_s(self, load: Load) -> float:
         return float(self.module.crossing_s(load.T, load.R, load.QK, load.KV, load.KD, load.X))
@@ -102,7 +102,7 @@ class _Span:
 class PrefillTime:
     """Predicted time to prefill the first n tokens of a prompt that has the engine to itself.
 
-    C[n] is the sum of the slowest stage's time over the plan's chunks. A long context has too many
+    C[n] is the sum of the pipeline's pace over the plan's chunks. A long context has too many
     chunks to price at start-up: in about `points` spans, the first and the last are priced, and
     those between lie on a line (attention's cost is linear in the context). A chunk that the
     prompt's end cuts short is priced by itself: small chunks cost more per token.
@@ -133,10 +133,10 @@ class PrefillTime:
         return span.until_s(whole) + (self._chunk_s(tokens - rest, rest) if rest else 0.0)
 
     def _chunk_s(self, cached: int, rows: int) -> float:
-        """The slowest stage on the busiest of the groups that the chunk goes to."""
+        """The pace of the busiest of the groups that the chunk goes to."""
         busiest_s = 0.0
         for shard in range(self._growth.seen_by(cached + rows)):
             load = Load()
             load.add_chunk(self._growth, shard, cached, rows, ends=False)
-            busiest_s = max(busiest_s, self._cost.slowest_s(load))
+            busiest_s = max(busiest_s, self._cost.pace_s(load))
         return busiest_s

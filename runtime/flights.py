@@ -54,9 +54,9 @@ class Flights:
 
     @property
     def room(self) -> bool:
-        """One micro-batch per stage; one more, while nobody decodes, keeps the first stage from waiting
-        for the engine between chunks."""
-        ahead = 0 if self._scheduler.decoding else 1
+        """One micro-batch per stage. More while nobody decodes: one on each link between two stages, and
+        at least one that keeps the first stage from waiting for the engine between chunks."""
+        ahead = 0 if self._scheduler.decoding else max(1, self._depth - 1)
         return len(self._flights) < self._depth + ahead
 
     def accept(self, handle: Handle) -> None:

@@ -1,4 +1,4 @@
-"""From logits to tokens. Greedy, or temperature with top_k and top_p.
+"""From logits to tokens, with a temperature, top_k and top_p. (Greedy tokens come from the device.)
 
 The random number of a token is a function of (seed, position) alone: it does not depend on what
 else is in the batch, nor on which KVP group happens to own the newest token.
@@ -14,9 +14,10 @@ _MIX = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: spreads neighbouring positions
 
 
 def sample(logits_V: torch.Tensor, sampling: Sampling, position: int) -> int:
-    """A token id from one row of float32 logits [vocab], for the token at `position`."""
-    if sampling.temperature == 0:
-        return int(logits_V.argmax())
+    """A token id from one row of float32 logits [vocab], for the token at `position`.
+
+    sampling: with a temperature above 0
+    """
     values, ids = torch.sort(logits_V / sampling.temperature, descending=True, stable=True)
     if sampling.top_k:
         values, ids = values[: sampling.top_k], ids[: sampling.top_k]

@@ -61,7 +61,9 @@ def test_every_stage_costs_what_its_formulas_say(planned, cost, values):
     expected = [stage_by_hand(planned, i, values) for i in range(3)]
     stages = [cost.stage_s(i, **values) for i in range(3)]
     assert stages == pytest.approx(expected, rel=1e-9)
-    assert cost.slowest_s(**values) == max(stages)
+    sends, hop_s = stages[:-1], sum(cost.hop_parts_s(**values))
+    beside = [hop_s, stages[-1], *(seconds - hop_s for seconds in sends)]
+    assert cost.pace_s(**values) == pytest.approx(max(beside))
     assert cost.crossing_s(**values) == pytest.approx(sum(stages))
     for index, seconds in enumerate(stages):
         parts = cost.stage_parts_s(index, **values)

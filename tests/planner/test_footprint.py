@@ -37,13 +37,13 @@ def test_many_rows_need_most_when_a_layer_ends() -> None:
     before = 4 * HEAD + 2 * (3 * D + (H + 2 * G) * HEAD + 2 * H * HEAD) + 4 * H
     after = 2 * (4 * D + 3 * FFN)
     assert said.activation == 1000 * (before + after)
-    assert said.workspace == 1000 * 24
+    assert said.workspace == 1000 * 2 * 24
     assert said.communication == 0
 
 
 def test_few_rows_need_most_when_their_keys_are_split() -> None:
     said = step(10)
-    assert said.workspace == 10 * 24 + SPLIT_ROWS * (HEAD + 1) * 4
+    assert said.workspace == 10 * 2 * 24 + SPLIT_ROWS * (HEAD + 1) * 4
     assert said.activation < 10 * 2 * (9 * D + 3 * FFN)
 
 
@@ -62,8 +62,8 @@ def test_what_is_swapped_travels_both_ways_and_counts_while_it_does() -> None:
     assert some.activation < none.activation
 
 
-def test_a_pipeline_keeps_what_it_sends_for_a_micro_batch_more_than_it_has_stages() -> None:
-    assert step(1000, stages=4).communication == 5 * 1000 * 2 * D
+def test_a_pipeline_keeps_what_it_sends_longer_than_it_has_stages_and_receives_one_ahead() -> None:
+    assert step(1000, stages=4).communication == (5 + 1) * 1000 * 2 * D
     assert step(1000, stages=4).activation == step(1000).activation
 
 

@@ -14,12 +14,15 @@ times = st.tuples(st.integers(1, 5), st.integers(1, 20)).flatmap(
 )
 
 
-@given(times)
-def test_chunks_wait_for_the_stage_before_and_for_the_chunk_before(seconds):
-    begins, ends = _pipeline(seconds)
+@given(times, st.sampled_from([0.0, 0.5, 8.0]))
+def test_chunks_wait_for_the_stage_and_link_before_and_for_the_chunk_before(seconds, hop):
+    begins, ends = _pipeline(seconds, np.full(seconds.shape[1], hop))
     for stage, row in enumerate(seconds):
+        linked = 0.0
         for chunk, took in enumerate(row):
-            left = ends[stage - 1, chunk] if stage else 0.0
+            if stage:
+                linked = max(linked, ends[stage - 1, chunk]) + hop
+            left = linked if stage else 0.0
             free = ends[stage, chunk - 1] if chunk else 0.0
             assert ends[stage, chunk] == pytest.approx(max(left, free) + took)
             assert begins[stage, chunk] == pytest.approx(max(left, free))

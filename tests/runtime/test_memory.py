@@ -10,6 +10,7 @@ import dataclasses
 import math
 import weakref
 from array import array
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ import torch.distributed as dist
 from mnemoc.artifact import Layout, Plan, Workload
 from mnemoc.ir.model import load_model
 from mnemoc.planner import load_cluster, make_plan
-from mnemoc.runtime import comm, worker
+from mnemoc.runtime import comm, cores
 from mnemoc.runtime.protocol import Admission, Step
 from mnemoc.runtime.request import Sampling
-from mnemoc.runtime.worker import Settings, Worker
+from mnemoc.runtime.settings import Settings
+from mnemoc.runtime.stage import Prepared, Stage
+from mnemoc.runtime.worker import PREPARED
 from torch.distributed import distributed_c10d
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -77,7 +80,7 @@ def lonely(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return Sent(tensor)
 
     monkeypatch.setattr(comm, "_join", join)
-    monkeypatch.setattr(worker.cores, "settle", lambda *_: None)
+    monkeypatch.setattr(cores, "settle", lambda *_: None)
     for module in (
         dist,
         distributed_c10d,
@@ -132,15 +135,19 @@ def held(directory: Path, model: Path, rank: int, plan: Plan, steps: list[Step])
     """Bytes of a rank's weights and KV pages, and the most that the steps needed beside them."""
     rank_of = Settings(rank, rank, plan.gpus, "", "", directory, model, 1)
     with torch.inference_mode():
-        it = Worker(rank_of)
+        it = Stage(rank_of)
         weights = list(tree_leaves([vars(w) for w in it.weights.layers]))
         weights += [t for t in vars(it.weights).values() if isinstance(t, torch.Tensor)]
         caches = [cache for pair in it.kv for cache in pair]
         known = [*weights, *caches]
         fixed = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in known}
         with Alive(known) as alive:
-            for step in steps:
-                it.execute(step)
+            prepared: deque[Prepared] = deque()
+            for step in [*steps, None]:
+                ours = it.prepare(step) if step else None
+                prepared += [ours] if ours else []
+                if prepared and (len(prepared) == PREPARED or not step):
+                    it.launch(prepared.popleft())
     if dist.is_initialized():
         dist.destroy_process_group()
     return sum(fixed.values()), alive.peak

@@ -17,11 +17,11 @@ from mnemoc.runtime.scheduler import MicroBatch, Scheduler
 class Rate:
     """A millisecond a row and a microsecond a query–key pair, in each of two stages."""
 
-    def slowest_s(self, load: Load) -> float:
+    def pace_s(self, load: Load) -> float:
         return load.T * 1e-3 + load.QK * 1e-6
 
     def crossing_s(self, load: Load) -> float:
-        return 2 * self.slowest_s(load)
+        return 2 * self.pace_s(load)
 
 
 PLAN = Plan(

@@ -112,10 +112,6 @@ def test_each_of_n_answers_has_its_own_seed() -> None:
 LOGITS = torch.tensor([0.5, 3.0, 2.0, 1.0, -1.0])
 
 
-def test_greedy_takes_the_largest() -> None:
-    assert sample(LOGITS, Sampling(), 0) == 1
-
-
 def test_samples_follow_the_distribution_and_its_cuts() -> None:
     drawn = [sample(LOGITS, Sampling(temperature=1.0, seed=1), i) for i in range(3000)]
     share = torch.bincount(torch.tensor(drawn), minlength=5) / len(drawn)

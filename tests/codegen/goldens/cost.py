@@ -115,9 +115,11 @@ def stage_s(stage, T, R, QK, KV, KD, X):
     return sum(stage_parts_s(stage, T, R, QK, KV, KD, X))
 
 
-def slowest_s(T, R, QK, KV, KD, X):
-    """Time of the slowest stage: what a micro-batch costs in a full pipeline."""
-    return max(stage_s(stage, T, R, QK, KV, KD, X) for stage in range(len(STAGES)))
+def pace_s(T, R, QK, KV, KD, X):
+    """Time from one micro-batch to the next in a full pipeline, where hops run beside the stages."""
+    hop_s = sum(hop_parts_s(T, R, QK, KV, KD, X))
+    stages = [stage_s(stage, T, R, QK, KV, KD, X) for stage in range(len(STAGES))]
+    return max(hop_s, stages[-1], *(seconds - hop_s for seconds in stages[:-1]))
 
 
 def crossing_s(T, R, QK, KV, KD, X):

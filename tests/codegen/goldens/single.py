@@ -194,9 +194,8 @@ def head(w, x, last):
 
 
 def step(w, kv, batch, comm):
-    """One micro-batch through this stage.
+    """One micro-batch through this stage. Returns the logits [R, vocabulary], or None where no row wants them.
 
-    Returns the logits [R, vocabulary], or None where no row wants them.
     w: weights (w.NAME, w.layers[i].NAME); kv: (k_cache, v_cache) of each layer; batch: what to compute;
     comm: process groups and neighbours.
     """
