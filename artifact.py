@@ -277,7 +277,7 @@ class Plan:
     stripe_tokens: KVP growth: a request's tokens are dealt to its groups in stripes of so many, so it takes
         on its next group after each, until all have joined.
     max_batch: sequences that may decode together.
-    precision: what is not kept as dtype.
+    precision: what is not kept as dtype; eager: kernels are launched one by one, not by CUDA graphs.
     binding: the constraint without which the objective would be better: a name of the program, or "none".
     marginals, frontier: what else could be had and at what price; the frontier only where asked for.
     """
@@ -300,6 +300,7 @@ class Plan:
     frontier: Frontier | None = None
     notes: tuple[str, ...] = ()
     precision: Precision = AUTO
+    eager: bool = False
 
     @property
     def gpus(self) -> int:

@@ -26,6 +26,7 @@ from .options import (
     chunk_size,
     count,
     duration,
+    eager_option,
     emitted,
     folder,
     json_flag,
@@ -97,6 +98,7 @@ def cli() -> None:
     "--layout", callback=pins, metavar="tp=T,spp=P,...", help="Pin tp, spp, kvp, ffn, stripe."
 )
 @precision_options
+@eager_option
 @calibrate_option
 @click.option("--emit", callback=emitted, metavar=",".join(EMITTABLE), help="Print these stages.")
 @click.option("--pareto", is_flag=True, help="Also the frontier of GPUs, TTFT and TBT.")
@@ -117,6 +119,7 @@ def plan(
     layout: dict[str, int | str],
     quantization: str | None,
     kv_cache_dtype: str,
+    enforce_eager: bool,
     calibrate: bool,
     emit: tuple[str, ...],
     pareto: bool,
@@ -155,6 +158,7 @@ def plan(
                     target=target,
                     pinned=layout,
                     precision=precision,
+                    eager=enforce_eager,
                     pareto=pareto or out is not None,
                 )
         except Infeasible as error:
@@ -196,6 +200,7 @@ def plan(
     "--chunk", callback=chunk_size, default="auto", show_default=True, metavar="auto|TOKENS"
 )
 @precision_options
+@eager_option
 @calibrate_option
 @json_flag
 def predict(
@@ -210,6 +215,7 @@ def predict(
     chunk: int | None,
     quantization: str | None,
     kv_cache_dtype: str,
+    enforce_eager: bool,
     calibrate: bool,
     as_json: bool,
 ) -> None:
@@ -240,6 +246,7 @@ def predict(
         cp,
         precision=precision,
         stripe=stripe,
+        eager=enforce_eager,
     )
     with console.progress_bar() as progress:
         measure_if_local(cluster, calibrate and not precision.fp8, progress)

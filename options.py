@@ -37,6 +37,11 @@ calibrate_option = click.option(
 )
 
 
+eager_option = click.option(
+    "--enforce-eager", is_flag=True, help="Launch kernels one by one, not by CUDA graphs."
+)
+
+
 def precision_options(command: Callable[..., None]) -> Callable[..., None]:
     """--quantization fp8 and --kv-cache-dtype fp8, as vLLM and SGLang name them."""
     weights = click.option(

@@ -55,6 +55,7 @@ def plan(
     target: str | None = None,
     pinned: Mapping[str, int | str] | None = None,
     precision: Precision = AUTO,
+    eager: bool = False,
     pareto: bool = False,
 ) -> Planned:
     """Model, cluster and promise → the plan. Infeasible says which constraint binds.
@@ -73,6 +74,7 @@ def plan(
         target=target,
         pinned=pinned,
         precision=precision,
+        eager=eager,
     )
     return plan_for(question, pareto=pareto)
 

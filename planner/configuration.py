@@ -27,6 +27,7 @@ class Configuration:
     prompt: tokens to prefill; cached: tokens before them whose KV is there; cp: ranks of ring attention;
     ring: how the prompt lies on them, one of RINGS (see `forecast`)
     stripe: of KVP growth, in tokens, or "contiguous" (see `space`); None: as a plan would choose
+    eager: kernels launched one by one, not by CUDA graphs
     """
 
     layout: Layout
@@ -39,6 +40,7 @@ class Configuration:
     ring: str = "striped"
     precision: Precision = AUTO
     stripe: int | str | None = None
+    eager: bool = False
 
     @property
     def tokens(self) -> int:

@@ -27,8 +27,8 @@ dtype, keys and values being unpacked on the way. (FlashAttention-3 can compute 
 
 A host that runs ahead of the device hides its launches behind the kernels: a block takes
 Max(device time, ops·overhead.launch) with ops·overhead.launch_captured inside the device's time, which is
-all that remains where launches are captured in a graph. Emitted programs are not captured today. Where the
-host is the device (a CPU) there is one figure, and it is all inside.
+all that remains where launches are captured in a graph, as they are unless the plan is eager. Where the host
+is the device (a CPU) there is one figure, and it is all inside.
 
 Blocks `embed`, `rotation`, `layer` and `head` are the functions of the module; `step` is what every
 micro-batch costs a stage beside its ops (host time), `hop` sends [T, hidden] to the next stage: α + bytes/β.
@@ -181,9 +181,12 @@ def price_terms(
     dtype: str,
     mesh: Mapping[str, int],
     links: Links,
+    *,
+    eager: bool = False,
 ) -> Terms:
     """Seconds for what was counted."""
-    pricer = _Pricer(cluster, dtype, mesh, {"tp": "intra", "kvp": links.kvp, "spp": links.spp})
+    crossed = {"tp": "intra", "kvp": links.kvp, "spp": links.spp}
+    pricer = _Pricer(cluster, dtype, mesh, crossed, eager)
     blocks = {name: pricer.block(tasks[name]) for name in tasks}
     return {"step": Block((_launch(cluster["overhead.iteration"]),)), **blocks}
 
@@ -301,13 +304,13 @@ class _Pricer:
     dtype: str
     mesh: Mapping[str, int]
     links: Mapping[str, str]
+    eager: bool
 
     def block(self, tasks: Sequence[Task]) -> Block:
         launches = sum(task.launches for task in tasks)
-        host_s = launches * self.cluster["overhead.launch"]
-        if "overhead.launch_captured" not in self.cluster.numbers:
-            between_s, host_s = host_s, 0.0
-        else:
+        between_s, host_s = launches * self.cluster["overhead.launch"], 0.0
+        if "overhead.launch_captured" in self.cluster.numbers:
+            host_s = between_s if self.eager else 0.0
             between_s = launches * self.cluster["overhead.launch_captured"]
         priced = (
             self._local(task) if task.axis is None else self._remote(task, task.axis)

@@ -84,6 +84,8 @@ def uses_of(
     product = ("matmul_fp8" if fp8 else "matmul", (few, many), "")
     streamed = ("memory", (weights, weights), _WEIGHTS_FP8 if fp8 else "")
     cache = _CACHE_FP8 if asked.precision.kv_cache == FP8 else ""
+    captured = "overhead.launch_captured"
+    launch = captured if captured in cluster.numbers and not asked.eager else "overhead.launch"
     found = []
     for figure, linear, attention in (
         ("ttft", product, ("attention_prefill", (few * sharing, many * sharing), cache)),
@@ -93,7 +95,7 @@ def uses_of(
             of_curve(cluster, figure, "linear", *linear),
             of_curve(cluster, figure, "attention", *attention),
             of_number(cluster, link, figure, "communication"),
-            of_number(cluster, "overhead.launch", figure, "launch"),
+            of_number(cluster, launch, figure, "launch"),
             of_curve(cluster, figure, "other", "memory", (weights, weights)),
         ]
     return tuple(found)

@@ -74,7 +74,7 @@ def forecast(spec: ModelSpec, cluster: Cluster, asked: Configuration) -> Forecas
     check_configuration(spec, cluster, asked)
     dtype = "float32" if cluster.target == "cpu" else spec.dtype
     workload = Workload(asked.tokens, NEVER, NEVER, asked.output)
-    pricer = Pricer(spec, cluster, dtype, workload, asked.precision)
+    pricer = Pricer(spec, cluster, dtype, workload, asked.precision, eager=asked.eager)
     if asked.cp > 1:
         return _ring(pricer, asked)
     found = _best([pricer.outlook(asked.layout, growth) for growth in growths_of(asked)])

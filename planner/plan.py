@@ -39,12 +39,14 @@ def make_plan(
     target: str | None = None,
     pinned: Pins | None = None,
     precision: Precision = AUTO,
+    eager: bool = False,
     pareto: bool = False,
 ) -> Made:
     """The optimal plan for a promise.
 
     nodes, gpus: most that may be used; target: the cluster's by default; pinned: of the layout;
-    precision: of weights and KV cache; pareto: with the frontier of GPUs, TTFT and TBT.
+    precision: of weights and KV cache; eager: as in `artifact.Plan`; pareto: with the frontier of GPUs,
+    TTFT and TBT.
     Infeasible names the binding constraint and the nearest promise and cluster that can be kept; BadInput
     and UsageError say what about the question makes no sense.
     """
@@ -57,6 +59,7 @@ def make_plan(
         target=target,
         pinned=pinned,
         precision=precision,
+        eager=eager,
     )
     return plan_of(question, pareto=pareto)
 
@@ -99,6 +102,7 @@ def plan_of(question: WhatIf, *, pareto: bool = False) -> Made:
             *_sources(cluster, outlook.gpus),
         ),
         precision=question.precision,
+        eager=question.eager,
     )
     wrong = violations(plan, spec, cluster, workload, formulas)
     if wrong:

@@ -33,7 +33,7 @@ def predict(finding: Finding, formulas: StageFormulas, pricer: Pricer) -> Predic
         stage_parts(blocks, s, split, heads=outlook.rides, hops=not outlook.overlaps)
         for s in _distinct_stages(split)
     ]
-    stages += [blocks["hop"]] if outlook.overlaps else []
+    stages += [dict(blocks["hop"])] if outlook.overlaps else []
     totals = np.stack([sum(stage.values()) for stage in stages])
     slowest = totals.argmax(axis=0)
     last = parts_of(Sizes(*(np.ones(()),) * 6))["head"]

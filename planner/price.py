@@ -192,13 +192,14 @@ class Outlook:
 
     def slowest(self, split: tuple[int, ...]) -> Floats:
         """Seconds of the slowest stage, hop and all: [5, B, C]."""
-        return np.maximum.reduce(self._stage_times(split, self.blocks["hop"]))
+        return np.asarray(np.maximum.reduce(self._stage_times(split, self.blocks["hop"])))
 
     def pace(self, split: tuple[int, ...]) -> Floats:
         """Seconds from one chunk to the next in a full pipeline: [5, B, C]."""
         if not self.overlaps:
             return self.slowest(split)
-        return np.maximum.reduce([*self._stage_times(split, 0.0), self.blocks["hop"]])
+        stations = [*self._stage_times(split, 0.0), self.blocks["hop"]]
+        return np.asarray(np.maximum.reduce(stations))
 
     def _stage_times(self, split: tuple[int, ...], hop: Floats | float) -> list[Floats]:
         """Of the stages that can be slowest (first, tallest between, last)."""
@@ -292,6 +293,8 @@ class Pricer:
         dtype: str,
         workload: Workload,
         precision: Precision = AUTO,
+        *,
+        eager: bool = False,
     ) -> None:
         self.spec, self.cluster, self.dtype, self.workload = spec, cluster, dtype, workload
         self.precision = precision
@@ -311,7 +314,7 @@ class Pricer:
         def wiring(tp: int, kvp: int, ffn: str, links: Links) -> Wiring:
             counted, held = tasks(tp, kvp, ffn)
             mesh = module(tp, kvp, ffn).mesh
-            terms = price_terms(counted, cluster, dtype, mesh, links)
+            terms = price_terms(counted, cluster, dtype, mesh, links, eager=eager)
             return Wiring(terms, held, tabulate(terms))
 
         @cache

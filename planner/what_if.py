@@ -64,9 +64,10 @@ class WhatIf:
         target: str | None = None,
         pinned: Pins | None = None,
         precision: Precision = AUTO,
+        eager: bool = False,
     ) -> None:
         """nodes, gpus: most that may be used; target: the cluster's by default; pinned: of the layout;
-        precision: of weights and KV cache.
+        precision: of weights and KV cache; eager: as in `artifact.Plan`.
 
         BadInput and UsageError say what about the question makes no sense.
         """
@@ -74,12 +75,12 @@ class WhatIf:
         self.spec, self.cluster, self.workload = spec, cluster, workload
         self.target = _target(cluster, target)
         self.dtype = "float32" if self.target == "cpu" else spec.dtype
-        self.precision = check_precision(cluster, precision)
+        self.precision, self.eager = check_precision(cluster, precision), eager
         self.pinned = dict(pinned or {})
         devices = devices_asked(cluster, nodes=nodes, gpus=gpus)
         self.degrees = check_pins(spec, cluster, devices, self.pinned)
         self.promise = Promise(workload.ttft_s, workload.tbt_s, devices)
-        pricer = Pricer(spec, cluster, self.dtype, workload, precision)
+        pricer = Pricer(spec, cluster, self.dtype, workload, precision, eager=eager)
         self.search = Search(pricer, self.pinned)
         self.search.layouts(devices)
 

@@ -18,6 +18,7 @@ import torch
 from ..artifact import Batch, Exchange, Segments
 from .growth import Growth
 from .sequences import Part, Sequence
+from .transfer import to_device
 
 MAX_CACHED_TABLES = 8
 
@@ -58,7 +59,7 @@ class Batches:
             [part.cached for part in decodes],
             [self._slot(part) for part in decodes],
         ]
-        rows = torch.tensor(ints, dtype=torch.int64, device=self.device)
+        rows = to_device(torch.tensor(ints, dtype=torch.int64), self.device)
         if chunks:
             rows = torch.cat([rows, *(self._chunk_rows(part) for part in chunks)], dim=1)
         last, wanted = self._wanted([*decodes, *chunks])
@@ -66,7 +67,7 @@ class Batches:
             ids=rows[0],
             pos=rows[1],
             slots=rows[2],
-            last=torch.tensor(last, dtype=torch.int64, device=self.device),
+            last=to_device(torch.tensor(last, dtype=torch.int64), self.device),
             num_decode=len(decodes),
             decode=self._segments(decodes) if decodes else None,
             prefill=self._segments(chunks) if chunks else None,
@@ -119,7 +120,7 @@ class Batches:
         ]
         kv_len = [piece.kv_len for _, piece in cut]
         past = [piece.past for _, piece in cut]
-        ints = torch.tensor([kv_len, past], dtype=torch.int32, device=self.device)
+        ints = to_device(torch.tensor([kv_len, past], dtype=torch.int32), self.device)
         rows = [piece.rows for _, piece in cut]
         return Segments(
             rows=self._offsets(rows),
@@ -134,7 +135,7 @@ class Batches:
         if max(rows) == 1 and len(rows) < self._arange.shape[0]:
             return self._arange[: len(rows) + 1]
         offsets = list(itertools.accumulate(rows, initial=0))
-        return torch.tensor(offsets, dtype=torch.int32, device=self.device)
+        return to_device(torch.tensor(offsets, dtype=torch.int32), self.device)
 
     def _table(self, sequences: Seq[Sequence]) -> torch.Tensor:
         """Page table int32 [S, P]: the same tensor as long as the same sequences are together."""
@@ -177,7 +178,7 @@ class Batches:
     def _exchange_with(self, peer: int, sent: list[int], received: list[int]) -> Exchange:
         """One tensor serves both ways where both are the same, as they always are without helix."""
         lists = (sent,) if sent == received else (sent, received)
-        rows = [torch.tensor(rows, dtype=torch.int64, device=self.device) for rows in lists]
+        rows = [to_device(torch.tensor(rows, dtype=torch.int64), self.device) for rows in lists]
         return Exchange(peer, rows[0], rows[-1])
 
 

@@ -14,6 +14,7 @@ from .growth import Growth
 from .pages import PagePool
 from .protocol import Admission, Step
 from .request import Logits, Sampling
+from .transfer import to_device
 
 
 @dataclass(eq=False)
@@ -93,12 +94,13 @@ class Sequences:
         if held:
             for start, count in self._pool.reserve(new.id, -(-held // self.page_size)):
                 page_list.extend(range(start, start + count))
+        prompt = torch.frombuffer(new.prompt, dtype=torch.int32)
         self._all[new.id] = Sequence(
             new.id,
             new.home,
             shard,
-            torch.frombuffer(new.prompt, dtype=torch.int32).to(self.device, torch.int64),
-            torch.tensor([page_list], dtype=torch.int32, device=self.device),
+            to_device(prompt.long(), self.device),
+            to_device(torch.tensor([page_list], dtype=torch.int32), self.device),
             page_list,
             new.sampling,
             new.logits,

@@ -24,12 +24,14 @@ from ..errors import RuntimeFault
 from . import cores
 from .batch import Batches, Wanted
 from .comm import connect
+from .graphs import Graphs, cuda_capture
 from .growth import Growth
 from .loader import ArtifactModules
 from .protocol import Done, Step
 from .sampling import sample
 from .sequences import Sequences
 from .settings import Settings
+from .transfer import to_host
 from .weights import Checkpoint, load_weights
 
 
@@ -99,7 +101,9 @@ class Stage:
             self.comm = connect(layout, settings.rank, backend)
         self._max_sends = layout.spp + 1
         self._sends: deque[Any] = deque()
-        self._receiving = torch.cuda.Stream() if self.device.type == "cuda" else None
+        cuda = self.device.type == "cuda"
+        self._step = Graphs(self._run, cuda_capture()) if cuda and not plan.eager else self._run
+        self._receiving = torch.cuda.Stream() if cuda else None  # type: ignore[no-untyped-call]
 
     @property
     def ahead(self) -> int:
@@ -126,17 +130,23 @@ class Stage:
     def launch(self, prepared: Prepared) -> Launched | None:
         """Run the program; what will be there to finish, if it is this rank that tells the engine."""
         started_s = time.perf_counter()
-        arrived = ()
+        arrived: tuple[torch.Tensor, ...] = ()
         if prepared.arriving is not None:
             rows, work = prepared.arriving
             work.wait()
             arrived = (rows,)
-        result = self.program.step(self.weights, self.kv, prepared.batch, self.comm, *arrived)
+        result = self._step(prepared.batch, *arrived)
         if not self.last:
             self._sends.append(self.program.send(result, self.comm))
             if len(self._sends) > self._max_sends:
                 self._sends.popleft().wait()
         return self._results(prepared, result, started_s) if self.answers else None
+
+    def _run(self, batch: Batch, *arrived: torch.Tensor) -> torch.Tensor | None:
+        result: torch.Tensor | None = self.program.step(
+            self.weights, self.kv, batch, self.comm, *arrived
+        )
+        return result
 
     def _results(
         self, prepared: Prepared, logits_RV: torch.Tensor | None, started_s: float
@@ -148,9 +158,9 @@ class Stage:
             logits_RV = None
         if self.device.type == "cpu":
             return Launched(prepared.number, wanted, started_s, greedy, logits_RV, None)
-        greedy = _to_host(greedy)
-        logits_RV = None if logits_RV is None else _to_host(logits_RV)
-        ready = torch.cuda.Event()
+        greedy = to_host(greedy)
+        logits_RV = None if logits_RV is None else to_host(logits_RV)
+        ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ready.record()
         return Launched(prepared.number, wanted, started_s, greedy, logits_RV, ready)
 
@@ -173,12 +183,6 @@ class Stage:
                 sent.append((want.sequence.id, rows.contiguous().numpy().tobytes()))
         busy_s = time.perf_counter() - launched.started_s
         return Done(launched.number, self.group, tokens, sent, busy_s)
-
-
-def _to_host(values: torch.Tensor) -> torch.Tensor:
-    """On its way; an event says when it is there."""
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    return host.copy_(values, non_blocking=True)
 
 
 def _device(target: str, settings: Settings) -> torch.device:
