@@ -94,9 +94,13 @@ def tell(outcome: Outcome) -> Iterator[str]:
         f"rank {outcome.rank} of {layout.gpus} ({layout}): stage {outcome.stage}, KVP group "
         f"{outcome.group}, tp rank {outcome.tp_rank}"
     )
-    yield f"alone on {outcome.device}, weights {outcome.weights}; {format_count(outcome.prompt)} tokens of prompt"
+    prompt = f"{format_count(outcome.prompt)} tokens of prompt"
+    yield f"alone on {outcome.device}, weights {outcome.weights}; {prompt}"
     yield ""
-    yield f"  {'':<8}{'rows':>8}{'after':>9}{'measured':>12}{'predicted':>12}{'error':>8}{'messages':>12}"
+    columns = (
+        f"{'rows':>8}{'after':>9}{'measured':>12}{'predicted':>12}{'error':>8}{'messages':>12}"
+    )
+    yield f"  {'':<8}{columns}"
     for one in outcome.micro_batches:
         yield _line(one)
     yield ""

@@ -1,11 +1,11 @@
 """A rank by itself: what stands in for the other ranks, and for weights where there are none.
 
-Peers. `LonePeers` is a process group in which nobody else is: a backend of torch.distributed like any other, so
-a rank's emitted program runs as it stands, with the world's size and its own number in it. What peers would
-send is random numbers, N(0, 1): as rows from the stage before they are what a norm expects; as partial results
-of KVP peers they have small log-sum-exps, of keys that hardly weigh. A sum over ranks stays this rank's part, and
-of what is gathered every piece is its own. torch's "fake" backend leaves in what is received whatever
-memory held, infinities too; of these numbers every one is finite.
+Peers. `LonePeers` is a process group in which nobody else is. To torch.distributed it is a backend like any
+other, so a rank's emitted program runs as it stands, with the world's size and its own number in it. What
+peers would send is random numbers, N(0, 1). As rows from the stage before they are what a norm expects; as
+partial results of KVP peers they have small log-sum-exps, of keys that hardly weigh. A sum over ranks stays
+this rank's part, and of what is gathered every piece is its own. (torch's "fake" backend leaves in a tensor
+that is received whatever its memory held, infinities too.)
 
 Weights. Each product keeps the variance of its rows: N(0, 1/columns), of the columns that this rank holds,
 as no other part is added to its own.
@@ -14,7 +14,7 @@ as no other part is added to its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -22,12 +22,13 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from ..artifact import Layout, Plan
 from ..errors import BadInput
 from ..units import format_bytes
 from .comm import Comm, connect
-from .worker import Settings, Surroundings
+from .surroundings import Surroundings
 
 BACKEND = "mnemoc_alone"
 
@@ -48,6 +49,10 @@ class Supply:
             fill_normal(numbers, 1.0, torch.Generator(tensor.device).manual_seed(count))
             self._numbers[tensor.dtype] = numbers
         tensor.view(-1).copy_(numbers[:count])
+
+    def fill_all(self, tensors: Iterable[torch.Tensor]) -> None:
+        for tensor in tensors:
+            self.fill(tensor)
 
 
 class Arrived(dist.Work):
@@ -72,16 +77,19 @@ class LonePeers(dist.ProcessGroup):
     """A process group of `size` ranks, of which only this one is there."""
 
     def __init__(self, rank: int, size: int, supply: Supply) -> None:
-        super().__init__(rank, size)
+        super().__init__(rank, size)  # type: ignore[call-arg]  # it needs no store
         self.supply = supply
 
     def getBackendName(self) -> str:  # noqa: N802 (torch's name)
         return BACKEND
 
-    def allreduce(self, tensors: list[torch.Tensor], *_: Any) -> dist.Work:
+    # torch's stubs know the overloads of C++ too; from Python, only these forms are called
+    def allreduce(  # type: ignore[override]
+        self, tensors: list[torch.Tensor], *_: Any
+    ) -> dist.Work:
         return Arrived(tensors)
 
-    def allgather(
+    def allgather(  # type: ignore[override]
         self, pieces: list[list[torch.Tensor]], mine: list[torch.Tensor], *_: Any
     ) -> dist.Work:
         for received, own in zip(pieces, mine, strict=True):
@@ -141,7 +149,7 @@ class Alone(Surroundings):
         if layout.gpus > 1:
             dist.init_process_group(
                 BACKEND,
-                store=dist.HashStore(),
+                store=HashStore(),
                 rank=self.settings.rank,
                 world_size=layout.gpus,
                 pg_options=self.supply,
@@ -215,9 +223,7 @@ def random_weights(program: Any, device: torch.device, seed: int) -> SimpleNames
     return weights
 
 
-def fill_normal(
-    tensor: torch.Tensor, deviation: float, generator: torch.Generator
-) -> torch.Tensor:
+def fill_normal(tensor: torch.Tensor, deviation: float, generator: torch.Generator) -> torch.Tensor:
     """N(0, deviation²) in place; types of 8 bits by way of float32, one slice after the other."""
     if tensor.dtype.itemsize > 1:
         return tensor.normal_(0.0, deviation, generator=generator)

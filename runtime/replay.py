@@ -3,7 +3,7 @@
     with Replay.open(directory, Asked(rank=5)) as replay:
         outcome = replay.run()
 
-The rank runs as a worker does (`worker.Worker`: verified artifact, emitted program, replicated state of
+The rank runs as a worker does (`stage.Stage`: verified artifact, emitted program, replicated state of
 requests), among the stand-ins of `alone`. What is cached before a micro-batch is random and costs no time to
 come by: so a prompt of millions of tokens is sampled at a few of its chunks (`walk`), each of which runs
 several times.
@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -33,10 +33,11 @@ from ..artifact import Layout, Memory, Plan
 from ..units import format_count
 from .alone import Alone, Supply, fill_normal, weight_bytes
 from .loader import ArtifactModules
-from .protocol import Admission, Done, Step
+from .protocol import Admission, Step
 from .request import Sampling
+from .settings import Settings
+from .stage import Launched, Stage
 from .walk import Asked, MicroBatch, Walk
-from .worker import Settings, Worker
 
 REPEATS = 3
 """Measured runs of each micro-batch, after one that warms up; the median counts."""
@@ -70,8 +71,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes on the device. step: what micro-batches took beside, at most; None on a CPU, where none is counted.
+    """Bytes on the device.
 
+    step_bytes: what micro-batches took beside, at most; None on a CPU, where nobody counts
     planned: of the plan's fullest rank, with `planned_pages` KV pages
     """
 
@@ -104,11 +106,11 @@ class Outcome:
 class Replay:
     """A rank, and the micro-batches that it is asked to run. Made by `Replay.open`; a context manager."""
 
-    def __init__(self, asked: Asked, plan: Plan, walk: Walk, worker: Worker, peers: Supply) -> None:
+    def __init__(self, asked: Asked, plan: Plan, walk: Walk, stage: Stage, peers: Supply) -> None:
         self.asked = asked
         self.plan = plan
         self.walk = walk
-        self.worker = worker
+        self.stage = stage
         self._peers = peers
         self._before_bytes = 0  # on a GPU, before any micro-batch
 
@@ -135,7 +137,7 @@ class Replay:
         progress(f"loading rank {asked.rank} of {plan.gpus}")
         try:
             with torch.inference_mode():
-                replay = cls(asked, plan, walk, Worker(settings, alone), alone.supply)
+                replay = cls(asked, plan, walk, Stage(settings, alone), alone.supply)
                 replay._prepare(int(manifest.model["vocab"]))
                 return replay
         except BaseException:
@@ -155,7 +157,7 @@ class Replay:
             self.plan.layout,
             self.asked.rank,
             *self.plan.layout.coordinates(self.asked.rank),
-            _name(self.worker.device),
+            _name(self.stage.device),
             str(self.asked.weights or f"random, seed {self.asked.seed}"),
             self.walk.prompt,
             tuple(found),
@@ -166,29 +168,32 @@ class Replay:
 
     def measure(self, batch: MicroBatch) -> Measured:
         """The median of several runs of one micro-batch, after one that is not counted."""
-        device, peers = self.worker.device, self._peers
+        device, peers = self.stage.device, self._peers
         peers.given.clear()
         self.execute(batch)
         given = [
             torch.empty(shape, dtype=dtype, device=device) for shape, dtype in list(peers.given)
         ]
         whole_s = statistics.median(_seconds(device, lambda: self.execute(batch)))
-        copies_s = _seconds(device, lambda: [peers.fill(one) for one in given]) if given else [0.0]
-        supplied_s = statistics.median(copies_s)
+        supplied_s = 0.0
+        if given:
+            supplied_s = statistics.median(_seconds(device, lambda: peers.fill_all(given)))
         measured_s = whole_s - supplied_s
         predicted_s, messages_s = self.walk.predict(batch)
         error = predicted_s / measured_s - 1
         return Measured(batch, measured_s, predicted_s, error, supplied_s, messages_s)
 
-    def execute(self, batch: MicroBatch) -> Done | None:
-        """Run a micro-batch, whatever ran before it; what the rank would tell the engine."""
+    def execute(self, batch: MicroBatch) -> Launched | None:
+        """Run a micro-batch, whatever ran before it: as far as without waiting for the device."""
         ids = range(batch.rows if batch.kind == "decode" else 1)
         for id in ids:
-            self.worker.sequences.set_length(id, batch.cached)
+            self.stage.sequences.set_length(id, batch.cached)
         decodes = [(id, 0) for id in ids] if batch.kind == "decode" else []
         chunks = [(0, batch.rows)] if batch.kind == "prefill" else []
         with torch.inference_mode():
-            return self.worker.execute(Step(0, (), decodes, chunks))
+            prepared = self.stage.prepare(Step(0, (), decodes, chunks))
+            assert prepared is not None, "the walk has only what concerns this rank"
+            return self.stage.launch(prepared)
 
     def close(self) -> None:
         """Leave the world that the rank is alone in."""
@@ -207,9 +212,9 @@ class Replay:
 
     def _prepare(self, vocab: int) -> None:
         """Random keys and values in all pages, and the requests with random prompts."""
-        worker, walk = self.worker, self.walk
-        generator = torch.Generator(worker.device).manual_seed(self.asked.seed)
-        for pair in worker.kv:
+        stage, walk = self.stage, self.walk
+        generator = torch.Generator(stage.device).manual_seed(self.asked.seed)
+        for pair in stage.kv:
             for cache in pair:
                 fill_normal(cache, 1.0, generator)
         ids = torch.randint(vocab, (walk.prompt,), dtype=torch.int32)
@@ -218,18 +223,18 @@ class Replay:
             Admission(id, walk.home, walk.prompt + 1, Sampling(), "none", prompt)
             for id in range(max(1, self.asked.decodes))
         ]
-        worker.sequences.apply(Step(0, new))
-        if worker.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(worker.device)
-            self._before_bytes = torch.cuda.memory_allocated(worker.device)
+        stage.sequences.apply(Step(0, new))
+        if stage.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(stage.device)
+            self._before_bytes = torch.cuda.memory_allocated(stage.device)
 
     def _held(self) -> Held:
-        worker, step_bytes = self.worker, None
-        if worker.device.type == "cuda":
-            step_bytes = torch.cuda.max_memory_allocated(worker.device) - self._before_bytes
+        stage, step_bytes = self.stage, None
+        if stage.device.type == "cuda":
+            step_bytes = torch.cuda.max_memory_allocated(stage.device) - self._before_bytes
         return Held(
-            weight_bytes(worker.weights),
-            sum(cache.nbytes for pair in worker.kv for cache in pair),
+            weight_bytes(stage.weights),
+            sum(cache.nbytes for pair in stage.kv for cache in pair),
             self.walk.pages,
             step_bytes,
             self.plan.memory,
@@ -251,7 +256,8 @@ def _seconds(device: torch.device, run: Callable[[], object]) -> list[float]:
             marks.append(time.perf_counter())
         return [end - start for start, end in itertools.pairwise(marks)]
     torch.cuda.synchronize(device)
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(REPEATS + 1)]
+    kind: Any = torch.cuda.Event  # untyped
+    events = [kind(enable_timing=True) for _ in range(REPEATS + 1)]
     events[0].record()
     for event in events[1:]:
         run()

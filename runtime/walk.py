@@ -1,7 +1,7 @@
-"""What a replay runs: micro-batches of the plan as one rank sees them, and what cost.py says of each. No torch.
+"""What a replay runs: micro-batches as one rank sees them, and what cost.py says of each. No torch.
 
-A chunk of one prompt after what is cached of it, or a decode of several requests behind their prompts. Without
-more said, up to `steps` of the plan's own chunks, evenly along the prompt, its first and last among them.
+Each is a chunk of one prompt after what is cached of it, or a decode of several requests behind their
+prompts. Without more said, they are some of the plan's own chunks, evenly along the prompt, and a decode.
 Requests are at home where this rank sees most of them: on its own KVP group, unless they spread to all.
 """
 
@@ -47,7 +47,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """kind: "prefill", `rows` of a prompt after `cached` tokens, or "decode", of `rows` requests behind `cached`."""
+    """kind: "prefill": `rows` of a prompt after `cached` tokens; "decode": one of each of `rows` requests."""
 
     kind: str
     rows: int
@@ -80,7 +80,7 @@ class Walk:
             )
         stage, group, _ = plan.layout.coordinates(asked.rank)
         prompt = _prompt(plan, manifest.workload.context, asked)
-        home = 0 if growth.seen_by(prompt) == growth.kvp else group
+        home = 0 if growth.shards(prompt) == growth.kvp else group
         shard = growth.shard(home, group)
         chunks = [
             MicroBatch("prefill", rows, cached)
@@ -135,7 +135,9 @@ def _prompt(plan: Plan, context: int, asked: Asked) -> int:
     )
     for option, value, limit, what in limits:
         if value > limit:
-            raise UsageError(f"there are at most {format_count(limit)} {what}", where=option, got=value)
+            raise UsageError(
+                f"there are at most {format_count(limit)} {what}", where=option, got=value
+            )
     return prompt
 
 
