@@ -38,6 +38,7 @@ from .options import (
     warn_if_disturbed,
     weights_option,
 )
+from .replaying import replay
 from .units import format_bytes
 
 
@@ -417,3 +418,4 @@ def init_model(model: str, directory: Path, seed: int, max_shard_size: int, as_j
 
 cli.add_command(show)
 cli.add_command(export)
+cli.add_command(replay)

@@ -38,9 +38,9 @@ class Comm:
 
 
 def connect(layout: Layout, rank: int, backend: str) -> Comm:
-    """Join the world (torchrun's environment) and make this rank's groups."""
+    """Join the world (torchrun's environment), if that is not done, and make this rank's groups."""
     stage, group, tp_rank = layout.coordinates(rank)
-    if layout.gpus > 1:
+    if layout.gpus > 1 and not dist.is_initialized():
         _join(layout, rank, backend)
     tp_ranks, groups = range(layout.tp), range(layout.kvp)
     stage_ranks = [layout.rank(stage, g, t) for g in groups for t in tp_ranks]

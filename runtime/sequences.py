@@ -78,6 +78,10 @@ class Sequences:
         chunks = [self._advance(id, rows, -1) for id, rows in step.chunks]
         return list(filter(self._concerns, decodes)), list(filter(self._concerns, chunks))
 
+    def set_length(self, id: int, tokens: int) -> None:
+        """As if so many tokens of a request were cached, and no more."""
+        self._all[id].length = tokens
+
     def _concerns(self, part: Part) -> bool:
         return part.sequence.shard < self.growth.seen_by(part.cached + part.rows)
 

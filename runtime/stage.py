@@ -21,9 +21,7 @@ import torch
 from .. import artifact
 from ..artifact import Batch
 from ..errors import RuntimeFault
-from . import cores
 from .batch import Batches, Wanted
-from .comm import connect
 from .graphs import Graphs, cuda_capture
 from .growth import Growth
 from .loader import ArtifactModules
@@ -31,8 +29,8 @@ from .protocol import Done, Step
 from .sampling import sample
 from .sequences import Sequences
 from .settings import Settings
+from .surroundings import Surroundings
 from .transfer import to_host
-from .weights import Checkpoint, load_weights
 
 
 @dataclass(frozen=True)
@@ -66,39 +64,30 @@ class Stage:
     answers: whether this rank tells the engine of its stage's micro-batches
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, surroundings: Surroundings | None = None) -> None:
         manifest, contents = artifact.load(settings.artifact)
         plan, layout = manifest.plan, manifest.plan.layout
         if settings.world != layout.gpus:
             raise RuntimeFault(
                 f"{settings.world} workers run, the plan ({layout}) is for {plan.gpus}"
             )
+        given = surroundings or Surroundings(settings)
         stage, self.group, tp_rank = layout.coordinates(settings.rank)
         self.first, self.last = stage == 0, stage == layout.spp - 1
         self.answers = self.last and tp_rank == 0
         self.device = _device(plan.target, settings)
-        if self.device.type == "cpu":
-            cores.settle(settings.local_rank, settings.world, settings.threads)
+        given.settle(self.device)
         role = plan.stages[stage].role
         wanted = ("kernels/", f"schedule/{role}.py", "schedule/__init__", "schedule/collectives")
         self.program = ArtifactModules(settings.artifact, contents, wanted).load(f"schedule.{role}")
-        self.weights = load_weights(
-            Checkpoint.open(settings.weights),
-            self.program.PARAMETERS,
-            self.program.FIRST_LAYER,
-            self.program.NUM_LAYERS,
-            {axis: layout.along(axis, settings.rank) for axis in ("tp", "tp_kvp")},
-            self.device,
-        )
-        layers = range(self.program.NUM_LAYERS)
-        self.kv = [_caches(self.program, self.device) for _ in layers]
+        self.weights = given.weights(self.program, layout, self.device)
+        layers, pages = range(self.program.NUM_LAYERS), given.num_pages(plan)
+        self.kv = [_caches(self.program, pages, self.device) for _ in layers]
         growth = Growth.of(plan)
-        self.sequences = Sequences(growth, self.group, plan.num_pages, plan.page_size, self.device)
+        self.sequences = Sequences(growth, self.group, pages, plan.page_size, self.device)
         peers = [layout.rank(stage, group, tp_rank) for group in range(layout.kvp)]
         self.batches = Batches(growth, plan.page_size, peers, self.device)
-        backend = "nccl" if self.device.type == "cuda" else "gloo"
-        with cores.giving_way():
-            self.comm = connect(layout, settings.rank, backend)
+        self.comm = given.connect(layout, self.device)
         self._max_sends = layout.spp + 1
         self._sends: deque[Any] = deque()
         cuda = self.device.type == "cuda"
@@ -197,9 +186,11 @@ def _device(target: str, settings: Settings) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _caches(program: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _caches(program: Any, pages: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """K and V pages of a layer. On a CPU the memory is only taken as it is written."""
     make = torch.empty if device.type == "cpu" else torch.zeros
     dtype = getattr(torch, program.KV_DTYPE)
-    key, value = (make(program.KV_SHAPE, dtype=dtype, device=device) for _ in range(2))
+    heads, _, page_size, dim = program.KV_SHAPE
+    shape = (heads, pages, page_size, dim)
+    key, value = (make(shape, dtype=dtype, device=device) for _ in range(2))
     return key, value
