@@ -12,10 +12,11 @@ from mnemoc.ir.sizes import SYMBOLS
 from mnemoc.runtime.loader import ArtifactModules
 
 
-@pytest.fixture(scope="module")
-def planned():
+@pytest.fixture(scope="module", params=[False, True], ids=["captured", "eager"])
+def planned(request):
     workload = Workload(context=1_000_000, ttft_s=60.0, tbt_s=0.05)
-    return pipeline.plan("llama-3-8b", "dgx-h100", workload, pinned={"tp": 8, "spp": 3, "kvp": 2})
+    pinned = {"tp": 8, "spp": 3, "kvp": 2}
+    return pipeline.plan("llama-3-8b", "dgx-h100", workload, pinned=pinned, eager=request.param)
 
 
 def text_of(planned):
@@ -74,4 +75,4 @@ def test_every_stage_costs_what_its_formulas_say(planned, cost, values):
 def test_the_text_is_pure_python_and_golden(planned, golden):
     text = text_of(planned)
     assert "import" not in text.replace("import math", "")
-    golden("cost.py", text)
+    golden("cost_eager.py" if planned.plan.eager else "cost.py", text)

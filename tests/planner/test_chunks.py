@@ -139,7 +139,7 @@ def test_samples_bound_the_sum_over_a_bucket_from_above_and_closely(
     joining = last - first
     dearest = seconds(each).max() * len(starts)
     off = 0 if spread.ring is None else intensity * size.sum() / 2  # of KV, half a chunk of each
-    closely = exact * 1.1 + off if joining < 2 else dearest * 1.1
+    closely = (exact + off if joining < 2 else dearest) * 1.1
     assert exact * (1 - 1e-9) <= summed <= closely
     assert (weights >= 0).all()
     assert (weights * samples.size[:, b, c]).sum() == pytest.approx(size.sum())

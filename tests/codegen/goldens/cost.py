@@ -21,12 +21,6 @@ STAGES = (
 )
 
 
-def paced(parts, host_s):
-    """The parts, with what the host needs longer to launch a block's kernels than they run."""
-    waits = max(0.0, host_s - sum(parts))
-    return *parts[:3], parts[3] + waits, *parts[4:]
-
-
 def step_parts_s(T, R, QK, KV, KD, X):
     """What every micro-batch costs a stage beside its ops."""
     return (
@@ -40,46 +34,46 @@ def step_parts_s(T, R, QK, KV, KD, X):
 
 def embed_parts_s(T, R, QK, KV, KD, X):
     """The embedding, on the first stage."""
-    return paced((
+    return (
         0,  # linear
         0,  # attention
         3.98222222222222e-8*T + 1.5e-5,  # communication
         1.50000000000000e-6,  # launch
         7.11899020182928e-9*T,  # other
-    ), 6e-06)
+    )
 
 
 def rotation_parts_s(T, R, QK, KV, KD, X):
     """The rotations of the rows' positions, on every stage."""
-    return paced((
+    return (
         0,  # linear
         0,  # attention
         0,  # communication
         1.50000000000000e-6,  # launch
         2.25944513241652e-10*T,  # other
-    ), 6e-06)
+    )
 
 
 def layer_parts_s(T, R, QK, KV, KD, X):
     """One layer."""
-    return paced((
+    return (
         max(6.05605706200006e-9*T, 4.00443198852897e-9*T + 1.8224614916683e-6) + max(9.08408559300009e-9*T, 4.22690043233614e-9*T + 2.73369223750244e-6) + max(2.11961997170002e-8*T, 5.1167742075648e-9*T + 6.37861522083904e-6) + max(4.23923994340004e-8*T, 6.67405331421495e-9*T + 1.27572304416781e-5),  # linear
         3.58730365639054e-9*X + max(3.15728586626246e-12*KD, 1.63013963196305e-10*KD + 2.47510439686143e-5*min(1, KD)) + max(1.20011937738431e-11*KV + 3.15728586626246e-12*QK, 1.63013963196305e-10*KV + 6.52055852785219e-10*T),  # attention
         7.96444444444444e-8*T + 5.16e-8*X + 1.2e-5*min(1, X) + 3.0e-5,  # communication
         1.65000000000000e-5,  # launch
         3.80421038910252e-8*T + 3.55949510091464e-9,  # other
-    ), 6.6e-05)
+    )
 
 
 def head_parts_s(T, R, QK, KV, KD, X):
     """The head, on the last stage; skipped where no row wants logits."""
-    return paced((
+    return (
         max(1.89630286753877e-7*R, 1.74915813943384e-8*R + 5.70658254578635e-5),  # linear
         0,  # attention
         1.24693333333333e-6*R + 7.5e-6,  # communication
         6.00000000000000e-6,  # launch
         5.60342392839297e-8*R + 3.55949510091464e-9,  # other
-    ), 2.4e-05)
+    )
 
 
 def hop_parts_s(T, R, QK, KV, KD, X):
