@@ -180,4 +180,4 @@ def test_a_rank_holds_what_the_plan_says(
     needed = max(peak for _, peak in found)
     promised = said.activation_bytes + said.workspace_bytes + said.communication_bytes
     error = promised / needed - 1
-    assert 0 <= error < 0.12, f"{promised} said of {said.step}, {needed} needed: {error:+.1%}"
+    assert 0 <= error < 0.15, f"{promised} said of {said.step}, {needed} needed: {error:+.1%}"
