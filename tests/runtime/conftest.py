@@ -129,7 +129,7 @@ def compile_plan(model: Path, plan: Plan, workload: Workload, directory: Path) -
     layout = plan.layout
     sharded = fuse(shard(source, tp=layout.tp, kvp=layout.kvp, ffn=layout.ffn))
     counts, roles = [s.num_layers for s in plan.stages], [s.role for s in plan.stages]
-    planned = lower(split_stages(sharded, counts, roles), "cpu")
+    planned = lower(split_stages(sharded, counts, roles), plan.target)
     seconds = sympy.Float(1e-6) * (sizes.T + sizes.QK / 1000 + sizes.KD / 1000)
     names = ("step", "embed", "rotation", "layer", "head", "hop")
     formulas = {name: {"linear": seconds, "launch": sympy.Float(0)} for name in names}
