@@ -166,7 +166,8 @@ def _files(
 
     parts = {block: formula.parts for block, formula in planned.formulas.items()}
     host_s = {block: formula.host_s for block, formula in planned.formulas.items()}
-    job = Emission(planned.spec, planned.plan, source, module, parts, host_s)
+    workload, speeds = planned.workload, planned.cluster.kernels
+    job = Emission(planned.spec, planned.plan, source, module, parts, host_s, workload, speeds)
     return emit_files(job, progress)
 
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import sympy
 
-from ..artifact import Plan
+from ..artifact import Plan, Workload
 from ..ir.graph import Module
 from ..ir.model import ModelSpec
 from ..ir.text import print_module
+from ..speeds import KernelSpeeds
 from .aot import compile_kernels
 from .cost import render_cost
 from .kernels import KernelSpec, render_kernels
+from .providers import provide
 from .schedule import render_schedule
 
 
@@ -22,6 +24,7 @@ class Emission:
     """What codegen is given. `source` is the module before planning, `planned` the lowered one.
 
     formulas, host_s: what prices each block (see `cost.render_cost`)
+    workload, speeds: what the plan is for, and measured speeds of kernels, for the choice of `providers`
     """
 
     spec: ModelSpec
@@ -30,16 +33,21 @@ class Emission:
     planned: Module
     formulas: Mapping[str, Mapping[str, sympy.Expr]]
     host_s: Mapping[str, float]
+    workload: Workload
+    speeds: KernelSpeeds
 
 
 def emit(job: Emission, progress: Callable[[str], None] = lambda message: None) -> dict[str, bytes]:
     """Every file of the artifact but its manifest, by relative path."""
     kernels_of = kernel_spec(job.spec, job.plan)
     kernels = render_kernels(kernels_of)
+    provided = provide(kernels_of, job.plan, job.workload, job.speeds)
+    kernels |= {path: text for path, text in provided.items() if path in kernels}
     texts = {
         "ir/model.mir": print_module(job.source),
         "ir/planned.mir": print_module(job.planned),
         **kernels,
+        **provided,
         **render_schedule(job.planned, job.plan),
         "cost.py": render_cost(job.formulas, job.host_s, job.plan),
     }

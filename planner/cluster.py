@@ -7,6 +7,8 @@ and an efficiency that grows with size is given by points, [size, share], as mea
 
     attention_decode = { points = [[67e6, 0.43], [537e6, 0.82]], unit = "B", source = "published: ..." }
 
+How fast kernels were measured to be, ours and others', may be added (see `speeds`).
+
 Values are turned into base units (FLOP/s, B/s, B, s) when read. Unknown keys, missing keys, wrong
 units and impossible numbers are BadInput: what is unknown is an error, never an invented number.
 
@@ -22,12 +24,14 @@ import math
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import BadInput
+from ..speeds import KernelSpeeds
 from .curves import Curve, read_curve
+from .speeds import TABLE, read_speeds
 
 CALIBRATED = "measured by mnemoc calibrate on this machine"
 """The source of a figure that was measured on the machine itself."""
@@ -115,6 +119,7 @@ class Cluster:
 
     origin: the file it was read from, for errors and notes
     numbers: every single figure by its dotted key; curves: every efficiency that grows, by its name
+    kernels: measured speeds of kernels, by op and provider, where anybody measured them
     """
 
     name: str
@@ -123,6 +128,7 @@ class Cluster:
     origin: str
     numbers: Mapping[str, Quantity]
     curves: Mapping[str, Curve]
+    kernels: KernelSpeeds = field(default_factory=dict)
 
     def __getitem__(self, key: str) -> float:
         """A figure in base units; BadInput if the file does not know it."""
@@ -161,7 +167,12 @@ class Cluster:
         numbers = {key: dataclasses.asdict(q) for key, q in self.numbers.items()}
         curves = {name: dataclasses.asdict(curve) for name, curve in self.curves.items()}
         texts = {key: getattr(self, key) for key in TEXTS}
-        return texts | {"numbers": numbers, "curves": curves}
+        kernels = {
+            op: {name: dataclasses.asdict(speeds) for name, speeds in table.items()}
+            for op, table in self.kernels.items()
+        }
+        more = {"kernels": kernels} if kernels else {}
+        return texts | {"numbers": numbers, "curves": curves} | more
 
     @property
     def usable_bytes(self) -> int:
@@ -206,7 +217,7 @@ def write_cluster(
     name: str,
     device: str,
     target: str,
-    figures: Mapping[str, tuple[float | Sequence[tuple[float, float]], str, str]],
+    figures: Mapping[str, tuple[float | Sequence[tuple[float, ...]], str, str]],
 ) -> Cluster:
     """Write a cluster file from dotted key → (value or points, unit, source), and read it back.
 
@@ -279,7 +290,8 @@ def _parse(text: str, where: str) -> Cluster:
         raise BadInput("no peak speed is given", where=where, do="add [peak] with a dtype")
     if numbers["memory.reserve"].value >= numbers["memory.capacity"].value:
         raise BadInput("memory.reserve leaves nothing of memory.capacity", where=where)
-    return Cluster(**texts, origin=where, numbers=numbers, curves=curves)
+    kernels = read_speeds(tree.get(TABLE), where)
+    return Cluster(**texts, origin=where, numbers=numbers, curves=curves, kernels=kernels)
 
 
 def _tables(text: str, where: str) -> dict[str, Any]:
@@ -305,6 +317,8 @@ def _refuse_unknown_keys(tree: Mapping[str, Any], where: str) -> None:
     def walk(node: Mapping[str, Any], prefix: str) -> None:
         for name, value in node.items():
             key = f"{prefix}{name}"
+            if key == TABLE:
+                continue  # read_speeds knows
             if key in tables and isinstance(value, dict):
                 walk(value, f"{key}.")
             elif key not in known:

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from ..errors import BadInput
+from ..errors import BadInput, RuntimeFault
 
 
 class ArtifactModules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
@@ -51,13 +51,19 @@ class ArtifactModules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader)
                 self._folders.add(module)
 
     def load(self, name: str) -> ModuleType:
-        """Import a module of the artifact by its dotted name ("schedule.stage_0", "cost")."""
+        """Import a module of the artifact by its dotted name ("schedule.stage_0", "cost").
+
+        BadInput: there is none; RuntimeFault: it needs a package that is not installed.
+        """
         if self not in sys.meta_path:
             sys.meta_path.append(self)
         if f"{self.package}.{name}" not in self._sources:
             path = self.directory / f"{name.replace('.', '/')}.py"
             raise BadInput("the plan has no such file", where=path, do="make the plan again")
-        return importlib.import_module(f"{self.package}.{name}")
+        try:
+            return importlib.import_module(f"{self.package}.{name}")
+        except ImportError as error:
+            raise RuntimeFault(f"what the plan needs is missing: {error}") from error
 
     def find_spec(
         self, fullname: str, path: object = None, target: object = None

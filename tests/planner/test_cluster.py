@@ -107,6 +107,71 @@ def test_a_wrong_file_is_refused_in_one_sentence(
     assert "\n" not in str(caught.value).replace(str(tmp_path), "")
 
 
+KERNELS = """
+[kernels.attention_prefill]
+triton = { points = [[128, 8192, 300], [128, 131072, 400]], unit = "TFLOP/s", source = "measured" }
+[kernels.attention_decode]
+anybodys = { points = [[1, 131072, 2.5]], unit = "TB/s", source = "measured" }
+"""
+
+
+def test_measured_speeds_of_kernels_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(SHIPPED.read_text() + KERNELS)
+    cluster = load_cluster(str(path))
+    prefill = cluster.kernels["attention_prefill"]["triton"]
+    assert prefill.points == ((128, 8192, 300e12), (128, 131072, 400e12))
+    assert prefill.unit == "FLOP/s"
+    assert cluster.kernels["attention_decode"]["anybodys"].points == ((1, 131072, 2.5e12),)
+    assert cluster.describe()["kernels"]["attention_prefill"]["triton"]["source"] == "measured"
+    assert load_cluster("dgx-h100").kernels == {}
+
+
+def test_measured_speeds_of_kernels_are_written(tmp_path: Path) -> None:
+    key, points = "kernels.attention_decode.triton", [(1, 4096, 0.5), (1, 131072, 2.5)]
+    figures = {key: (points, "TB/s", "measured")}
+    path = tmp_path / "mine.toml"
+    written = write_cluster(path, name="dgx-h100", device="d", target="cuda:sm_90", figures=figures)
+    assert written.kernels["attention_decode"]["triton"].points[1] == (1, 131072, 2.5e12)
+    assert load_cluster(str(path)) == written
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("kernels.attention_prefill", "kernels.attention", "unknown key 'kernels.attention'"),
+        (
+            "triton = {",
+            "triton = 7 # {",
+            "kernels.attention_prefill.triton must be a table of speeds",
+        ),
+        (
+            'unit = "TB/s"',
+            'unit = "TFLOP/s"',
+            "anybodys has a wrong unit (got 'TFLOP/s'); write it in",
+        ),
+        ('source = "measured"', 'source = " "', "has no source"),
+        ("[[1, 131072, 2.5]]", "[]", "anybodys has no points"),
+        ("[[1, 131072, 2.5]]", "[[1, 2.5]]", "is not three positive numbers (got [1, 2.5])"),
+        ("[[1, 131072, 2.5]]", "[[1, 131072, -2.5]]", "is not three positive numbers"),
+        (
+            "[128, 131072, 400]",
+            "[128, 8192, 400]",
+            "points of kernels.attention_prefill.triton do not",
+        ),
+    ],
+)
+def test_wrong_speeds_of_kernels_are_refused(
+    old: str, new: str, complaint: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.toml"
+    assert old in KERNELS
+    path.write_text(SHIPPED.read_text() + KERNELS.replace(old, new, 1))
+    with pytest.raises(BadInput) as caught:
+        load_cluster(str(path))
+    assert complaint in str(caught.value)
+
+
 def test_an_unknown_name_lists_those_that_are_known() -> None:
     with pytest.raises(BadInput, match=r"unknown cluster 'dgx-9'.*dgx-h100"):
         load_cluster("dgx-9")

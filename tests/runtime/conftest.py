@@ -129,11 +129,12 @@ def compile_plan(model: Path, plan: Plan, workload: Workload, directory: Path) -
     layout = plan.layout
     sharded = fuse(shard(source, tp=layout.tp, kvp=layout.kvp, ffn=layout.ffn))
     counts, roles = [s.num_layers for s in plan.stages], [s.role for s in plan.stages]
-    planned = lower(split_stages(sharded, counts, roles), "cpu")
+    planned = lower(split_stages(sharded, counts, roles), plan.target)
     seconds = sympy.Float(1e-6) * (sizes.T + sizes.QK / 1000 + sizes.KD / 1000)
     names = ("step", "embed", "rotation", "layer", "head", "hop")
     formulas = {name: {"linear": seconds, "launch": sympy.Float(0)} for name in names}
-    files = emit(Emission(spec, plan, source, planned, formulas, dict.fromkeys(names, 0.0)))
+    none_s = dict.fromkeys(names, 0.0)
+    files = emit(Emission(spec, plan, source, planned, formulas, none_s, workload, {}))
     manifest = Manifest(to_json(spec), {}, workload, plan)
     artifact.write(directory, manifest, files)
     return directory

@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 
 import pytest
-from mnemoc.errors import BadInput
+from mnemoc.errors import BadInput, RuntimeFault
 from mnemoc.runtime.loader import ArtifactModules
 
 FILES = {
@@ -33,6 +33,12 @@ def test_only_what_was_asked_for_can_be_imported(tmp_path: Path) -> None:
         modules.load("cost")
     with pytest.raises(BadInput, match=r"stage_1\.py"):
         modules.load("schedule.stage_1")
+
+
+def test_a_package_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    files = {**FILES, "kernels/twice.py": b"from flash_of_nobody import twice\n"}
+    with pytest.raises(RuntimeFault, match=r"the plan needs is missing: .*flash_of_nobody"):
+        ArtifactModules(tmp_path, files, WANTED).load("schedule.stage_0")
 
 
 def test_the_files_on_disk_are_not_read_again(tmp_path: Path) -> None:
