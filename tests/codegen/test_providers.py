@@ -7,7 +7,6 @@ that its documentation gives, its own checks, and attention in float64.
 from __future__ import annotations
 
 import ast
-import dataclasses
 import importlib
 import importlib.util
 import json
@@ -36,23 +35,22 @@ PREFILL, DECODE = OPS
 WRITTEN = ("flash_attn", "flash_attn_3")
 
 
-def spec(**changes: Any) -> KernelSpec:
-    small = KernelSpec(
-        target="cuda:sm_90",
-        dtype="bfloat16",
+def spec(target: str = "cuda:sm_90", dtype: str = "bfloat16", page_size: int = 256) -> KernelSpec:
+    return KernelSpec(
+        target=target,
+        dtype=dtype,
         hidden=256,
         num_heads=8,
         num_kv_heads=2,
         merged_heads=8,
         head_dim=32,
         ffn=512,
-        page_size=256,
+        page_size=page_size,
         norm_eps=1e-5,
         qk_norm=False,
         inv_freq=(1.0,) * 16,
         attention_factor=1.0,
     )
-    return dataclasses.replace(small, **changes)
 
 
 def plan(*, kvp: int = 1, kv_cache: str = "auto", chunks: tuple[ChunkRule, ...] = ()) -> Any:
