@@ -38,17 +38,17 @@ class Supply:
 
     def __init__(self) -> None:
         self.given: list[tuple[torch.Size, torch.dtype]] = []
-        self._numbers: dict[torch.dtype, torch.Tensor] = {}
+        self._numbers: dict[torch.dtype, list[torch.Tensor]] = {}  # a captured graph reads its own
 
     def fill(self, tensor: torch.Tensor) -> None:
         """Write numbers into a contiguous tensor that is to be received."""
         self.given.append((tensor.shape, tensor.dtype))
-        numbers, count = self._numbers.get(tensor.dtype), tensor.numel()
-        if numbers is None or numbers.shape[0] < count:
-            numbers = torch.empty(count, dtype=tensor.dtype, device=tensor.device)
-            fill_normal(numbers, 1.0, torch.Generator(tensor.device).manual_seed(count))
-            self._numbers[tensor.dtype] = numbers
-        tensor.view(-1).copy_(numbers[:count])
+        ever, count = self._numbers.setdefault(tensor.dtype, []), tensor.numel()
+        if not ever or ever[-1].shape[0] < count:
+            more = torch.empty(count, dtype=tensor.dtype, device=tensor.device)
+            generator = torch.Generator(tensor.device).manual_seed(count)
+            ever.append(fill_normal(more, 1.0, generator))
+        tensor.view(-1).copy_(ever[-1][:count])
 
     def fill_all(self, tensors: Iterable[torch.Tensor]) -> None:
         for tensor in tensors:
