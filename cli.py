@@ -143,8 +143,6 @@ def plan(
         raise UsageError("--nodes and --gpus exclude each other", do="give one of them")
     workload = Workload(context, ttft, tbt, output_tokens, concurrency, objective)
     precision = Precision(quantization or "auto", kv_cache_dtype)
-    if out is not None or {*emit} - {"plan"}:
-        pipeline.refuse_to_emit(precision)
     with console.progress_bar() as progress:
         measure_if_local(cluster, calibrate and not precision.fp8, progress)
         progress("planning")

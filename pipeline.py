@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import artifact
-from .artifact import AUTO, Manifest, Plan, Precision, Workload
+from .artifact import AUTO, FP8, Manifest, Plan, Precision, Workload
 from .codec import from_json, to_json
-from .errors import UsageError
 
 if TYPE_CHECKING:
     from .codegen import Export
@@ -96,28 +95,19 @@ def predict(model: str, cluster: str, asked: Configuration) -> tuple[ModelSpec, 
     return spec, machine, forecast(spec, machine, asked)
 
 
-def refuse_to_emit(precision: Precision) -> None:
-    """UsageError if no kernels and programs of this precision can be written."""
-    if precision.fp8:
-        raise UsageError(
-            "kernels and programs for fp8 are not emitted yet",
-            do="leave -o and --emit out to see the plan, or plan without fp8",
-        )
-
-
 def apply(planned: Planned) -> tuple[Module, Module]:
     """The model's module before planning, and the same sharded, fused, staged and lowered."""
-    refuse_to_emit(planned.plan.precision)
     from .ir.build import build
-    from .ir.passes import fuse, lower, shard, split_stages
+    from .ir.passes import fuse, lower, quantize, shard, split_stages
     from .ir.verify import verify
 
-    layout, stages = planned.plan.layout, planned.plan.stages
-    source = verify(build(planned.spec, planned.plan.dtype))
+    layout, stages, precision = planned.plan.layout, planned.plan.stages, planned.plan.precision
+    source = verify(build(planned.spec, planned.plan.dtype, precision.kv_cache))
     sharded = verify(shard(source, tp=layout.tp, kvp=layout.kvp, ffn=layout.ffn))
     fused = verify(fuse(sharded))
+    typed = verify(quantize(fused)) if precision.weights == FP8 else fused
     counts, roles = [s.num_layers for s in stages], [s.role for s in stages]
-    return source, verify(lower(verify(split_stages(fused, counts, roles)), planned.plan.target))
+    return source, verify(lower(verify(split_stages(typed, counts, roles)), planned.plan.target))
 
 
 def emit(planned: Planned, out: Path, progress: Progress = _silent) -> Manifest:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import sympy
 
-from ..artifact import Plan, Workload
+from ..artifact import FP8, Plan, Workload
 from ..ir.graph import Module
 from ..ir.model import ModelSpec
 from ..ir.text import print_module
 from ..speeds import KernelSpeeds
 from .aot import compile_kernels
 from .cost import render_cost
-from .kernels import KernelSpec, render_kernels
+from .kernels import FLOAT8, KernelSpec, render_kernels
 from .providers import provide
 from .schedule import render_schedule
 
@@ -77,4 +77,7 @@ def kernel_spec(spec: ModelSpec, plan: Plan) -> KernelSpec:
         qk_norm=spec.qk_norm,
         inv_freq=spec.rope.inv_freq(spec.head_dim),
         attention_factor=spec.rope.attention_factor,
+        kv_dtype=FLOAT8 if plan.precision.kv_cache == FP8 else plan.dtype,
+        fp8=plan.precision.weights == FP8,
+        peers=max(1, plan.layout.kvp - 1),
     )

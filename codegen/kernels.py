@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 
 from ..errors import BadInput
 from ..ir.ops.attention import SPLIT_ROWS
+from ..ir.types import DTYPE_NAMES, E4M3, ITEMSIZE, TORCH_NAMES
+from .rowwise import LOAD_BYTES, head_tile, row_block, row_tile
 from .templating import render
 
 BLOCK_BYTES = 16 * 1024
@@ -61,6 +63,8 @@ DECODE_TILES: Mapping[str, Mapping[int, Tile]] = {
 SINGLE_TILES = {"prefill": Tile(32, 32, 8, 2), "decode": Tile(16, 32, 4, 2)}
 """For float32, on every architecture: its products are three of TF32, which need the registers."""
 
+FLOAT8 = TORCH_NAMES[E4M3]
+
 _COMMON = (
     *("__init__.py", "attention_decode.py", "attention_prefill.py", "merge.py"),
     *("rms_norm.py", "rope_append.py"),
@@ -74,7 +78,7 @@ _FILES = {
         )
     },
     "cuda": {
-        **{name: f"triton/{name}" for name in (*_COMMON, "splits.py", "swiglu.py")},
+        **{name: f"triton/{name}" for name in (*_COMMON, "rows.py", "splits.py", "swiglu.py")},
         "rotary.py": "torch/rotary.py",  # once a step, for all layers: not worth a kernel of its own
     },
 }
@@ -105,6 +109,8 @@ class KernelSpec:
     merged_heads: those whose partial results it merges, of its own or of its KVP peers'
     target: "cpu" or "cuda:sm_90"; dtype: "float32", "bfloat16" or "float16", of activations and KV
     inv_freq: rotary frequencies [head_dim / 2], exact float32 values; attention_factor: scales cos and sin
+    kv_dtype: of the cache: dtype, unless it says "float8_e4m3fn"; fp8: products are of 8-bit floats
+    peers: of a KVP group, whose partial results it merges
     """
 
     target: str
@@ -120,8 +126,15 @@ class KernelSpec:
     qk_norm: bool
     inv_freq: tuple[float, ...]
     attention_factor: float
+    kv_dtype: str = ""
+    fp8: bool = False
+    peers: int = 1
 
     def __post_init__(self) -> None:
+        if not self.kv_dtype:
+            object.__setattr__(self, "kv_dtype", self.dtype)
+        assert self.kv_dtype in (self.dtype, FLOAT8)
+        assert self.target != "cpu" or not (self.fp8 or self.kv_dtype == FLOAT8), "no fp8 on CPUs"
         assert self.num_heads % self.num_kv_heads == 0, "query heads come in groups"
         assert len(self.inv_freq) * 2 == self.head_dim, "one frequency for each pair"
         assert self.dtype == "float32" or self.target != "cpu", "the CPU kernels are float32"
@@ -143,6 +156,8 @@ def render_kernels(spec: KernelSpec) -> dict[str, str]:
     files = _FILES[spec.target.partition(":")[0]]
     if values.get("compiled"):
         files = {**files, **_COMPILED}
+    if spec.fp8:
+        files = {**files, "quantize.py": "triton/quantize.py"}
     return {f"kernels/{name}": render(f"{file}.j2", **values) for name, file in files.items()}
 
 
@@ -173,9 +188,10 @@ def _triton(spec: KernelSpec) -> dict[str, object]:
     if arch not in PREFILL_TILES:
         known = ", ".join(f"cuda:{name}" for name in PREFILL_TILES)
         raise BadInput("no kernels for this target", got=spec.target, do=f"use {known} or cpu")
+    if arch == "sm_80" and (spec.fp8 or spec.kv_dtype == FLOAT8):
+        raise BadInput("sm_80 has no 8-bit floats", where=spec.target, do="leave fp8 out")
     tiles = {"prefill": PREFILL_TILES[arch], "decode": DECODE_TILES[arch]}
     prefill, decode = (_tile(name, by_head_dim, spec) for name, by_head_dim in tiles.items())
-    row = _power_of_two(spec.hidden)
     programs = 2 * NUM_SMS[arch]
     # Keys are split where fewer programs run than fill the device, so that fewer than twice as many do.
     assert 2 * programs * max(prefill.block_m, decode.block_m) <= SPLIT_ROWS
@@ -184,13 +200,29 @@ def _triton(spec: KernelSpec) -> dict[str, object]:
         "num_sms": NUM_SMS[arch],
         "programs": programs,
         "shortest_split": SHORTEST_SPLIT,
-        "rms": {"block": row, "warps": min(16, max(1, row // 1024))},
-        "swiglu": {"block": min(2048, _power_of_two(spec.ffn)), "warps": 4},
+        **_rowwise(spec),
         "prefill": {**vars(prefill), "tile_rows": prefill.block_m // spec.group},
         "decode": vars(decode),
         "scale_log2": spec.head_dim**-0.5 * math.log2(math.e),
         "ln2": math.log(2),
         "precision": ', input_precision="tf32x3"' if spec.dtype == "float32" else "",
+    }
+
+
+def _rowwise(spec: KernelSpec) -> dict[str, object]:
+    """How rows are cut, by the module that goes over them."""
+    itemsize = ITEMSIZE[DTYPE_NAMES[spec.dtype]]
+    attention = spec.merged_heads * spec.head_dim
+    return {
+        "vector": LOAD_BYTES // itemsize,
+        "fp8_kv": spec.kv_dtype == FLOAT8,
+        "rms": row_tile(spec.hidden, itemsize),
+        "swiglu": row_block(spec.ffn, itemsize),
+        "swiglu_row": row_tile(spec.ffn, itemsize),
+        "quantize": row_tile(attention, itemsize),
+        "columns": attention,
+        "rope": head_tile(spec.head_dim // 2, itemsize),
+        "merge": head_tile(spec.head_dim, itemsize),
     }
 
 

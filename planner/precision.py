@@ -51,5 +51,3 @@ def precision_notes(cluster: Cluster, precision: Precision) -> Iterator[str]:
             "fp8 KV cache: a byte per element, unpacked for attention in 16 bits; that this costs nothing "
             "beside the reading is assumed."
         )
-    if precision.fp8:
-        yield "A prediction: kernels and programs for fp8 are not emitted yet."

@@ -225,8 +225,6 @@ def _notes(plan: Plan) -> list[Text]:
 
 
 def _next(plan: Plan, out: Path | None) -> Text:
-    if plan.precision.fp8:
-        return Text("plan without fp8 to write kernels and programs with -o DIR", style="cyan")
     if out is None:
         return Text("add -o DIR to write the plan with its kernels and programs", style="cyan")
     text = Text()

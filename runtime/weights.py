@@ -2,10 +2,15 @@
 
 A role's PARAMETERS say which tensors it wants and how they are cut; `Checkpoint` knows, from the
 files' headers alone and without torch, what is there.
+
+A weight that is wanted as e4m3 (NAME, and NAME_scale with a scale for each of its rows) is read as such
+where the checkpoint has it so, and is otherwise quantised: by the largest value of its whole row, however it
+is cut.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +31,9 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 FLOATS = ("F64", "F32", "F16", "BF16")
+E4M3 = "F8_E4M3"
+LARGEST = 448.0  # of e4m3
+SCALE = "_scale"  # what a weight's name is followed by in that of its scales
 
 
 @dataclass(frozen=True)
@@ -57,17 +65,25 @@ class Checkpoint:
             tensors |= dict(_header(file))
         return cls(directory, tensors)
 
-    def find(self, name: str) -> Stored:
+    def find(self, name: str, dtypes: Sequence[str] = FLOATS) -> Stored:
+        """The tensor of that name; missing, or of another type than these: BadInput."""
         stored = self.tensors.get(name)
         if stored is None:
             raise BadInput(f"the tensor {name} is missing", where=self.directory, do=_OTHER)
-        if stored.dtype not in FLOATS:
+        if stored.dtype not in dtypes:
             raise BadInput(
                 f"the tensor {name} is {stored.dtype}",
                 where=stored.file,
-                do=f"mnemoc reads {', '.join(FLOATS)}",
+                do="plan with --quantization fp8 for such weights"
+                if stored.dtype == E4M3
+                else f"mnemoc reads {', '.join(dtypes)}",
             )
         return stored
+
+    def quantises(self, name: str) -> bool:
+        """Whether the scales of that name are those of a weight that is not stored as e4m3."""
+        weight = self.tensors.get(name.removesuffix(SCALE))
+        return name.endswith(SCALE) and weight is not None and weight.dtype in FLOATS
 
 
 _OTHER = "these are not the weights of the planned model"
@@ -104,12 +120,17 @@ def numpy_weights(directory: Path) -> dict[str, npt.NDArray[np.float32]]:
     checkpoint = Checkpoint.open(directory)
     weights = {}
     for name in checkpoint.tensors:
-        stored = checkpoint.find(name)
-        dtype = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}[stored.dtype]
+        stored = checkpoint.find(name, (*FLOATS, E4M3))
+        dtypes = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", E4M3: "u1"}
         count = math.prod(stored.shape)
-        raw = np.fromfile(stored.file, dtype, count, offset=stored.start)
+        raw = np.fromfile(stored.file, dtypes[stored.dtype], count, offset=stored.start)
         if stored.dtype == "BF16":  # the upper half of a float32
             raw = (raw.astype("<u4") << 16).view("<f4")
+        if (
+            stored.dtype == E4M3
+        ):  # the upper byte of a float16, but for the sign's place and the exponent's bias
+            bits = (raw.astype("<u2") & 0x80) << 8 | (raw.astype("<u2") & 0x7F) << 7
+            raw = bits.view("<f2").astype("<f4") * 256
         weights[name] = raw.astype(np.float32).reshape(stored.shape)
     return weights
 
@@ -129,6 +150,7 @@ class _Reader:
         self.along = along
         self.device = device
         self._open: dict[Path, Any] = {}
+        self._scales: dict[tuple[str, int], torch.Tensor] = {}
 
     def read(self, parameter: Mapping[str, Any], layer: int | None) -> torch.Tensor:
         """One parameter of this rank: its piece of each source, one below the other."""
@@ -136,27 +158,53 @@ class _Reader:
 
         shape, dim, axis = tuple(parameter["shape"]), parameter["dim"], parameter["axis"]
         ranks, rank = self.along[axis] if axis else (1, 0)
-        names = (source.format(layer=layer) for source in parameter["sources"])
+        names = [source.format(layer=layer) for source in parameter["sources"]]
+        dtype = getattr(torch, parameter["dtype"])
         sources = [
-            _Source(name, self.checkpoint.find(name), ranks // copies, rank // copies)
+            _Source(name, self._stored(name, dtype), ranks // copies, rank // copies)
             for name, copies in zip(names, parameter["copies"], strict=True)
         ]
         _check(shape, dim, sources)
-        out = torch.empty(shape, dtype=getattr(torch, parameter["dtype"]), device=self.device)
+        out = torch.empty(shape, dtype=dtype, device=self.device)
         row = 0
         for source in sources:
-            piece = self._piece(source, dim)
+            piece = self._piece(source, dim, dtype)
             out[row : row + piece.shape[0]].copy_(piece)
             row += piece.shape[0]
         return out
 
-    def _piece(self, source: _Source, dim: int | None) -> torch.Tensor:
+    def _stored(self, name: str, dtype: torch.dtype) -> Stored:
+        """Where a source lies; of scales that are made here, as they would."""
+        import torch
+
+        if self.checkpoint.quantises(name):
+            weight = self.checkpoint.find(name.removesuffix(SCALE))
+            return dataclasses.replace(weight, shape=(*weight.shape[:1], 1))
+        return self.checkpoint.find(
+            name, (*FLOATS, E4M3) if dtype == torch.float8_e4m3fn else FLOATS
+        )
+
+    def _piece(self, source: _Source, dim: int | None, dtype: torch.dtype) -> torch.Tensor:
+        import torch
+
+        if self.checkpoint.quantises(source.name):
+            return self._row_scales(source.name.removesuffix(SCALE), source.cut(dim, 0))
         tensor = self._file(source.stored.file).get_slice(source.name)
-        if dim is None:
-            return cast("torch.Tensor", tensor[:])
-        size = source.stored.shape[dim] // source.pieces
-        cut = slice(source.piece * size, (source.piece + 1) * size)
-        return cast("torch.Tensor", tensor[(slice(None),) * dim + (cut,)])
+        cut = tuple(source.cut(dim, axis) for axis in range(len(source.stored.shape)))
+        piece = cast("torch.Tensor", tensor[cut])
+        if dtype == torch.float8_e4m3fn and source.stored.dtype != E4M3:
+            return piece.to(self.device, torch.float32) / self._row_scales(source.name, cut[0])
+        return piece
+
+    def _row_scales(self, name: str, rows: slice) -> torch.Tensor:
+        """Of a weight's rows, each by the largest of its values in all columns: float32 [rows, 1]."""
+        import torch
+
+        if (name, rows.start) not in self._scales:
+            tensor = self._file(self.checkpoint.tensors[name].file).get_slice(name)
+            most = tensor[rows].to(self.device, torch.float32).abs().amax(1, keepdim=True)
+            self._scales[name, rows.start] = torch.where(most > 0, most, 1) / LARGEST
+        return self._scales[name, rows.start]
 
     def _file(self, file: Path) -> Any:
         from safetensors import SafetensorError, safe_open
@@ -178,6 +226,14 @@ class _Source:
     stored: Stored
     pieces: int
     piece: int
+
+    def cut(self, dim: int | None, axis: int) -> slice:
+        """What is wanted along an axis, where the source is cut along `dim`."""
+        size = self.stored.shape[axis]
+        if axis != dim:
+            return slice(0, size)
+        size //= self.pieces
+        return slice(self.piece * size, (self.piece + 1) * size)
 
 
 def _check(shape: tuple[int, ...], dim: int | None, sources: Sequence[_Source]) -> None:

@@ -7,15 +7,31 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from mnemoc.artifact import Batch, Layout, Memory, Optimality, Plan, Prediction, Segments, Stage
+import torch
+from mnemoc.artifact import (
+    AUTO,
+    Batch,
+    Layout,
+    Memory,
+    Optimality,
+    Plan,
+    Precision,
+    Prediction,
+    Segments,
+    Stage,
+)
 from mnemoc.codegen.emit import kernel_spec
 from mnemoc.codegen.kernels import render_kernels
 from mnemoc.codegen.schedule import render_schedule
+from mnemoc.errors import BadInput
 from mnemoc.ir.build import build
 from mnemoc.ir.interpret import Chunk, Interpreter
 from mnemoc.ir.model import load_model
-from mnemoc.ir.passes import fuse, lower, shard, split_stages
+from mnemoc.ir.ops.e4m3 import scaled
+from mnemoc.ir.passes import fuse, lower, quantize, shard, split_stages
 from mnemoc.runtime.loader import ArtifactModules
+from mnemoc.runtime.weights import Checkpoint, load_weights
+from safetensors.torch import save_file
 
 QWEN = dataclasses.replace(
     load_model("qwen3-8b"),
@@ -29,7 +45,7 @@ QWEN = dataclasses.replace(
 )
 
 
-def make_plan(layout, layers, dtype="float32", target="cpu"):
+def make_plan(layout, layers, dtype="float32", target="cpu", precision=AUTO):
     ends = np.cumsum([0, *layers])
     stages = tuple(Stage(f"stage_{i}", int(ends[i]), count) for i, count in enumerate(layers))
     return Plan(
@@ -47,16 +63,18 @@ def make_plan(layout, layers, dtype="float32", target="cpu"):
         optimality=Optimality("gpus", 1.0, 1.0, 0.0),
         binding="",
         alternatives=(),
+        precision=precision,
     )
 
 
 def schedule(spec, layout, layers, **plan):
     plan = make_plan(layout, layers, **plan)
-    sharded = shard(build(spec, plan.dtype), tp=layout.tp, kvp=layout.kvp, ffn=layout.ffn)
+    source = build(spec, plan.dtype, plan.precision.kv_cache)
+    module = fuse(shard(source, tp=layout.tp, kvp=layout.kvp, ffn=layout.ffn))
+    if plan.precision.weights == "fp8":
+        module = quantize(module)
     names = [stage.role for stage in plan.stages]
-    return plan, render_schedule(
-        lower(split_stages(fuse(sharded), layers, names), plan.target), plan
-    )
+    return plan, render_schedule(lower(split_stages(module, layers, names), plan.target), plan)
 
 
 def test_golden_text_of_both_stages_of_a_3d_layout(golden):
@@ -70,6 +88,27 @@ def test_golden_text_of_a_layer_with_helix(golden):
     program = files["schedule/stage_0.py"]
     golden("helix.py", program[program.index("# What a rank loads") : program.index("\ndef head")])
     golden("helix_collectives.py", files["schedule/collectives.py"])
+
+
+def test_golden_text_of_a_layer_with_fp8(golden):
+    given = {"target": "cuda:sm_90", "precision": Precision("fp8", "fp8")}
+    biased = dataclasses.replace(QWEN, qkv_bias=True)
+    _, files = schedule(biased, Layout(2, 1, 1), [3], dtype="bfloat16", **given)
+    program = files["schedule/stage_0.py"]
+    golden("fp8.py", program[program.index("DTYPE = ") : program.index("\ndef head")])
+
+
+@pytest.mark.parametrize(
+    ("spec", "dtype", "says"),
+    [
+        (QWEN, "float16", "bf16 alone .*f16"),
+        (dataclasses.replace(QWEN, ffn=80), "bfloat16", "64 × 40"),
+    ],
+)
+def test_products_of_fp8_that_no_library_has_are_refused(spec, dtype, says):
+    given = {"target": "cuda:sm_90", "precision": Precision(weights="fp8")}
+    with pytest.raises(BadInput, match=says):
+        schedule(spec, Layout(2, 1, 1), [3], dtype=dtype, **given)
 
 
 def test_golden_text_of_a_single_rank(golden):
@@ -99,31 +138,78 @@ def test_programs_import_torch_and_their_own_kernels_and_nothing_else(layout):
     [QWEN, dataclasses.replace(QWEN, qk_norm=False, qkv_bias=True, tied_embeddings=True)],
     ids=["qk_norm", "qkv_bias_tied"],
 )
-def test_the_emitted_program_computes_what_the_interpreter_does(spec):
-    torch = pytest.importorskip("torch")
+def test_the_emitted_program_computes_what_the_interpreter_does(spec, tmp_path):
     plan, files = schedule(spec, Layout(1, 1, 1), [3])
-    files |= render_kernels(kernel_spec(spec, plan))
-    contents = {path: text.encode() for path, text in files.items()}
-    program = ArtifactModules(Path("plan"), contents, ("",)).load("schedule.stage_0")
-    rng = np.random.default_rng(0)
+    weights = random_weights(spec)
+    ids = np.random.default_rng(1).integers(0, spec.vocab, 60)
+    program = load(spec, plan, files)
+    got = steps(program, loaded(program, weights, tmp_path), plan, ids)
+    chunk = Chunk(0, 0, tuple(map(int, ids)))
+    expected = Interpreter(build(spec, "float32"), weights).run([chunk], range(60))
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
+
+
+def test_the_emitted_fp8_program_is_as_near_as_the_interpreter(tmp_path, as_on_gpu):
+    """GPU kernels under Triton's interpreter, weights quantised as they are loaded from bfloat16.
+
+    What bfloat16 rounds otherwise may be a step of e4m3 otherwise: so the two are not the same, but both as
+    far from what is not quantised, and nearer to one another than if they erred independently (√2 times as far).
+    """
+    spec = dataclasses.replace(QWEN, num_layers=2)
+    given = {"dtype": "bfloat16", "target": "cuda:sm_90", "precision": Precision("fp8")}
+    plan, files = schedule(spec, Layout(1, 1, 1), [2], **given)
     weights = {
+        name: torch.from_numpy(array).bfloat16().float().numpy()
+        for name, array in random_weights(spec).items()
+    }
+    program = load(spec, plan, files)
+    ids = np.random.default_rng(1).integers(0, spec.vocab, 60)
+    got = steps(program, loaded(program, weights, tmp_path), plan, ids)
+    kept = dict(weights)
+    for name in [name for name in weights if name.endswith("_proj.weight")]:
+        kept[name], kept[f"{name}_scale"] = scaled(weights[name])
+    chunk, source = Chunk(0, 0, tuple(map(int, ids))), build(spec, "float32")
+    plain = Interpreter(source, weights).run([chunk], range(60))
+    quantised = quantize(fuse(shard(source, tp=1, kvp=1)))
+    expected = Interpreter(quantised, kept).run([chunk], range(60))
+    off = np.linalg.norm(expected - plain)
+    assert np.linalg.norm(got - plain) == pytest.approx(off, rel=0.1)
+    assert np.linalg.norm(got - expected) < 0.7 * off
+
+
+def random_weights(spec):
+    rng = np.random.default_rng(0)
+    return {
         name: (rng.normal(size=shape) * 0.1 + (len(shape) == 1)).astype(np.float32)
         for name, shape in spec.tensors().items()
     }
 
-    def tensor(parameter, layer=None):
-        pieces = [weights[source.format(layer=layer)] for source in parameter["sources"]]
-        return torch.from_numpy(np.concatenate(pieces))
 
-    w = SimpleNamespace(layers=[SimpleNamespace() for _ in range(3)])
-    for parameter in program.PARAMETERS:
-        if not parameter["per_layer"]:
-            setattr(w, parameter["name"], tensor(parameter))
-            continue
-        for layer in range(3):
-            setattr(w.layers[layer], parameter["name"], tensor(parameter, layer))
-    kv = [(torch.empty(program.KV_SHAPE), torch.empty(program.KV_SHAPE)) for _ in range(3)]
-    ids = rng.integers(0, spec.vocab, 60)
+def load(spec, plan, files):
+    """The program of a plan of one rank, with its kernels."""
+    files = files | render_kernels(kernel_spec(spec, plan))
+    contents = {path: text.encode() for path, text in files.items()}
+    return ArtifactModules(Path("plan"), contents, ("",)).load("schedule.stage_0")
+
+
+def loaded(program, weights, folder):
+    """The weights as the runtime loads them, from a file in the type of the program."""
+    dtype = getattr(torch, program.DTYPE)
+    tensors = {name: torch.from_numpy(array).to(dtype) for name, array in weights.items()}
+    save_file(tensors, folder / "model.safetensors")
+    checkpoint, along = Checkpoint.open(folder), {"tp": (1, 0), "tp_kvp": (1, 0)}
+    given = program.PARAMETERS, program.FIRST_LAYER, program.NUM_LAYERS
+    return load_weights(checkpoint, *given, along, torch.device("cpu"))
+
+
+@torch.inference_mode()
+def steps(program, w, plan, ids):
+    """The logits of 60 tokens: two chunks, and then decodes."""
+    dtype = getattr(torch, program.KV_DTYPE)
+    kv = [
+        tuple(torch.zeros(program.KV_SHAPE, dtype=dtype) for _ in "kv")
+        for _ in range(program.NUM_LAYERS)
+    ]
 
     def table(*values):
         return torch.tensor(values, dtype=torch.int32)
@@ -144,8 +230,5 @@ def test_the_emitted_program_computes_what_the_interpreter_does(spec):
         )
         return program.step(w, kv, batch, SimpleNamespace(tp=None, tp_rank=0))
 
-    with torch.inference_mode():
-        steps = [step(0, 17), step(17, 38), *(step(n, 1, decode=True) for n in range(55, 60))]
-    chunk = Chunk(0, 0, tuple(map(int, ids)))
-    expected = Interpreter(build(spec, "float32"), weights).run([chunk], range(60))
-    np.testing.assert_allclose(torch.cat(steps).numpy(), expected, rtol=0, atol=1e-4)
+    logits = [step(0, 17), step(17, 38), *(step(n, 1, decode=True) for n in range(55, 60))]
+    return torch.cat(logits).float().numpy()

@@ -27,6 +27,7 @@ def make_spec(
     qk_norm: bool = False,
     sizes: tuple[int, int] = (96, 160),
     attention_factor: float = 1.0,
+    **more: Any,
 ) -> KernelSpec:
     freq = torch.arange(head_dim // 2, dtype=torch.float32) * (-2 / head_dim)
     return KernelSpec(
@@ -43,6 +44,7 @@ def make_spec(
         qk_norm=qk_norm,
         inv_freq=tuple(torch.pow(10000.0, freq).tolist()),
         attention_factor=attention_factor,
+        **more,
     )
 
 

@@ -14,6 +14,7 @@ from mnemoc.codegen.kernels import DECODE_TILES, NUM_SMS, PREFILL_TILES, render_
 from mnemoc.errors import BadInput
 
 ROOT = Path(__file__).parents[2]
+FP8 = {"fp8": True, "kv_dtype": "float8_e4m3fn"}
 
 
 def specs(spec: Any) -> list[Any]:
@@ -22,6 +23,8 @@ def specs(spec: Any) -> list[Any]:
         spec("cpu", heads=(2, 2), head_dim=32, qk_norm=True, attention_factor=1.5),
         spec("cuda:sm_90", heads=(32, 8), head_dim=128, page_size=64, dtype="bfloat16"),
         spec("cuda:sm_80", heads=(7, 1), qk_norm=True),
+        spec("cuda:sm_90", dtype="bfloat16", sizes=(3584, 18944), peers=3, **FP8),
+        spec("cuda:sm_100", dtype="bfloat16", qk_norm=True, **FP8),
     ]
 
 

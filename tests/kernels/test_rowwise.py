@@ -86,36 +86,49 @@ def _rotated(x: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
     return x * cos + torch.cat((-b, a), dim=2) * sin
 
 
+@pytest.mark.parametrize("peers", [1, 3])
 def test_merge_weighs_by_log_sum_exp_and_stands_what_saw_nothing(
-    target: str, spec: Any, load: Any, monkeypatch: pytest.MonkeyPatch
+    target: str, peers: int, spec: Any, load: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = load(spec(target), "merge")
-    check_merge(module)
+    module = load(spec(target, peers=peers), "merge")
+    check_merge(module, peers)
     if target == "cpu":
         assert module.COMPILED is not None
         monkeypatch.setattr(module, "COMPILED", None)  # as where there is no compiler
-        check_merge(module)
+        check_merge(module, peers)
 
 
 @torch.inference_mode()
-def check_merge(module: ModuleType) -> None:
-    out, lse = torch.randn(6, 8, 64), torch.randn(6, 8) * 3
-    other_out, other_lse = torch.randn(6, 8, 64), torch.randn(6, 8) * 3
+def check_merge(module: ModuleType, peers: int) -> None:
+    """A group's share of the heads, 8 of 24, each peer with parts of some rows, out of order."""
+    whole, lses = torch.randn(6, 24, 64), torch.randn(6, 24) * 3
+    out, lse = whole[:, 8:16], lses[:, 8:16]
     out[1:3], lse[1:3] = 0, -torch.inf
-    other_out[2:4], other_lse[2:4] = 0, -torch.inf
-    rows = torch.tensor([5, 1, 2, 3])
-    before = out.clone(), lse.clone()
-    packed = module.pack(other_out, other_lse, rows)
-    assert torch.equal(packed, torch.cat((other_out, other_lse[..., None]), dim=2)[rows])
-    module.merge(out, lse, packed, rows)
+    before = whole.clone(), lses.clone()
+    parts = [(out.double(), lse.double())]
+    table, received = torch.full((6, peers), -1, dtype=torch.int32), []
+    for peer in range(peers):
+        other_out, other_lse = torch.randn(6, 8, 64), torch.randn(6, 8) * 3
+        other_out[2:4], other_lse[2:4] = 0, -torch.inf
+        rows = torch.tensor([[5, 1, 2, 3], [3, 1], [2, 5, 3]][peer])
+        packed = module.pack(other_out, other_lse, rows)
+        assert torch.equal(packed[..., :64], other_out[rows])
+        assert torch.equal(packed[..., 64], other_lse[rows])
+        first = sum(map(len, received))
+        table[rows, peer] = torch.arange(first, first + len(rows), dtype=torch.int32)
+        received.append(packed)
+        unseen = torch.ones(6, dtype=torch.bool).index_fill_(0, rows, False)
+        other_lse[unseen] = -torch.inf
+        parts.append((other_out.double(), other_lse.double()))
+    module.merge(out, lse, torch.cat(received), table)
 
-    both = torch.stack((before[1], other_lse)).double()
-    weight = both.softmax(0).nan_to_num(0).unsqueeze(3)
-    expected = (torch.stack((before[0], other_out)).double() * weight).sum(0)
-    torch.testing.assert_close(out[rows].double(), expected[rows], **CLOSE)
-    torch.testing.assert_close(lse[rows].double(), both.logsumexp(0)[rows], **CLOSE)
+    outs, seen = (torch.stack(both) for both in zip(*parts, strict=True))
+    weight = seen.softmax(0).nan_to_num(0).unsqueeze(3)
+    torch.testing.assert_close(out.double(), (outs * weight).sum(0), **CLOSE)
+    torch.testing.assert_close(lse.double(), seen.logsumexp(0), **CLOSE)
     assert lse[2].eq(-torch.inf).all()
     assert not out[2].any()
-    others = [0, 4]
-    assert torch.equal(out[others], before[0][others])
-    assert torch.equal(lse[others], before[1][others])
+    whole[:, 8:16][[1, 2, 3, 5]] = before[0][:, 8:16][[1, 2, 3, 5]]
+    lses[:, 8:16][[1, 2, 3, 5]] = before[1][:, 8:16][[1, 2, 3, 5]]
+    assert torch.equal(whole, before[0]), "rows and heads that nobody sent are left alone"
+    assert torch.equal(lses, before[1])

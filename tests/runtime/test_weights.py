@@ -13,6 +13,7 @@ import pytest
 import torch
 from mnemoc.artifact import Layout
 from mnemoc.errors import BadInput
+from mnemoc.ir.ops.e4m3 import scaled
 from mnemoc.runtime.weights import Checkpoint, load_weights, numpy_weights
 from safetensors.torch import save_file
 
@@ -202,4 +203,50 @@ def test_a_tensor_that_does_not_fit_is_named(
     tensors = {key: value for key, value in TENSORS.items() if key != name}
     write_single(tmp_path, tensors | ({} if tensor is None else {name: tensor}))
     with pytest.raises(BadInput, match=says):
+        load(tmp_path)
+
+
+FP8 = (  # a weight cut by rows, of two sources; and one cut by columns, whose scales are of whole rows
+    {**parameter("qk", (3, 6), "layers.0.q", "layers.0.k", dim=0), "dtype": "float8_e4m3fn"},
+    parameter("qk_scale", (3, 1), "layers.0.q_scale", "layers.0.k_scale", dim=0),
+    {**parameter("o", (6, 2), "layers.0.o", dim=1), "dtype": "float8_e4m3fn"},
+    parameter("o_scale", (6, 1), "layers.0.o_scale", dim=None),
+)
+
+
+@pytest.mark.parametrize("tp_rank", [0, 1])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32, torch.float8_e4m3fn])
+def test_weights_in_fp8_are_read_or_made_alike_on_all_ranks(
+    tmp_path: Path, tp_rank: int, stored: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    tensors, given, scales = {}, {}, {}
+    for name in ("layers.0.q", "layers.0.k", "layers.0.o"):
+        tensors[name] = torch.randn(TENSORS[name].shape).bfloat16().float()
+        tensors[name][-1] = 0
+        values, scale = (torch.from_numpy(x) for x in scaled(tensors[name].numpy()))
+        given[name], scales[name] = values.to(torch.float8_e4m3fn), scale.float()
+    kept = {name: tensor.to(stored) for name, tensor in tensors.items()}
+    if stored == torch.float8_e4m3fn:
+        kept = given | {f"{name}_scale": scale for name, scale in scales.items()}
+    checkpoint = Checkpoint.open(write_single(tmp_path, kept))
+    w = load_weights(checkpoint, FP8, 0, 1, {"tp": (2, tp_rank)}, torch.device("cpu"))
+    q, k = (slice(tp_rank * n, (tp_rank + 1) * n) for n in (2, 1))
+    column = slice(tp_rank * 2, (tp_rank + 1) * 2)
+    for found, parts, cuts in ((w.qk, given, True), (w.qk_scale, scales, False)):
+        expected = torch.cat([parts["layers.0.q"][q], parts["layers.0.k"][k]])
+        assert found.dtype == (torch.float8_e4m3fn if cuts else torch.float32)
+        assert torch.equal(found.float(), expected.float())
+    assert torch.equal(w.o.float(), given["layers.0.o"][:, column].float())
+    assert torch.equal(w.o_scale, scales["layers.0.o"])
+    whole = numpy_weights(tmp_path)
+    assert np.array_equal(whole["layers.0.q"], kept["layers.0.q"].float().numpy())
+
+
+def test_weights_in_fp8_without_scales_or_for_another_plan_are_refused(tmp_path: Path) -> None:
+    tensors = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in TENSORS.items()}
+    checkpoint = Checkpoint.open(write_single(tmp_path, tensors))
+    with pytest.raises(BadInput, match=r"layers\.0\.q_scale is missing"):
+        load_weights(checkpoint, FP8, 0, 1, {"tp": (2, 0)}, torch.device("cpu"))
+    with pytest.raises(BadInput, match=r"is F8_E4M3.*--quantization fp8"):
         load(tmp_path)

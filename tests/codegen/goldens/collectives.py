@@ -5,6 +5,58 @@ import torch.distributed as dist
 
 from ..kernels.merge import merge, pack
 
+PEERS = 1  # of a KVP group
+
+
+class Swaps:
+    """What KVP groups send one another in each layer of a step, peers in the order of their ranks.
+
+    sent, received: (peer, rows) of those with any; rows: int64, which rows are sent, all peers' together
+    table: int32 [T, PEERS], where among all rows received a peer's part of each row lies, or −1
+    """
+
+    def __init__(self, sent, received, rows, table):
+        self.sent, self.received = sent, received
+        self.rows, self.table = rows, table
+
+
+def prepare(exchange, num_rows, group):
+    """The swaps of a micro-batch of so many rows; None if no request of it is on several groups."""
+    if not exchange:
+        return None
+    sent, received, rows, first = [], [], [], 0
+    device = exchange[0].sent.device
+    table = torch.full((num_rows, PEERS), -1, dtype=torch.int32, device=device)
+    for column, swap in enumerate(exchange):
+        if swap.sent.shape[0]:
+            sent.append((swap.peer, swap.sent.shape[0]))
+            rows.append(swap.sent)
+        if swap.received.shape[0]:
+            received.append((swap.peer, swap.received.shape[0]))
+            last = first + swap.received.shape[0]
+            places = torch.arange(first, last, dtype=torch.int32, device=device)
+            table[:, column].index_copy_(0, swap.received, places)
+            first = last
+    return Swaps(sent, received, torch.cat(rows) if rows else exchange[0].sent, table)
+
+
+def swap_partials(out, lse, swaps, group):
+    """Send rows of out and lse to the peers, all packed at once; returns all that they sent."""
+    packed = pack(out, lse, swaps.rows)
+    counts = [[rows for _, rows in parts] for parts in (swaps.sent, swaps.received)]
+    received = packed.new_empty((sum(counts[1]), *packed.shape[1:]))
+    operations = [
+        dist.P2POp(operation, part, peer, group)
+        for operation, parts, whole, sizes in (
+            (dist.isend, swaps.sent, packed, counts[0]),
+            (dist.irecv, swaps.received, received, counts[1]),
+        )
+        for (peer, _), part in zip(parts, whole.split(sizes), strict=True)
+    ]
+    for work in dist.batch_isend_irecv(operations) if operations else ():
+        work.wait()
+    return received
+
 
 def all_gather(x, dim, group):
     """The whole of a tensor that is sharded along `dim` over the group."""
@@ -13,22 +65,11 @@ def all_gather(x, dim, group):
     return torch.cat(pieces, dim=dim)
 
 
-def merge_over_kvp(out, lse, exchange, group):
-    """Swap partial attention results with each KVP peer and merge them into out and lse, in place.
+def merge_over_kvp(out, lse, swaps, group):
+    """Swap partial attention results with the KVP peers and merge them into out and lse, in place.
 
-    Only the rows of requests that both groups hold travel, [N, heads, head_dim + 1] each way, with the
-    log-sum-exp last: the traffic does not depend on how long the context is. Peers are merged in the
-    order of their ranks.
+    Only the rows of requests that both groups hold travel, a head's log-sum-exp behind its output: the traffic
+    does not depend on how long the context is. All peers' are merged at once, in the order of their ranks.
     """
-    if not exchange:
-        return
-    mine = [pack(out, lse, swap.sent) for swap in exchange]
-    theirs = [torch.empty_like(partial) for partial in mine]
-    swaps = []
-    for swap, sent, received in zip(exchange, mine, theirs, strict=True):
-        swaps.append(dist.P2POp(dist.isend, sent, swap.peer, group))
-        swaps.append(dist.P2POp(dist.irecv, received, swap.peer, group))
-    for work in dist.batch_isend_irecv(swaps):
-        work.wait()
-    for swap, received in zip(exchange, theirs, strict=True):
-        merge(out, lse, received, swap.received)
+    if swaps is not None:
+        merge(out, lse, swap_partials(out, lse, swaps, group), swaps.table)

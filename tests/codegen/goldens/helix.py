@@ -157,7 +157,7 @@ def rotation(pos):
     return rot
 
 
-def layer(w, k_cache, v_cache, batch, decode, prefill, comm, x, rot):
+def layer(w, k_cache, v_cache, batch, decode, prefill, swaps, comm, x, rot):
     # %normed = rms_norm %x, %attention_norm {eps=1e-06} : f32[T, 64]
     normed = rms_norm(x, w.attention_norm)
     # %qkv = linear %normed, %w_qkv : f32[T, 128@tp]
@@ -174,7 +174,7 @@ def layer(w, k_cache, v_cache, batch, decode, prefill, comm, x, rot):
         attention_prefill.attention_prefill(q_rotated[n:], k_cache, v_cache, prefill, out[n:], lse[n:])
     # %out_merged, %lse_merged = merge_scatter %out, %lse {axis="kvp"}
     #   : f32[T, 4@tp_kvp, 16]; f32[T, 4@tp_kvp]
-    out_merged, lse_merged = collectives.merge_scatter_over_kvp(out, lse, batch.exchange, comm.kvp)
+    out_merged, lse_merged = collectives.merge_scatter_over_kvp(out, lse, swaps, comm.kvp)
     # %attention = merge_heads %out_merged : f32[T, 64@tp_kvp]
     attention = out_merged.flatten(1)
     # %o = linear %attention, %w_o : f32[T, 64]+sum(tp_kvp)

@@ -5,6 +5,59 @@ import torch.distributed as dist
 
 from ..kernels.merge import merge, pack
 
+PEERS = 1  # of a KVP group
+
+
+class Swaps:
+    """What KVP groups send one another in each layer of a step, peers in the order of their ranks.
+
+    sent, received: (peer, rows) of those with any; rows: int64, which rows are sent, all peers' together
+    table: int32 [T, PEERS], where among all rows received a peer's part of each row lies, or −1
+    """
+
+    def __init__(self, sent, received, rows, table):
+        self.sent, self.received = sent, received
+        self.rows, self.table = rows, table
+
+
+def prepare(exchange, num_rows, group):
+    """The swaps of a micro-batch of so many rows; None if no request of it is on several groups."""
+    if not exchange:
+        return None
+    sent, received, rows, first = [], [], [], 0
+    device = exchange[0].sent.device
+    table = torch.full((num_rows, PEERS), -1, dtype=torch.int32, device=device)
+    for column, swap in enumerate(exchange):
+        if swap.sent.shape[0]:
+            sent.append((swap.peer, swap.sent.shape[0]))
+            share = dist.get_group_rank(group, swap.peer)  # of the heads: a row is one part for each group
+            rows.append(swap.sent * dist.get_world_size(group) + share)
+        if swap.received.shape[0]:
+            received.append((swap.peer, swap.received.shape[0]))
+            last = first + swap.received.shape[0]
+            places = torch.arange(first, last, dtype=torch.int32, device=device)
+            table[:, column].index_copy_(0, swap.received, places)
+            first = last
+    return Swaps(sent, received, torch.cat(rows) if rows else exchange[0].sent, table)
+
+
+def swap_partials(out, lse, swaps, group):
+    """Send rows of out and lse to the peers, all packed at once; returns all that they sent."""
+    packed = pack(out, lse, swaps.rows)
+    counts = [[rows for _, rows in parts] for parts in (swaps.sent, swaps.received)]
+    received = packed.new_empty((sum(counts[1]), *packed.shape[1:]))
+    operations = [
+        dist.P2POp(operation, part, peer, group)
+        for operation, parts, whole, sizes in (
+            (dist.isend, swaps.sent, packed, counts[0]),
+            (dist.irecv, swaps.received, received, counts[1]),
+        )
+        for (peer, _), part in zip(parts, whole.split(sizes), strict=True)
+    ]
+    for work in dist.batch_isend_irecv(operations) if operations else ():
+        work.wait()
+    return received
+
 
 def all_gather(x, dim, group):
     """The whole of a tensor that is sharded along `dim` over the group."""
@@ -13,28 +66,18 @@ def all_gather(x, dim, group):
     return torch.cat(pieces, dim=dim)
 
 
-def merge_scatter_over_kvp(out, lse, exchange, group):
-    """Merge partial attention results, each group its share of the heads: [T, H, d] → [T, H/k, d].
+def merge_scatter_over_kvp(out, lse, swaps, group):
+    """Merge partial attention results, each group its share of the heads: [T, H, d] → [T, H/k, d], a view.
 
-    A group sends each peer that peer's share of the rows that it holds keys for, [N, H/k, head_dim + 1]
-    with the log-sum-exp last, and merges what the others hold into its own in the order of their ranks.
-    The traffic does not depend on how long the context is.
+    A group sends each peer that peer's share of the rows that it holds keys for, a head's log-sum-exp behind
+    its output, and merges what the others hold into its own in the order of their ranks. The traffic does not
+    depend on how long the context is.
     """
     groups, mine = dist.get_world_size(group), dist.get_rank(group)
-    outs = out.unflatten(1, (groups, -1)).transpose(0, 1).contiguous()
-    lses = lse.unflatten(1, (groups, -1)).transpose(0, 1).contiguous()
-    swaps, partials = [], []
-    for swap in exchange:
-        if swap.sent.shape[0]:
-            theirs = dist.get_group_rank(group, swap.peer)
-            sent = pack(outs[theirs], lses[theirs], swap.sent)
-            swaps.append(dist.P2POp(dist.isend, sent, swap.peer, group))
-        if swap.received.shape[0]:
-            shape = (swap.received.shape[0], outs.shape[2], outs.shape[3] + 1)
-            partials.append((lses.new_empty(shape), swap.received))
-            swaps.append(dist.P2POp(dist.irecv, partials[-1][0], swap.peer, group))
-    for work in dist.batch_isend_irecv(swaps):
-        work.wait()
-    for received, rows in partials:
-        merge(outs[mine], lses[mine], received, rows)
-    return outs[mine], lses[mine]
+    heads = out.shape[1] // groups
+    own = slice(mine * heads, (mine + 1) * heads)
+    if swaps is not None:
+        shares = out.view(-1, heads, out.shape[2]), lse.view(-1, heads)
+        received = swap_partials(*shares, swaps, group)
+        merge(out[:, own], lse[:, own], received, swaps.table)
+    return out[:, own], lse[:, own]

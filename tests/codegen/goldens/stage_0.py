@@ -156,7 +156,7 @@ def rotation(pos):
     return rot
 
 
-def layer(w, k_cache, v_cache, batch, decode, prefill, comm, x, rot):
+def layer(w, k_cache, v_cache, batch, decode, prefill, swaps, comm, x, rot):
     # %normed = rms_norm %x, %attention_norm {eps=1e-06} : bf16[T, 64]
     normed = rms_norm(x, w.attention_norm)
     # %qkv = linear %normed, %w_qkv : bf16[T, 128@tp]
@@ -172,7 +172,7 @@ def layer(w, k_cache, v_cache, batch, decode, prefill, comm, x, rot):
     if batch.prefill is not None:
         attention_prefill.attention_prefill(q_rotated[n:], k_cache, v_cache, prefill, out[n:], lse[n:])
     # %out_merged, %lse_merged = merge %out, %lse {axis="kvp"} : bf16[T, 4@tp, 16]; f32[T, 4@tp]
-    collectives.merge_over_kvp(out, lse, batch.exchange, comm.kvp)
+    collectives.merge_over_kvp(out, lse, swaps, comm.kvp)
     out_merged = out
     # %attention = merge_heads %out_merged : bf16[T, 64@tp]
     attention = out_merged.flatten(1)
@@ -199,13 +199,15 @@ def layer(w, k_cache, v_cache, batch, decode, prefill, comm, x, rot):
 
 
 def step(w, kv, batch, comm):
-    """One micro-batch through this stage. Returns its rows, for the next stage.
+    """One micro-batch through this stage.
 
+    Sends its rows on and returns the pending send.
     w: weights (w.NAME, w.layers[i].NAME); kv: (k_cache, v_cache) of each layer; batch: what to compute;
     comm: process groups and neighbours.
     """
     decode = batch.decode and attention_decode.prepare(batch.decode)
     prefill = batch.prefill and attention_prefill.prepare(batch.prefill)
+    swaps = collectives.prepare(batch.exchange, batch.pos.shape[0], comm.kvp)
     # %x0 = @embed(%ids)
     x0 = embed(w, comm, batch.ids)
     # %rot = @rotation(%pos)
@@ -213,10 +215,5 @@ def step(w, kv, batch, comm):
     # %x1 = @layer[0:2](%x0, %rot)
     x1 = x0
     for layer_w, (k_cache, v_cache) in zip(w.layers, kv, strict=True):
-        x1 = layer(layer_w, k_cache, v_cache, batch, decode, prefill, comm, x1, rot)
-    return x1
-
-
-def send(x1, comm):
-    """Sends a micro-batch's rows on to the next stage; returns the pending send."""
+        x1 = layer(layer_w, k_cache, v_cache, batch, decode, prefill, swaps, comm, x1, rot)
     return dist.isend(x1, dst=comm.next, group=comm.pp)

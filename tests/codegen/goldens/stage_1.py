@@ -157,7 +157,7 @@ def rotation(pos):
     return rot
 
 
-def layer(w, k_cache, v_cache, batch, decode, prefill, comm, x, rot):
+def layer(w, k_cache, v_cache, batch, decode, prefill, swaps, comm, x, rot):
     # %normed = rms_norm %x, %attention_norm {eps=1e-06} : bf16[T, 64]
     normed = rms_norm(x, w.attention_norm)
     # %qkv = linear %normed, %w_qkv : bf16[T, 128@tp]
@@ -173,7 +173,7 @@ def layer(w, k_cache, v_cache, batch, decode, prefill, comm, x, rot):
     if batch.prefill is not None:
         attention_prefill.attention_prefill(q_rotated[n:], k_cache, v_cache, prefill, out[n:], lse[n:])
     # %out_merged, %lse_merged = merge %out, %lse {axis="kvp"} : bf16[T, 4@tp, 16]; f32[T, 4@tp]
-    collectives.merge_over_kvp(out, lse, batch.exchange, comm.kvp)
+    collectives.merge_over_kvp(out, lse, swaps, comm.kvp)
     out_merged = out
     # %attention = merge_heads %out_merged : bf16[T, 64@tp]
     attention = out_merged.flatten(1)
@@ -213,29 +213,25 @@ def head(w, comm, x, last):
     return logits_f32_gathered
 
 
-def receive(rows, device, comm):
-    """Posts the receive of a micro-batch's rows, which may come while another one is computed.
+def step(w, kv, batch, comm):
+    """One micro-batch through this stage.
 
-    Returns x1_in, bf16[T, 64], and the pending receive.
-    """
-    x1_in = torch.empty((rows, 64), dtype=torch.bfloat16, device=device)
-    return x1_in, dist.irecv(x1_in, src=comm.prev, group=comm.pp)
-
-
-def step(w, kv, batch, comm, x1_in):
-    """One micro-batch through this stage. Returns the logits [R, vocabulary], or None where no row wants them.
-
+    Returns the logits [R, vocabulary], or None where no row wants them.
     w: weights (w.NAME, w.layers[i].NAME); kv: (k_cache, v_cache) of each layer; batch: what to compute;
-    comm: process groups and neighbours; x1_in: rows from the stage before, as `receive` has them.
+    comm: process groups and neighbours.
     """
     decode = batch.decode and attention_decode.prepare(batch.decode)
     prefill = batch.prefill and attention_prefill.prepare(batch.prefill)
+    swaps = collectives.prepare(batch.exchange, batch.pos.shape[0], comm.kvp)
+    # %x1_in: bf16[T, 64] arrives from the stage before
+    x1_in = torch.empty((batch.pos.shape[0], 64), dtype=torch.bfloat16, device=batch.pos.device)
+    dist.recv(x1_in, src=comm.prev, group=comm.pp)
     # %rot = @rotation(%pos)
     rot = rotation(batch.pos)
     # %x1 = @layer[2:3](%x1_in, %rot)
     x1 = x1_in
     for layer_w, (k_cache, v_cache) in zip(w.layers, kv, strict=True):
-        x1 = layer(layer_w, k_cache, v_cache, batch, decode, prefill, comm, x1, rot)
+        x1 = layer(layer_w, k_cache, v_cache, batch, decode, prefill, swaps, comm, x1, rot)
     # %logits = @head(%x1, %last)
     if batch.last.shape[0] == 0:
         return None  # no row wants logits

@@ -1,0 +1,75 @@
+"""How the kernels that go over rows cut them: 16 bytes a thread and load, and several loads in flight.
+
+A kernel that needs a whole row (a norm, a row's scale) holds it in registers as tiles; one that does not
+takes a block of it. Widths are no powers of two, tiles are: so they are chosen to leave few threads idle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LOAD_BYTES = 16
+"""What a thread loads or stores at once: the widest access there is."""
+
+MOST_PIECES = 8
+"""Tiles of a row that a thread can hold beside what it computes, in a quarter of its registers."""
+
+IDLE = 1 / 8
+"""Threads of a row's blocks that may have nothing to do: they move no bytes, and cost little else."""
+
+
+@dataclass(frozen=True)
+class RowTile:
+    """A row as `pieces` tiles of `piece` columns, each one load of all threads of so many warps."""
+
+    piece: int
+    pieces: int
+    warps: int
+
+
+def row_tile(width: int, itemsize: int) -> RowTile:
+    """The tile of a whole row: the fewest idle threads, then as near four loads a thread as can be."""
+    tiles = [_tile(width, itemsize, warps) for warps in (1, 2, 4, 8, 16)]
+    held = [tile for tile in tiles if tile.pieces <= MOST_PIECES] or tiles[-1:]
+    return min(held, key=lambda tile: (tile.piece * tile.pieces, abs(tile.pieces - 4)))
+
+
+def _tile(width: int, itemsize: int, warps: int) -> RowTile:
+    piece = 32 * warps * LOAD_BYTES // itemsize
+    return RowTile(piece, -(-width // piece), warps)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a row: `columns` by `warps`, two loads a thread; a row has `blocks`."""
+
+    columns: int
+    blocks: int
+    warps: int
+
+
+def row_block(width: int, itemsize: int) -> Block:
+    """The largest block that leaves few threads idle, or the smallest."""
+    made = []
+    for warps in (4, 2, 1):
+        columns = 2 * 32 * warps * LOAD_BYTES // itemsize
+        made.append(Block(columns, -(-width // columns), warps))
+    few = (block for block in made if block.columns * block.blocks * (1 - IDLE) <= width)
+    return next(few, made[-1])
+
+
+@dataclass(frozen=True)
+class HeadTile:
+    """So many neighbouring heads of a program of so many warps."""
+
+    heads: int
+    warps: int
+
+
+def head_tile(dim: int, itemsize: int) -> HeadTile:
+    """As many heads as give each thread of four warps one load of `dim` columns of each.
+
+    No more, so that the few rows of decodes are many programs; what is in flight, many programs give.
+    """
+    threads = max(1, dim * itemsize // LOAD_BYTES)
+    return HeadTile(128 // threads, 4)
