@@ -153,7 +153,7 @@ def test_the_emitted_fp8_program_is_as_near_as_the_interpreter(tmp_path, as_on_g
     """GPU kernels under Triton's interpreter, weights quantised as they are loaded from bfloat16.
 
     What bfloat16 rounds otherwise may be a step of e4m3 otherwise: so the two are not the same, but both as
-    far from what is not quantised, and nearer to one another than if they erred independently (√2 times as far).
+    far from what is not quantised, and nearer to one another than if they erred independently (√2 as far).
     """
     spec = dataclasses.replace(QWEN, num_layers=2)
     given = {"dtype": "bfloat16", "target": "cuda:sm_90", "precision": Precision("fp8")}
