@@ -45,6 +45,9 @@ _BATCH_BYTES = 2 * 3 * 8
 _SWAP_BYTES = 2 * 2 * 8
 """Of a row that is swapped: its place in the batch, to send and to receive; in both batches."""
 
+_JOINED_BYTES, _PLACE_BYTES = 8 + 4, 4
+"""The rows for all peers as one list, and places of rows among those received, by which they are merged."""
+
 _TABLES = 9
 """Page tables: each request's own, and those of up to 8 sets of requests that ran together."""
 
@@ -189,6 +192,8 @@ def _dearest(moments: list[Moment]) -> tuple[Moment, ...]:
 def _moments(function: Function, mesh: Mesh, target: str, carried: Size) -> Iterator[Moment]:
     """Each op that needs something for a while, and the function's end."""
     batch = T * _BATCH_BYTES + X * _SWAP_BYTES
+    if mesh["kvp"] > 1:
+        batch += X * _JOINED_BYTES + T * (mesh["kvp"] - 1) * _PLACE_BYTES
     made = carried
     for op in function.ops:
         made += _made(op, function, mesh, target)
@@ -200,13 +205,11 @@ def _moments(function: Function, mesh: Mesh, target: str, carried: Size) -> Iter
 
 def _made(op: Op, function: Function, mesh: Mesh, target: str) -> Size:
     """What stays of an op until its function returns; nothing of one that is written over its operand."""
-    if op.name in ("param", "cache", "merge_heads", "all_reduce", "merge"):
+    if op.name in ("param", "cache", "merge_heads", "all_reduce", "merge", "merge_scatter"):
         return 0
     if op.name == "add" and function.is_spent(op.operands[0], op):
         return 0
     made = sum(value.type.local_bytes(mesh) for value in op.results if _has_rows(value.type.shape))
-    if op.name == "merge_scatter":
-        return made * mesh["kvp"]  # its results are views of all heads, parted by their groups
     if op.name == "rope_append" and target == "cpu":
         _, _, kv_heads, dim = function.types[op.results[1].name].local_shape(mesh)
         made += T * kv_heads * dim * op.type.itemsize  # keys are turned together with the queries

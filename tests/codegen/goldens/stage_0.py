@@ -199,9 +199,8 @@ def layer(w, k_cache, v_cache, batch, decode, prefill, swaps, comm, x, rot):
 
 
 def step(w, kv, batch, comm):
-    """One micro-batch through this stage.
+    """One micro-batch through this stage. Returns its rows, for the next stage.
 
-    Sends its rows on and returns the pending send.
     w: weights (w.NAME, w.layers[i].NAME); kv: (k_cache, v_cache) of each layer; batch: what to compute;
     comm: process groups and neighbours.
     """
@@ -216,4 +215,9 @@ def step(w, kv, batch, comm):
     x1 = x0
     for layer_w, (k_cache, v_cache) in zip(w.layers, kv, strict=True):
         x1 = layer(layer_w, k_cache, v_cache, batch, decode, prefill, swaps, comm, x1, rot)
+    return x1
+
+
+def send(x1, comm):
+    """Sends a micro-batch's rows on to the next stage; returns the pending send."""
     return dist.isend(x1, dst=comm.next, group=comm.pp)

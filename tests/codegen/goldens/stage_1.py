@@ -213,19 +213,24 @@ def head(w, comm, x, last):
     return logits_f32_gathered
 
 
-def step(w, kv, batch, comm):
-    """One micro-batch through this stage.
+def receive(rows, device, comm):
+    """Posts the receive of a micro-batch's rows, which may come while another one is computed.
 
-    Returns the logits [R, vocabulary], or None where no row wants them.
+    Returns x1_in, bf16[T, 64], and the pending receive.
+    """
+    x1_in = torch.empty((rows, 64), dtype=torch.bfloat16, device=device)
+    return x1_in, dist.irecv(x1_in, src=comm.prev, group=comm.pp)
+
+
+def step(w, kv, batch, comm, x1_in):
+    """One micro-batch through this stage. Returns the logits [R, vocabulary], or None where no row wants them.
+
     w: weights (w.NAME, w.layers[i].NAME); kv: (k_cache, v_cache) of each layer; batch: what to compute;
-    comm: process groups and neighbours.
+    comm: process groups and neighbours; x1_in: rows from the stage before, as `receive` has them.
     """
     decode = batch.decode and attention_decode.prepare(batch.decode)
     prefill = batch.prefill and attention_prefill.prepare(batch.prefill)
     swaps = collectives.prepare(batch.exchange, batch.pos.shape[0], comm.kvp)
-    # %x1_in: bf16[T, 64] arrives from the stage before
-    x1_in = torch.empty((batch.pos.shape[0], 64), dtype=torch.bfloat16, device=batch.pos.device)
-    dist.recv(x1_in, src=comm.prev, group=comm.pp)
     # %rot = @rotation(%pos)
     rot = rotation(batch.pos)
     # %x1 = @layer[2:3](%x1_in, %rot)
