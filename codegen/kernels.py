@@ -83,6 +83,7 @@ _FILES = {
     },
 }
 _COMPILED = {"attention_decode.c": "torch/attention_decode.c"}
+_FP8 = {name: f"triton/{name}" for name in ("quantize.py", "swiglu_fp8.py")}
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def render_kernels(spec: KernelSpec) -> dict[str, str]:
     if values.get("compiled"):
         files = {**files, **_COMPILED}
     if spec.fp8:
-        files = {**files, "quantize.py": "triton/quantize.py"}
+        files = {**files, **_FP8}
     return {f"kernels/{name}": render(f"{file}.j2", **values) for name, file in files.items()}
 
 

@@ -14,8 +14,6 @@ from ...errors import BadInput
 from ..graph import Module, Op
 from ..types import TensorType
 
-_STORING_FP8 = {"rms_norm": "rms_norm", "add_rms_norm": "rms_norm", "swiglu": "swiglu"}
-
 KERNELS = {
     "param": "none",
     "cache": "none",
@@ -34,7 +32,9 @@ KERNELS = {
     "swiglu": "kernels.swiglu",
     "linear_fp8": "torch",
     "quantize_fp8": "kernels.quantize",
-    **{f"{name}_fp8": f"kernels.{module}" for name, module in _STORING_FP8.items()},
+    "rms_norm_fp8": "kernels.rms_norm",
+    "add_rms_norm_fp8": "kernels.rms_norm",
+    "swiglu_fp8": "kernels.swiglu_fp8",
     "merge": "kernels.merge",
     "merge_scatter": "kernels.merge",
     "all_reduce": "dist",

@@ -55,7 +55,7 @@ def test_norms(fp8: Any, load: Any) -> None:
 @torch.inference_mode()
 def test_swiglu_of_a_whole_row(fp8: Any, load: Any) -> None:
     gate, up = torch.randn(4, fp8.ffn) * 4, rows(4, fp8.ffn)
-    found = load(fp8, "swiglu").swiglu_fp8(torch.cat((gate, up), dim=1))
+    found = load(fp8, "swiglu_fp8").swiglu_fp8(torch.cat((gate, up), dim=1))
     check(found, silu(gate.double().numpy()) * up.double().numpy())
 
 

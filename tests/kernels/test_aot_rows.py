@@ -1,0 +1,124 @@
+"""The row-wise kernels of all shipped models, compiled with no GPU: 16 bytes an access, and no spills."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mnemoc.codegen.aot import REPORT, compile_kernels
+from mnemoc.codegen.kernels import FLOAT8, KernelSpec, render_kernels
+from mnemoc.ir.model import load_model
+
+ARCHES = ("sm_80", "sm_90", "sm_100")
+MODULES = (
+    "__init__",
+    "merge",
+    "quantize",
+    "rms_norm",
+    "rope_append",
+    "rows",
+    "swiglu",
+    "swiglu_fp8",
+)
+MODELS = {  # and the degrees of tensor parallelism that change what a rank's rows are
+    "llama-3-8b": (1, 2, 8),
+    "llama-3-70b": (1, 4, 8),
+    "llama-3.1-405b": (8,),
+    "qwen2.5-7b": (1, 4),
+    "qwen3-8b": (1, 8),
+    "qwen3-32b": (1, 8),
+}
+NARROW = {  # what else is loaded and stored, one value a head or row: places, log-sum-exps, scales
+    "rope_append": {"LDG 64"},
+    "pack": {"LDG 64", "LDG 32", "STG 32"},
+    "merge": {"LDG 32", "STG 32"},
+}
+FP8_STORES = {"STG 64", "STG 32"}  # half of what was loaded; and the scale
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def spec_of(name: str, tp: int, arch: str, *, fp8: bool) -> KernelSpec:
+    model = load_model(name)
+    return KernelSpec(
+        target=f"cuda:{arch}",
+        dtype="bfloat16",
+        hidden=model.hidden,
+        num_heads=model.num_heads // tp,
+        num_kv_heads=max(1, model.num_kv_heads // tp),
+        merged_heads=model.num_heads // tp,
+        head_dim=model.head_dim,
+        ffn=model.ffn // tp,
+        page_size=64,
+        norm_eps=model.norm_eps,
+        qk_norm=model.qk_norm,
+        inv_freq=model.rope.inv_freq(model.head_dim),
+        attention_factor=1.0,
+        kv_dtype=FLOAT8 if fp8 else "",
+        fp8=fp8,
+        peers=3,
+    )
+
+
+def check(spec: KernelSpec, tmp_path: Path) -> dict[str, int]:
+    """Compile what goes over rows, look at each kernel's machine code; its wide loads by kernel."""
+    wanted = {f"kernels/{name}.py" for name in MODULES}
+    sources = {path: text for path, text in render_kernels(spec).items() if path in wanted}
+    files = compile_kernels(spec, sources)
+    loads = {}
+    for kernel in json.loads(files.pop(REPORT))["kernels"]:
+        name = Path(kernel["file"]).stem
+        assert kernel["spill_bytes"] == 0, kernel
+        cubin = tmp_path / f"{name}.cubin"
+        cubin.write_bytes(files[kernel["file"]])
+        code = list(accesses(cubin))
+        found = Counter(code)
+        loads[name] = found["LDG 128"]
+        narrow = NARROW.get(name, set())
+        if name.endswith("fp8") or (spec.kv_dtype == FLOAT8 and name == "rope_append"):
+            narrow = narrow | FP8_STORES
+        assert {*found} - {"LDG 128", "STG 128", "BAR"} <= narrow, (name, found)
+        assert found["STG 128"] or name.endswith("fp8"), (name, found)
+        if "BAR" in found:  # all of a row is under way before any of it is waited for
+            before = Counter(code[: code.index("BAR")])
+            assert before["LDG 128"] == found["LDG 128"], (name, code)
+    return loads
+
+
+def accesses(cubin: Path) -> Iterator[str]:
+    """Global loads and stores with their bits, and barriers, in the order of the machine code."""
+    from triton import knobs
+
+    command = [knobs.nvidia.nvdisasm.path, "-c", str(cubin)]
+    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for found in re.finditer(r"\b(?:(LDG|STG)\.E([.\w]*)|(BAR)\.)", code):
+        access, how, barrier = found.groups()
+        bits = re.search(r"\.(128|64|U16|S16|U8|S8)\b", how or "")
+        yield barrier or f"{access} {bits[1] if bits else 32}"
+
+
+def test_rows_of_qwen2_5_7b_move_16_bytes_at_a_time(tmp_path: Path) -> None:
+    """Its hidden size, 7 · 512, is no power of two."""
+    loads = check(spec_of("qwen2.5-7b", 1, "sm_90", fp8=True), tmp_path)
+    assert loads["rms_norm"] == 2 * 7, "a row and its weights, 7 tiles of two warps"
+    assert loads["add_rms_norm"] == 3 * 7
+    assert (loads["swiglu"], loads["pack"], loads["merge"]) == (4, 1, 1 + 3)
+    assert loads["rope_append"] == 2 + 4, "both halves of a head, and their cosines and sines"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("arch", ARCHES)
+def test_rows_of_every_model_move_16_bytes_at_a_time(arch: str, model: str, tmp_path: Path) -> None:
+    for tp in MODELS[model]:
+        for fp8 in (False, True) if arch != "sm_80" else (False,):
+            loads = check(spec_of(model, tp, arch, fp8=fp8), tmp_path)
+            assert all(count >= 2 for name, count in loads.items() if name != "pack"), loads
