@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ..errors import BadInput
-from ..ir.ops.attention import SPLIT_ROWS
+from ..ir.ops.attention import LSE_BYTES, SPLIT_ROWS
 from ..ir.types import DTYPE_NAMES, E4M3, ITEMSIZE, TORCH_NAMES
 from .rowwise import LOAD_BYTES, head_tile, row_block, row_tile
 from .templating import render
@@ -171,6 +171,7 @@ def _cpu(spec: KernelSpec) -> dict[str, object]:
         "widths": [_width(spec, lanes) for lanes in LANES if spec.head_dim % lanes == 0],
         "lanes": {lanes: macro for lanes, (macro, _) in LANES.items()},
         "few": FEW_ROWS,
+        "tail": LSE_BYTES // 4,
     }
 
 
@@ -216,6 +217,7 @@ def _rowwise(spec: KernelSpec) -> dict[str, object]:
     attention = spec.merged_heads * spec.head_dim
     return {
         "vector": LOAD_BYTES // itemsize,
+        "tail": LSE_BYTES // itemsize,
         "fp8_kv": spec.kv_dtype == FLOAT8,
         "rms": row_tile(spec.hidden, itemsize),
         "swiglu": row_block(spec.ffn, itemsize),

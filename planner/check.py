@@ -26,6 +26,7 @@ Price = Callable[[Sizes], Blocks]
 TOLERANCE = 1 + 1e-6
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SCALE_BYTES = 4  # of each output channel of an fp8 weight
+LSE_BYTES = 16  # behind each head of a partial row that travels
 WHOLE = ("norm.weight", "layernorm.weight")  # every tp rank holds these whole
 
 
@@ -143,7 +144,7 @@ def _step_memory(
         sizes * item * (2 * spec.hidden + 3 * ffn)
     )  # input, residual, gate and up, their product
     peers = np.minimum(np.ceil((starts + sizes) / plan.stripe_tokens), layout.kvp) - 1
-    swapped = 2 * sizes * peers * spec.num_heads / ranks * (spec.head_dim + 1) * 4
+    swapped = 2 * sizes * peers * spec.num_heads / ranks * (spec.head_dim * item + LSE_BYTES)
     in_merge = sizes * item * (spec.hidden + 2 * heads * spec.head_dim) + swapped
     on_links = layout.spp + 1 + (layout.spp > 2)  # sent, and by a stage between two also received
     sent = on_links * sizes * spec.hidden * item * (layout.spp > 1)

@@ -42,6 +42,9 @@ Mesh = Mapping[str, int]
 SPLIT_ROWS = 76_000
 """Partial results (one head of one row each) that a kernel which splits its keys may hold at a time."""
 
+LSE_BYTES = 16
+"""Behind each head of a partial result that travels: its lse, in float32, and what aligns the next head."""
+
 
 # ------------------------------------------------------------------------------------- type rules
 
@@ -136,11 +139,11 @@ def attend_work(site: Site) -> tuple[Work, ...]:
 
 
 def merge_work(site: Site) -> tuple[Work, ...]:
-    """Partial rows travel as f32 with their lse, then are read, weighed in and written: of the heads
+    """Partial rows travel, each head with its lse, then are read, weighed in and written: of the heads
     that a rank merges.
     """
     _, heads, dim = site.op.type.local_shape(site.mesh)
-    payload = 4 * X * heads * (dim + 1)
+    payload = X * heads * (dim * site.op.type.itemsize + LSE_BYTES)
     return (
         Work("communication", "exchange", 0, payload, str(site.op.attrs["axis"]), any_of(X)),
         Work("attention", "memory", 0, 4 * payload, grain=any_of(X)),
