@@ -22,6 +22,7 @@ from .codec import from_json, to_json
 if TYPE_CHECKING:
     from .codegen import Export
     from .ir.graph import Module
+    from .ir.interpret import Interpreter
     from .ir.model import ModelSpec
     from .planner import Cluster, Configuration, Forecast, StageFormulas, WhatIf
 
@@ -231,15 +232,14 @@ def verify(
     """Run the plan, then interpret the unsharded IR over what it produced, and compare.
 
     The reference is evaluated in float32 in one pass over prompt and output: row i of its logits is
-    what the plan saw when it chose token i + 1. Without a prompt, random tokens up to 2,048.
+    what the plan saw when it chose token i + 1. Without a prompt, random tokens up to 2,048. Of a plan in fp8
+    it is in fp8 too: what the plan's dtype rounds otherwise may there be a whole step of an 8-bit float.
     """
     import numpy as np
 
-    from .ir.build import build
-    from .ir.interpret import Chunk, Interpreter
+    from .ir.interpret import Chunk
     from .ir.model import ModelSpec
     from .runtime import Engine, Request, Sampling
-    from .runtime.weights import numpy_weights
 
     manifest, _ = artifact.load(directory)
     spec = from_json(ModelSpec, manifest.model, str(directory / artifact.MANIFEST))
@@ -251,7 +251,7 @@ def verify(
         request = Request(tuple(prompt_ids), max_tokens, Sampling(ignore_eos=True), logits="all")
         result = engine.submit(request).result()
     progress("interpreting the unsharded reference")
-    reference = Interpreter(build(spec, "float32"), numpy_weights(weights), dtype=np.float32)
+    reference = _reference(spec, manifest.plan.precision, weights)
     tokens = (*prompt_ids, *result.tokens[:-1])
     expected = reference.run([Chunk(0, 0, tokens)], range(len(tokens)))
     greedy = expected[len(prompt_ids) - 1 :].argmax(axis=1)
@@ -265,3 +265,26 @@ def verify(
         largest_logit=float(np.abs(expected).max()),
         first_mismatch=int(wrong[0]) if len(wrong) else None,
     )
+
+
+def _reference(spec: ModelSpec, precision: Precision, weights: Path) -> Interpreter:
+    """The unsharded model in float32, its products and its cache in the plan's precision."""
+    import numpy as np
+
+    from .ir.build import build
+    from .ir.graph import sources_and_copies
+    from .ir.interpret import Interpreter
+    from .ir.ops.e4m3 import scaled
+    from .ir.passes import fuse, quantize, shard
+    from .ir.types import E4M3
+    from .runtime.weights import numpy_weights
+
+    module, tensors = build(spec, "float32", precision.kv_cache), numpy_weights(weights)
+    if precision.weights == FP8:
+        module = quantize(fuse(shard(module, tp=1, kvp=1)))
+        params = (op for op in module.functions["layer"].ops if op.name == "param")
+        sources = [s for op in params if op.type.dtype == E4M3 for s in sources_and_copies(op)[0]]
+        for name in (s.format(layer=layer) for s in sources for layer in range(spec.num_layers)):
+            if f"{name}_scale" not in tensors:
+                tensors[name], tensors[f"{name}_scale"] = scaled(tensors[name])
+    return Interpreter(module, tensors, dtype=np.float32)

@@ -28,10 +28,18 @@ class RowTile:
 
 
 def row_tile(width: int, itemsize: int) -> RowTile:
-    """The tile of a whole row: the fewest idle threads, then as near four loads a thread as can be."""
+    """The tile of a whole row: few idle threads, then two loads a thread or as few more as eight warps need.
+
+    More of them only cost registers, and so rows under way; more warps wait longer for one another.
+    """
     tiles = [_tile(width, itemsize, warps) for warps in (1, 2, 4, 8, 16)]
     held = [tile for tile in tiles if tile.pieces <= MOST_PIECES] or tiles[-1:]
-    return min(held, key=lambda tile: (tile.piece * tile.pieces, abs(tile.pieces - 4)))
+
+    def badness(tile: RowTile) -> tuple[bool | int, ...]:
+        idle = tile.piece * tile.pieces * (1 - IDLE) > width
+        return idle, tile.pieces > 4, tile.warps > 8, tile.pieces < 2, tile.pieces
+
+    return min(held, key=badness)
 
 
 def _tile(width: int, itemsize: int, warps: int) -> RowTile:
