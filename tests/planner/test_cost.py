@@ -180,7 +180,7 @@ def test_collectives_follow_their_algorithm_and_link() -> None:
     assert seconds(rows)["layer"]["communication"] == pytest.approx(2 * reduce_s)
     assert seconds(rows)["hop"]["communication"] == pytest.approx(12e-6 + payload / inter)
     peers = Sizes(ONE * 1000, ONE, ONE, ONE, ONE, ONE * 3000)
-    exchange = 12e-6 + 3000 * 4 * (128 + 1) * 4 / inter
+    exchange = 12e-6 + 3000 * 4 * (128 * 2 + 16) / inter
     more = seconds(peers)["layer"]["communication"] - seconds(rows)["layer"]["communication"]
     assert more == pytest.approx(exchange)
 
@@ -199,7 +199,7 @@ def test_helix_reduces_within_the_node_first_and_a_share_of_it_between_nodes() -
     payload = rows * 4096 * 2
     once_s = 2 * 2 * alpha["intra"] + 2 * 3 / 4 * payload / rate["intra"]
     once_s += 2 * 1 * alpha["inter"] + 2 * 1 / 2 * payload / 4 / rate["inter"]
-    exchange_s = alpha["inter"] + rows * 4 * (128 + 1) * 4 / rate["inter"]
+    exchange_s = alpha["inter"] + rows * 4 * (128 * 2 + 16) / rate["inter"]
     assert seconds == pytest.approx(2 * once_s + exchange_s)
     _, whole = terms_of("llama-3-8b", 4, 2)
     shared = (4096 * 4096 + 3 * 14336 * 4096) * 2

@@ -58,7 +58,7 @@ def test_many_logits_need_most_in_the_head_and_more_where_they_are_gathered() ->
 def test_what_is_swapped_travels_both_ways_and_counts_while_it_does() -> None:
     none, some = step(1000, kvp=2), step(1000, kvp=2, swapped=7000)
     assert none.communication == 0
-    assert some.communication == 2 * 7000 * H * (HEAD + 1) * 4
+    assert some.communication == 2 * 7000 * H * (HEAD * 2 + 16)
     assert some.activation < none.activation
 
 
