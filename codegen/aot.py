@@ -23,7 +23,7 @@ from pathlib import Path
 from threading import Lock
 
 from ..errors import MnemocError
-from .kernels import KernelSpec
+from .kernels import FLOAT8, KernelSpec
 
 Progress = Callable[[str], None]
 Job = dict[str, object]
@@ -31,17 +31,16 @@ Job = dict[str, object]
 WORKER = Path(__file__).with_name("aot_worker.py")
 REPORT = "kernels/resources.json"
 
-TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", FLOAT8: "fp8e4nv"}
 ARGUMENTS: Mapping[str, str] = {
     # What the kernels' arguments are, by name; `*` alone: a tensor of the plan's dtype. Others: i32.
     **dict.fromkeys(("qkv", "q", "k_cache", "v_cache", "q_norm", "k_norm", "out"), "*"),
     **dict.fromkeys(("x", "residual", "total", "weight", "gate_up", "y"), "*"),
     **dict.fromkeys(("rot", "lse", "packed", "parts", "part_lses"), "*fp32"),
     **dict.fromkeys(("slots", "peer_rows"), "*i64"),
-    **dict.fromkeys(("rows", "kv_len", "past", "pages"), "*i32"),
+    **dict.fromkeys(("rows", "kv_len", "past", "pages", "plan", "ends"), "*i32"),
+    **dict.fromkeys(("k", "v"), "cache"),  # a tensor of the cache's dtype, or a descriptor of its blocks
 }
-SPLIT = {"attention_prefill_kernel", "attention_decode_kernel"}
-"""Kernels that also write partial results, in float32, where the keys are split."""
 
 
 def compile_kernels(
@@ -49,7 +48,7 @@ def compile_kernels(
 ) -> dict[str, bytes]:
     """The cubins of all kernels, "kernels/sm_90/….cubin", and "kernels/resources.json" about them."""
     arch = spec.target.removeprefix("cuda:")
-    jobs = [job for path in sorted(sources) for job in _jobs(path, sources[path], arch, spec.dtype)]
+    jobs = [job for path in sorted(sources) for job in _jobs(path, sources[path], arch, spec)]
     request = {"arch": arch, "sources": dict(sources), "jobs": jobs}
     version = _triton_version()
     known = json.dumps([request, version, WORKER.read_text()], sort_keys=True)
@@ -64,29 +63,24 @@ def compile_kernels(
 # ---------------------------------------------------------------------------------------- the jobs
 
 
-def _jobs(path: str, source: str, arch: str, dtype: str) -> Iterator[Job]:
+def _jobs(path: str, source: str, arch: str, spec: KernelSpec) -> Iterator[Job]:
     """One job for each kernel of a module, found in its text: functions whose names end in _kernel."""
-    module = Path(path).stem
     for node in ast.parse(source).body:
         if not isinstance(node, ast.FunctionDef) or not node.name.endswith("_kernel"):
             continue
-        signature = {argument.arg: _type(argument.arg, dtype) for argument in node.args.args}
-        name = node.name.removesuffix("_kernel")
-        variants = {name: signature}
-        if node.name in SPLIT:
-            variants[f"{name}_split"] = {**signature, "out": "*fp32"}
-        for variant, types in variants.items():
-            yield {
-                "module": module,
-                "kernel": node.name,
-                "file": f"kernels/{arch}/{variant}.cubin",
-                "signature": types,
-            }
+        yield {
+            "module": Path(path).stem,
+            "kernel": node.name,
+            "file": f"kernels/{arch}/{node.name.removesuffix('_kernel')}.cubin",
+            "signature": {argument.arg: _type(argument.arg, spec) for argument in node.args.args},
+        }
 
 
-def _type(argument: str, dtype: str) -> str:
+def _type(argument: str, spec: KernelSpec) -> str:
     kind = ARGUMENTS.get(argument, "i32")
-    return f"*{TYPES[dtype]}" if kind == "*" else kind
+    if kind == "cache":
+        return f"cache {TYPES[spec.kv_dtype]}"
+    return f"*{TYPES[spec.dtype]}" if kind == "*" else kind
 
 
 # ------------------------------------------------------------------------------------- the compiler

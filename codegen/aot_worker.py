@@ -62,7 +62,7 @@ def compile_job(job: Mapping[str, Any], arch: str, folder: Path) -> dict[str, An
 
     module = importlib.import_module(f"kernels.{job['module']}")
     kernel = getattr(module, job["kernel"])
-    signature = job["signature"]
+    signature = {name: _argument(kind, module) for name, kind in job["signature"].items()}
     # As at run time: torch aligns its allocations, so that loads may be wide and asynchronous.
     aligned = {
         (index,): [["tt.divisibility", 16]]
@@ -89,6 +89,16 @@ def compile_job(job: Mapping[str, Any], arch: str, folder: Path) -> dict[str, An
         "shared_bytes": compiled.metadata.shared,
         "tensor_core": next((name for name in TENSOR_CORE if name in ptx), None),
     }
+
+
+def _argument(kind: str, module: ModuleType) -> str:
+    """A type as Triton writes it; "cache bf16" is a tensor, or a descriptor where its blocks come in bulk."""
+    if not kind.startswith("cache "):
+        return kind
+    element = kind.removeprefix("cache ")
+    if not module.BULK.value:
+        return f"*{element}"
+    return f"tensordesc<{element}[{module.BLOCK_N.value}, {module.HEAD_DIM.value}]>"
 
 
 def _usage(cubin: Path) -> tuple[int, int]:

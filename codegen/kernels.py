@@ -3,7 +3,7 @@
 `render_kernels(spec)` is all there is: one `KernelSpec` decides every constant in every file. Both
 targets have modules of the same names and signatures: torch kernels for `cpu`, and C for its decode,
 which is compiled on the machine that runs it; Triton for `cuda:*`.
-Choices of block shapes are the tables here, never in the templates.
+Choices of block shapes are the tables here and in `tiles`, never in the templates.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 
 from ..errors import BadInput
 from ..ir.ops.attention import SPLIT_ROWS
+from ..ir.types import E4M3, TORCH_NAMES
 from .templating import render
+from .tiles import TILES, Choices, Tile, Tiles
 
 BLOCK_BYTES = 16 * 1024
 """Bytes of keys that the CPU decode works on at a time: half of a first-level cache."""
@@ -25,41 +27,7 @@ FEW_ROWS = 8
 LANES: Mapping[int, tuple[str, int]] = {16: ("__AVX512F__", 16), 8: ("__AVX__", 8), 4: ("", 8)}
 """Floats of a CPU's vectors: the macro that says so, and registers for a tile of outputs. 4: any CPU."""
 
-NUM_SMS = {"sm_80": 108, "sm_90": 132, "sm_100": 148}
-"""Multiprocessors of the data-centre GPU of each architecture: A100, H100 and H200, B200."""
-
-SHORTEST_SPLIT = 512
-"""Keys below which a split of their own costs more in merging than it gains."""
-
-
-@dataclass(frozen=True)
-class Tile:
-    """The block of a program: queries × keys, the warps that share it, and blocks of keys in flight."""
-
-    block_m: int
-    block_n: int
-    warps: int
-    stages: int
-
-
-PREFILL_TILES: Mapping[str, Mapping[int, Tile]] = {
-    # By the head dim up to which the tile serves. What limits it are the accumulators of scores and
-    # outputs, which a warp holds in registers: larger tiles spill (the tests compile every entry).
-    "sm_80": {32: Tile(128, 32, 8, 2), 64: Tile(128, 64, 8, 2), 128: Tile(128, 32, 8, 3)},
-    "sm_90": {64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 3)},
-    "sm_100": {64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 3)},
-}
-"""Prefill is bound by the tensor cores: the tile is as large as the registers allow."""
-
-DECODE_TILES: Mapping[str, Mapping[int, Tile]] = {
-    "sm_80": {64: Tile(16, 64, 4, 4), 128: Tile(16, 64, 4, 3)},
-    "sm_90": {64: Tile(16, 128, 4, 4), 128: Tile(16, 64, 4, 4)},
-    "sm_100": {64: Tile(16, 128, 4, 4), 128: Tile(16, 64, 4, 4)},
-}
-"""Decode is bound by memory: enough blocks in flight, and as few queries as a tensor core takes."""
-
-SINGLE_TILES = {"prefill": Tile(32, 32, 8, 2), "decode": Tile(16, 32, 4, 2)}
-"""For float32, on every architecture: its products are three of TF32, which need the registers."""
+FLOAT8 = TORCH_NAMES[E4M3]
 
 _COMMON = (
     *("__init__.py", "attention_decode.py", "attention_prefill.py", "merge.py"),
@@ -74,7 +42,7 @@ _FILES = {
         )
     },
     "cuda": {
-        **{name: f"triton/{name}" for name in (*_COMMON, "splits.py", "swiglu.py")},
+        **{name: f"triton/{name}" for name in (*_COMMON, "softmax.py", "splits.py", "swiglu.py")},
         "rotary.py": "torch/rotary.py",  # once a step, for all layers: not worth a kernel of its own
     },
 }
@@ -105,6 +73,7 @@ class KernelSpec:
     merged_heads: those whose partial results it merges, of its own or of its KVP peers'
     target: "cpu" or "cuda:sm_90"; dtype: "float32", "bfloat16" or "float16", of activations and KV
     inv_freq: rotary frequencies [head_dim / 2], exact float32 values; attention_factor: scales cos and sin
+    kv_dtype: of the cache: dtype, unless it says "float8_e4m3fn"
     """
 
     target: str
@@ -120,8 +89,12 @@ class KernelSpec:
     qk_norm: bool
     inv_freq: tuple[float, ...]
     attention_factor: float
+    kv_dtype: str = ""
 
     def __post_init__(self) -> None:
+        if not self.kv_dtype:
+            object.__setattr__(self, "kv_dtype", self.dtype)
+        assert self.kv_dtype in (self.dtype, FLOAT8)
         assert self.num_heads % self.num_kv_heads == 0, "query heads come in groups"
         assert len(self.inv_freq) * 2 == self.head_dim, "one frequency for each pair"
         assert self.dtype == "float32" or self.target != "cpu", "the CPU kernels are float32"
@@ -132,13 +105,16 @@ class KernelSpec:
         return self.num_heads // self.num_kv_heads
 
 
-def render_kernels(spec: KernelSpec) -> dict[str, str]:
-    """The kernels' sources by path in the artifact ("kernels/rms_norm.py", …)."""
+def render_kernels(spec: KernelSpec, tiles: Tiles | None = None) -> dict[str, str]:
+    """The kernels' sources by path in the artifact ("kernels/rms_norm.py", …).
+
+    tiles: in place of the architecture's own, for a GPU
+    """
     values = {
         **vars(spec),
         "title": f"{spec.num_heads} × {spec.head_dim} query heads, hidden size {spec.hidden}",
         "group": spec.group,
-        **(_cpu(spec) if spec.target == "cpu" else _triton(spec)),
+        **(_cpu(spec) if spec.target == "cpu" else _triton(spec, tiles)),
     }
     files = _FILES[spec.target.partition(":")[0]]
     if values.get("compiled"):
@@ -168,34 +144,41 @@ def _width(spec: KernelSpec, lanes: int) -> Width:
     return Width(macro, lanes, heads, lanes // heads, vectors, tall, wide)
 
 
-def _triton(spec: KernelSpec) -> dict[str, object]:
+def _triton(spec: KernelSpec, given: Tiles | None) -> dict[str, object]:
     arch = spec.target.partition(":")[2]
-    if arch not in PREFILL_TILES:
-        known = ", ".join(f"cuda:{name}" for name in PREFILL_TILES)
+    if arch not in TILES:
+        known = ", ".join(f"cuda:{name}" for name in TILES)
         raise BadInput("no kernels for this target", got=spec.target, do=f"use {known} or cpu")
-    tiles = {"prefill": PREFILL_TILES[arch], "decode": DECODE_TILES[arch]}
-    prefill, decode = (_tile(name, by_head_dim, spec) for name, by_head_dim in tiles.items())
+    if spec.kv_dtype == FLOAT8 and arch == "sm_80":
+        raise BadInput("no 8-bit floats on this target", got=spec.target, do="leave fp8 out")
+    tiles = given or TILES[arch]
+    prefill = _tile(tiles.prefill, tiles.single_prefill, spec)
+    decode = _tile(tiles.decode, tiles.single_decode, spec)
+    grid = {"prefill": tiles.sms * prefill.programs, "decode": tiles.sms * decode.programs}
     row = _power_of_two(spec.hidden)
-    programs = 2 * NUM_SMS[arch]
-    # Keys are split where fewer programs run than fill the device, so that fewer than twice as many do.
-    assert 2 * programs * max(prefill.block_m, decode.block_m) <= SPLIT_ROWS
     return {
         "arch": arch,
-        "num_sms": NUM_SMS[arch],
-        "programs": programs,
-        "shortest_split": SHORTEST_SPLIT,
+        "num_sms": tiles.sms,
         "rms": {"block": row, "warps": min(16, max(1, row // 1024))},
         "swiglu": {"block": min(2048, _power_of_two(spec.ffn)), "warps": 4},
-        "prefill": {**vars(prefill), "tile_rows": prefill.block_m // spec.group},
-        "decode": vars(decode),
+        "prefill": {
+            **vars(prefill),
+            "tile_rows": prefill.block_m // spec.group,
+            "grid": grid["prefill"],
+            # What decodes may leave at the same time is theirs; the planner's memory counts both.
+            "slots": (SPLIT_ROWS - 2 * grid["decode"] * spec.group) // prefill.block_m,
+        },
+        "decode": {**vars(decode), "grid": grid["decode"]},
+        "split_overhead": tiles.split_overhead,
+        "shortest_blocks": max(1, tiles.shortest_run // decode.block_n),
         "scale_log2": spec.head_dim**-0.5 * math.log2(math.e),
         "ln2": math.log(2),
         "precision": ', input_precision="tf32x3"' if spec.dtype == "float32" else "",
     }
 
 
-def _tile(name: str, by_head_dim: Mapping[int, Tile], spec: KernelSpec) -> Tile:
-    """The entry for the type and head dim, with room for all heads of a group."""
+def _tile(by_head_dim: Choices, single: Tile, spec: KernelSpec) -> Tile:
+    """The entry for the type, head dim and page size, with room for all heads of a group."""
     largest = max(by_head_dim)
     if spec.head_dim != _power_of_two(spec.head_dim) or spec.head_dim > largest:
         raise BadInput(
@@ -204,9 +187,10 @@ def _tile(name: str, by_head_dim: Mapping[int, Tile], spec: KernelSpec) -> Tile:
             got=spec.head_dim,
             do="plan for the target cpu",
         )
-    tile = next(tile for head_dim, tile in by_head_dim.items() if spec.head_dim <= head_dim)
+    choices = next(tiles for head_dim, tiles in by_head_dim.items() if spec.head_dim <= head_dim)
     if spec.dtype == "float32":
-        tile = SINGLE_TILES[name]
+        choices = (single,)
+    tile = next(tile for tile in choices if tile.serves(spec.page_size))
     return replace(tile, block_m=max(tile.block_m, _power_of_two(spec.group)))
 
 

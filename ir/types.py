@@ -26,7 +26,10 @@ PRODUCT = "tp_kvp"
 E4M3 = "f8e4m3"
 ITEMSIZE = {"f32": 4, "bf16": 2, "f16": 2, E4M3: 1, "i64": 8}
 DTYPE_NAMES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
-TORCH_NAMES = {short: long for long, short in DTYPE_NAMES.items()} | {"i64": "int64"}
+TORCH_NAMES = {short: long for long, short in DTYPE_NAMES.items()} | {
+    E4M3: "float8_e4m3fn",
+    "i64": "int64",
+}
 
 
 def degree(axis: str, mesh: Mapping[str, int]) -> int:
