@@ -39,7 +39,9 @@ ARGUMENTS: Mapping[str, str] = {
     **dict.fromkeys(("rot", "lse", "packed", "parts", "part_lses"), "*fp32"),
     **dict.fromkeys(("slots", "peer_rows"), "*i64"),
     **dict.fromkeys(("rows", "kv_len", "past", "pages", "plan", "ends"), "*i32"),
-    **dict.fromkeys(("k", "v"), "cache"),  # a tensor of the cache's dtype, or a descriptor of its blocks
+    **dict.fromkeys(
+        ("k", "v"), "cache"
+    ),  # a tensor of the cache's dtype, or a descriptor of its blocks
 }
 
 
@@ -69,7 +71,7 @@ def _jobs(path: str, source: str, arch: str, spec: KernelSpec) -> Iterator[Job]:
         if not isinstance(node, ast.FunctionDef) or not node.name.endswith("_kernel"):
             continue
         yield {
-            "module": Path(path).stem,
+            "module": path.removesuffix(".py").replace("/", "."),
             "kernel": node.name,
             "file": f"kernels/{arch}/{node.name.removesuffix('_kernel')}.cubin",
             "signature": {argument.arg: _type(argument.arg, spec) for argument in node.args.args},

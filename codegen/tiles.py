@@ -60,11 +60,11 @@ _HOPPER_PREFILL = {
         Tile(128, 64, 8, 4, bulk=True),
         Tile(128, 64, 8, 3),
     ),
-    128: (
-        Tile(128, 128, 8, 2, bulk=True),
-        Tile(128, 64, 8, 3, bulk=True),
-        Tile(128, 64, 8, 3),
-    ),
+    128: (Tile(128, 64, 8, 3, bulk=True), Tile(128, 64, 8, 3)),
+}
+_BLACKWELL_PREFILL = {
+    64: (Tile(128, 64, 8, 4, bulk=True), Tile(128, 64, 8, 3)),
+    128: _HOPPER_PREFILL[128],
 }
 _HOPPER_DECODE = {
     64: (
@@ -86,5 +86,5 @@ TILES: Mapping[str, Tiles] = {
         decode={64: (Tile(16, 64, 4, 4, 2),), 128: (Tile(16, 32, 4, 4, 2),)},
     ),
     "sm_90": Tiles(sms=132, prefill=_HOPPER_PREFILL, decode=_HOPPER_DECODE),  # H100, H200
-    "sm_100": Tiles(sms=148, prefill=_HOPPER_PREFILL, decode=_HOPPER_DECODE),  # B200
+    "sm_100": Tiles(sms=148, prefill=_BLACKWELL_PREFILL, decode=_HOPPER_DECODE),  # B200
 }
