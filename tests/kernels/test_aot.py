@@ -19,10 +19,10 @@ PRODUCTS = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA"}
 FP8 = "float8_e4m3fn"
 NODE = 8  # devices among which heads are cut
 OTHERS = {  # heads, head dim, page size, dtype: what no preset needs, and pages too small for bulk copies
-    "qwen2.5-7b, small pages": ((28, 4), 128, 16, "bfloat16"),
-    "head dim 64": ((32, 8), 64, 128, "float16"),
-    "head dim 32, small pages": ((8, 4), 32, 16, "bfloat16"),
-    "float32": ((8, 2), 128, 64, "float32"),
+    "small pages": ((7, 1), 128, 16, "bfloat16"),
+    "head dim 64": ((8, 1), 64, 128, "float16"),
+    "head dim 32, small pages": ((2, 1), 32, 16, "bfloat16"),
+    "float32": ((8, 1), 128, 64, "float32"),
 }
 
 
@@ -97,9 +97,9 @@ def test_every_kernel_of_qwen3_8b_and_llama_3_8b_compiles_without_spills(
     said: list[str] = []
     files = compile_kernels(a_spec, render_kernels(a_spec), said.append)
     kernels = report(files)
-    assert len(kernels) == 13
+    assert len(kernels) == 12
     check(kernels, arch, a_spec)
-    assert said[-1] == f"compiled 13 of 13 kernels for {arch}"
+    assert said[-1] == f"compiled 12 of 12 kernels for {arch}"
     monkeypatch.setattr(aot, "_compile", None)  # from here on only the cache can answer
     assert compile_kernels(a_spec, render_kernels(a_spec), said.append) == files
 
@@ -145,12 +145,15 @@ def compile_attention(arch: str, specs: dict[str, KernelSpec]) -> None:
             path = f"spec{number}/{name}.py"
             sources[path] = rendered[f"kernels/{name}.py"]
             for job in aot._jobs(path, sources[path], arch, a_spec):
-                if str(job["kernel"]).startswith("attention"):
+                # The text of decode's depends on the KV heads by one constant: that of one is enough.
+                if job["kernel"] == "attention_prefill_kernel" or (
+                    job["kernel"] == "attention_decode_kernel" and a_spec.num_kv_heads == 1
+                ):
                     jobs.append({**job, "file": f"{number}/{Path(str(job['file'])).name}"})
     request = {"arch": arch, "sources": sources, "jobs": jobs}
     files = aot._compile(request, jobs, "", lambda message: None)
     kernels = json.loads(files[REPORT])["kernels"]
-    assert len(kernels) == 2 * len(specs)
+    assert len(kernels) == len(specs) + sum(s.num_kv_heads == 1 for s in specs.values())
     for number, (label, a_spec) in enumerate(specs.items()):
         of_spec = [k for k in kernels if Path(k["file"]).parent.name == str(number)]
         check({f"{label}/{Path(k['file']).stem}": k for k in of_spec}, arch, a_spec)

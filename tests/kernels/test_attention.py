@@ -125,6 +125,59 @@ def test_any_batch_equals_the_reference(name: str, kit: Any) -> None:
     holds()
 
 
+@pytest.mark.parametrize("heads", [(32, 8), (8, 1), (28, 4)])
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [(32, 1_000_000)],
+        [(64, 131_072)],
+        [(2048, 1_000_000)],
+        [(512, 20_000), (32, 1_000_000), (128, 4_000)],
+        [(100, 3_000)] * 20,
+    ],
+    ids=str,
+)
+def test_prefill_fills_the_device_whatever_the_chunks_and_lengths(
+    chunks: list[tuple[int, int]], heads: tuple[int, int], kit: Any
+) -> None:
+    a_spec = kit.spec("cuda:sm_90", heads=heads, head_dim=128, page_size=64, dtype="bfloat16")
+    module = kit.load(a_spec, "attention_prefill")
+    segments = kit.cut([(rows, n, n - rows) for rows, n in chunks], torch.zeros(len(chunks), 1))
+    launch = module.prepare(segments)
+    programs, count, plan = module.PROGRAMS, len(chunks), launch.plan.tolist()
+    share, busy, kv_heads = plan[-1], [0] * programs, heads[1]
+    tile_rows = module.TILE_ROWS.value
+    for (rows, n), first, end in zip(chunks, plan, plan[1:], strict=False):
+        tiles, splits = -(-rows // tile_rows), max(1, -(-n // share))
+        assert end - first == tiles * splits * kv_heads
+        for item in range(first, end):  # nearly all rows see all keys: past is long
+            busy[item % programs] += min(share, n - (item - first) // tiles % splits * share)
+    assert plan[2 * count + 1] <= launch.parts.shape[0] <= module.SLOTS.value
+    assert sum(busy) / (programs * max(busy)) > 0.75
+
+
+def test_a_short_context_is_not_split(kit: Any) -> None:
+    a_spec = kit.spec("cuda:sm_90", heads=(32, 8), head_dim=128, page_size=64)
+    launch = kit.load(a_spec, "attention_prefill").prepare(
+        kit.cut([(32, 100, 68)], torch.zeros(1, 2))
+    )
+    assert launch.plan[-1] >= 100 and launch.plan[3] == 0  # the share, and no slots
+
+
+@pytest.mark.parametrize("lengths", [[1_000_000], [131_072, 5, 9_000, 0, 70_000], [700] * 64])
+def test_decode_gives_every_program_as_many_blocks(lengths: list[int], kit: Any) -> None:
+    a_spec = kit.spec("cuda:sm_90", heads=(8, 1), head_dim=128, page_size=64, dtype="bfloat16")
+    module = kit.load(a_spec, "attention_decode")
+    shards = kit.cut([(1, n, n - 1) for n in lengths], torch.zeros(len(lengths), 1))
+    blocks = module.prepare(shards).ends.tolist()
+    n = module.BLOCK_N.value
+    assert blocks == [sum(max(1, -(-m // n)) for m in lengths[:i]) for i in range(len(lengths) + 1)]
+    programs = min(module.PROGRAMS.value, blocks[-1] // module.SHORTEST.value)
+    assert (
+        programs >= 175
+    )  # of 264: the runs, of blocks[-1] // programs or one more, are long enough
+
+
 @pytest.mark.parametrize("target", ["cpu", "cuda:sm_90"])
 def test_keys_split_anywhere_over_two_groups_merge_to_the_whole(target: str, kit: Any) -> None:
     a_spec = kit.spec(target, heads=(4, 2))
