@@ -190,7 +190,7 @@ def _tile(by_head_dim: Choices, single: Tile, spec: KernelSpec) -> Tile:
     choices = next(tiles for head_dim, tiles in by_head_dim.items() if spec.head_dim <= head_dim)
     if spec.dtype == "float32":
         choices = (single,)
-    tile = next(tile for tile in choices if tile.serves(spec.page_size, spec.group))
+    tile = next(tile for tile in choices if tile.serves(spec.page_size))
     return replace(tile, block_m=max(tile.block_m, _power_of_two(spec.group)))
 
 

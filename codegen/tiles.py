@@ -16,7 +16,6 @@ class Tile:
 
     programs: that a multiprocessor is meant to hold at a time
     bulk: keys come by the copy engine, a block of one page at a time
-    even: for groups of heads that are a power of two: lanes of others need more registers
     """
 
     block_m: int
@@ -25,16 +24,13 @@ class Tile:
     stages: int
     programs: int = 1
     bulk: bool = False
-    even: bool = False
 
-    def serves(self, page_size: int, group: int) -> bool:
-        if self.even and group & (group - 1):
-            return False
+    def serves(self, page_size: int) -> bool:
         return not self.bulk or page_size % self.block_n == 0
 
 
 Choices = Mapping[int, tuple[Tile, ...]]
-"""By the head dim up to which they serve: the first tile that serves page size and group is taken."""
+"""By the head dim up to which they serve: the first tile that serves the page size is taken."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +64,7 @@ _HOPPER_PREFILL = {
 }
 _BLACKWELL_PREFILL = {
     64: (Tile(128, 64, 8, 4, bulk=True), Tile(128, 64, 8, 3)),
-    128: (
-        Tile(128, 64, 8, 3, bulk=True, even=True),
-        Tile(128, 32, 8, 4, bulk=True),
-        Tile(128, 64, 8, 3, even=True),
-        Tile(128, 32, 8, 4),
-    ),
+    128: (Tile(128, 32, 8, 4, bulk=True), Tile(128, 32, 8, 4)),
 }
 _HOPPER_DECODE = {
     32: (Tile(16, 64, 2, 4, 4, bulk=True), Tile(16, 64, 4, 4, 2)),
