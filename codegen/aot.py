@@ -23,7 +23,7 @@ from pathlib import Path
 from threading import Lock
 
 from ..errors import MnemocError
-from .kernels import KernelSpec
+from .kernels import FLOAT8, KernelSpec
 
 Progress = Callable[[str], None]
 Job = dict[str, object]
@@ -31,7 +31,7 @@ Job = dict[str, object]
 WORKER = Path(__file__).with_name("aot_worker.py")
 REPORT = "kernels/resources.json"
 
-TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float8_e4m3fn": "fp8e4nv"}
+TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", FLOAT8: "fp8e4nv"}
 ARGUMENTS: Mapping[str, str] = {
     # What the kernels' arguments are, by name; `*` alone: a tensor of the plan's dtype; `*kv`: of that of
     # its cache. Others: i32.
@@ -42,10 +42,11 @@ ARGUMENTS: Mapping[str, str] = {
     **dict.fromkeys(("packed",), "*"),
     **dict.fromkeys(("rot", "lse", "packed_lse", "parts", "part_lses", "scale"), "*fp32"),
     **dict.fromkeys(("slots", "peer_rows"), "*i64"),
-    **dict.fromkeys(("rows", "kv_len", "past", "pages", "table"), "*i32"),
+    **dict.fromkeys(("rows", "kv_len", "past", "pages", "plan", "ends", "table"), "*i32"),
+    **dict.fromkeys(
+        ("k", "v"), "cache"
+    ),  # a tensor of the cache's dtype, or a descriptor of its blocks
 }
-SPLIT = {"attention_prefill_kernel", "attention_decode_kernel"}
-"""Kernels that also write partial results, in float32, where the keys are split."""
 
 
 def compile_kernels(
@@ -70,26 +71,21 @@ def compile_kernels(
 
 def _jobs(path: str, source: str, arch: str, spec: KernelSpec) -> Iterator[Job]:
     """One job for each kernel of a module, found in its text: functions whose names end in _kernel."""
-    module = Path(path).stem
     for node in ast.parse(source).body:
         if not isinstance(node, ast.FunctionDef) or not node.name.endswith("_kernel"):
             continue
-        signature = {argument.arg: _type(argument.arg, spec) for argument in node.args.args}
-        name = node.name.removesuffix("_kernel")
-        variants = {name: signature}
-        if node.name in SPLIT:
-            variants[f"{name}_split"] = {**signature, "out": "*fp32"}
-        for variant, types in variants.items():
-            yield {
-                "module": module,
-                "kernel": node.name,
-                "file": f"kernels/{arch}/{variant}.cubin",
-                "signature": types,
-            }
+        yield {
+            "module": path.removesuffix(".py").replace("/", "."),
+            "kernel": node.name,
+            "file": f"kernels/{arch}/{node.name.removesuffix('_kernel')}.cubin",
+            "signature": {argument.arg: _type(argument.arg, spec) for argument in node.args.args},
+        }
 
 
 def _type(argument: str, spec: KernelSpec) -> str:
     kind = ARGUMENTS.get(argument, "i32")
+    if kind == "cache":
+        return f"cache {TYPES[spec.kv_dtype]}"
     own = {"*": spec.dtype, "*kv": spec.kv_dtype}
     return f"*{TYPES[own[kind]]}" if kind in own else kind
 

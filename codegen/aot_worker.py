@@ -2,7 +2,7 @@
 load Triton. Imports nothing of mnemoc, needs no GPU, and never loads torch.
 
 stdin: {"arch": "sm_90", "sources": {path: text}, "jobs": [{"module", "kernel", "file", "signature"}]}
-stdout: one line of JSON a job: {"file", "registers", "spill_bytes", ...}, or {"file", "error"}
+stdout: one line of JSON a job: {"file", "registers", "spill_bytes", …}, or {"file", "error"}
 argv: the folder that receives the cubins, under the jobs' file names
 """
 
@@ -16,12 +16,23 @@ import linecache
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 TENSOR_CORE = ("tcgen05.mma", "wgmma.mma_async", "mma.sync")
+PRODUCTS = r"\b(UTC[HQ]MMA|[HQ]GMMA|HMMA|QMMA)\b"
+"""Matrix products in SASS: of sm_100's tensor memory, of warp groups, and of single warps."""
+
+LOADS = {"bulk": r"UTMALDG", "16": r"LDG(STS)?\S*\.128\b", "8": r"LDG(STS)?\S*\.64\b"}
+"""Loads from device memory in SASS: blocks by the copy engine; bytes of a thread's load (or async copy)."""
+
+SHARED = {"sm_80": 164 * 1024, "sm_90": 228 * 1024, "sm_100": 228 * 1024}
+"""Bytes of shared memory of a multiprocessor; each program on it takes RESERVED more than its own."""
+RESERVED = 1024
+REGISTERS, WARPS, PROGRAMS = 65536, 64, 32  # of a multiprocessor, on all three
 
 
 class Sources(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -60,9 +71,9 @@ def compile_job(job: Mapping[str, Any], arch: str, folder: Path) -> dict[str, An
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    module = importlib.import_module(f"kernels.{job['module']}")
+    module = importlib.import_module(job["module"])
     kernel = getattr(module, job["kernel"])
-    signature = job["signature"]
+    signature = {name: _argument(kind, module) for name, kind in job["signature"].items()}
     # As at run time: torch aligns its allocations, so that loads may be wide and asynchronous.
     aligned = {
         (index,): [["tt.divisibility", 16]]
@@ -73,22 +84,47 @@ def compile_job(job: Mapping[str, Any], arch: str, folder: Path) -> dict[str, An
     compiled = triton.compile(
         ASTSource(kernel, signature, {}, aligned),
         target=GPUTarget("cuda", int(arch.removeprefix("sm_")), 32),
-        options=module.OPTIONS,
+        options=_options(job["kernel"], module),
     )
     path = folder / job["file"]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(compiled.asm["cubin"])
     registers, stack = _usage(path)
-    ptx = compiled.asm["ptx"]
+    warps, shared = compiled.metadata.num_warps, compiled.metadata.shared
+    ptx, sass = compiled.asm["ptx"], _sass(path)
     return {
         "file": job["file"],
         "entry": compiled.metadata.name,
-        "warps": compiled.metadata.num_warps,
+        "warps": warps,
         "registers": registers,
         "spill_bytes": stack,
-        "shared_bytes": compiled.metadata.shared,
+        "shared_bytes": shared,
+        "programs_per_sm": _occupancy(arch, warps, registers, shared),
         "tensor_core": next((name for name in TENSOR_CORE if name in ptx), None),
+        "products": dict(Counter(re.findall(PRODUCTS, sass))),
+        "loads": {name: len(re.findall(load, sass)) for name, load in LOADS.items()},
     }
+
+
+def _options(kernel: str, module: ModuleType) -> Any:
+    """A kernel's own of a module with several (MERGE_OPTIONS of merge_…_kernel), or the module's."""
+    return getattr(module, f"{kernel.partition('_')[0].upper()}_OPTIONS", module.OPTIONS)
+
+
+def _occupancy(arch: str, warps: int, registers: int, shared: int) -> int:
+    """Programs that a multiprocessor holds at a time. A thread's registers come in eights."""
+    by_registers = REGISTERS // (-(-registers // 8) * 8 * 32 * warps)
+    return min(by_registers, SHARED[arch] // (shared + RESERVED), WARPS // warps, PROGRAMS)
+
+
+def _argument(kind: str, module: ModuleType) -> str:
+    """A type as Triton writes it; "cache bf16" is a tensor, or a descriptor where its blocks come in bulk."""
+    if not kind.startswith("cache "):
+        return kind
+    element = kind.removeprefix("cache ")
+    if not module.BULK.value:
+        return f"*{element}"
+    return f"tensordesc<{element}[{module.BLOCK_N.value}, {module.HEAD_DIM.value}]>"
 
 
 def _usage(cubin: Path) -> tuple[int, int]:
@@ -100,6 +136,13 @@ def _usage(cubin: Path) -> tuple[int, int]:
     found = re.search(r"REG:(\d+) STACK:(\d+)", text)
     assert found is not None, text
     return int(found[1]), int(found[2])
+
+
+def _sass(cubin: Path) -> str:
+    from triton import knobs
+
+    command = [knobs.nvidia.cuobjdump.path, "-sass", str(cubin)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 `render_kernels(spec)` is all there is: one `KernelSpec` decides every constant in every file. Both
 targets have modules of the same names and signatures: torch kernels for `cpu`, and C for its decode,
 which is compiled on the machine that runs it; Triton for `cuda:*`.
-Choices of block shapes are the tables here, never in the templates.
+Choices of block shapes are the tables here and in `tiles`, never in the templates.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ..ir.ops.attention import LSE_BYTES, SPLIT_ROWS
 from ..ir.types import DTYPE_NAMES, E4M3, ITEMSIZE, TORCH_NAMES
 from .rowwise import LOAD_BYTES, head_tile, row_block, row_tile
 from .templating import render
+from .tiles import TILES, Choices, Tile, Tiles
 
 BLOCK_BYTES = 16 * 1024
 """Bytes of keys that the CPU decode works on at a time: half of a first-level cache."""
@@ -26,42 +27,6 @@ FEW_ROWS = 8
 
 LANES: Mapping[int, tuple[str, int]] = {16: ("__AVX512F__", 16), 8: ("__AVX__", 8), 4: ("", 8)}
 """Floats of a CPU's vectors: the macro that says so, and registers for a tile of outputs. 4: any CPU."""
-
-NUM_SMS = {"sm_80": 108, "sm_90": 132, "sm_100": 148}
-"""Multiprocessors of the data-centre GPU of each architecture: A100, H100 and H200, B200."""
-
-SHORTEST_SPLIT = 512
-"""Keys below which a split of their own costs more in merging than it gains."""
-
-
-@dataclass(frozen=True)
-class Tile:
-    """The block of a program: queries × keys, the warps that share it, and blocks of keys in flight."""
-
-    block_m: int
-    block_n: int
-    warps: int
-    stages: int
-
-
-PREFILL_TILES: Mapping[str, Mapping[int, Tile]] = {
-    # By the head dim up to which the tile serves. What limits it are the accumulators of scores and
-    # outputs, which a warp holds in registers: larger tiles spill (the tests compile every entry).
-    "sm_80": {32: Tile(128, 32, 8, 2), 64: Tile(128, 64, 8, 2), 128: Tile(128, 32, 8, 3)},
-    "sm_90": {64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 3)},
-    "sm_100": {64: Tile(128, 64, 8, 3), 128: Tile(128, 64, 8, 3)},
-}
-"""Prefill is bound by the tensor cores: the tile is as large as the registers allow."""
-
-DECODE_TILES: Mapping[str, Mapping[int, Tile]] = {
-    "sm_80": {64: Tile(16, 64, 4, 4), 128: Tile(16, 64, 4, 3)},
-    "sm_90": {64: Tile(16, 128, 4, 4), 128: Tile(16, 64, 4, 4)},
-    "sm_100": {64: Tile(16, 128, 4, 4), 128: Tile(16, 64, 4, 4)},
-}
-"""Decode is bound by memory: enough blocks in flight, and as few queries as a tensor core takes."""
-
-SINGLE_TILES = {"prefill": Tile(32, 32, 8, 2), "decode": Tile(16, 32, 4, 2)}
-"""For float32, on every architecture: its products are three of TF32, which need the registers."""
 
 FLOAT8 = TORCH_NAMES[E4M3]
 
@@ -78,7 +43,10 @@ _FILES = {
         )
     },
     "cuda": {
-        **{name: f"triton/{name}" for name in (*_COMMON, "rows.py", "splits.py", "swiglu.py")},
+        **{
+            name: f"triton/{name}"
+            for name in (*_COMMON, "rows.py", "softmax.py", "splits.py", "swiglu.py")
+        },
         "rotary.py": "torch/rotary.py",  # once a step, for all layers: not worth a kernel of its own
     },
 }
@@ -146,13 +114,16 @@ class KernelSpec:
         return self.num_heads // self.num_kv_heads
 
 
-def render_kernels(spec: KernelSpec) -> dict[str, str]:
-    """The kernels' sources by path in the artifact ("kernels/rms_norm.py", …)."""
+def render_kernels(spec: KernelSpec, tiles: Tiles | None = None) -> dict[str, str]:
+    """The kernels' sources by path in the artifact ("kernels/rms_norm.py", …).
+
+    tiles: in place of the architecture's own, for a GPU
+    """
     values = {
         **vars(spec),
         "title": f"{spec.num_heads} × {spec.head_dim} query heads, hidden size {spec.hidden}",
         "group": spec.group,
-        **(_cpu(spec) if spec.target == "cpu" else _triton(spec)),
+        **(_cpu(spec) if spec.target == "cpu" else _triton(spec, tiles)),
     }
     files = _FILES[spec.target.partition(":")[0]]
     if values.get("compiled"):
@@ -185,26 +156,31 @@ def _width(spec: KernelSpec, lanes: int) -> Width:
     return Width(macro, lanes, heads, lanes // heads, vectors, tall, wide)
 
 
-def _triton(spec: KernelSpec) -> dict[str, object]:
+def _triton(spec: KernelSpec, given: Tiles | None) -> dict[str, object]:
     arch = spec.target.partition(":")[2]
-    if arch not in PREFILL_TILES:
-        known = ", ".join(f"cuda:{name}" for name in PREFILL_TILES)
+    if arch not in TILES:
+        known = ", ".join(f"cuda:{name}" for name in TILES)
         raise BadInput("no kernels for this target", got=spec.target, do=f"use {known} or cpu")
     if arch == "sm_80" and (spec.fp8 or spec.kv_dtype == FLOAT8):
         raise BadInput("sm_80 has no 8-bit floats", where=spec.target, do="leave fp8 out")
-    tiles = {"prefill": PREFILL_TILES[arch], "decode": DECODE_TILES[arch]}
-    prefill, decode = (_tile(name, by_head_dim, spec) for name, by_head_dim in tiles.items())
-    programs = 2 * NUM_SMS[arch]
-    # Keys are split where fewer programs run than fill the device, so that fewer than twice as many do.
-    assert 2 * programs * max(prefill.block_m, decode.block_m) <= SPLIT_ROWS
+    tiles = given or TILES[arch]
+    prefill = _tile(tiles.prefill, tiles.single_prefill, spec)
+    decode = _tile(tiles.decode, tiles.single_decode, spec)
+    grid = {"prefill": tiles.sms * prefill.programs, "decode": tiles.sms * decode.programs}
     return {
         "arch": arch,
-        "num_sms": NUM_SMS[arch],
-        "programs": programs,
-        "shortest_split": SHORTEST_SPLIT,
+        "num_sms": tiles.sms,
         **_rowwise(spec),
-        "prefill": {**vars(prefill), "tile_rows": prefill.block_m // spec.group},
-        "decode": vars(decode),
+        "prefill": {
+            **vars(prefill),
+            "tile_rows": prefill.block_m // spec.group,
+            "grid": grid["prefill"],
+            # What decodes may leave at the same time is theirs; the planner's memory counts both.
+            "slots": (SPLIT_ROWS - 2 * grid["decode"] * spec.group) // prefill.block_m,
+        },
+        "decode": {**vars(decode), "grid": grid["decode"]},
+        "split_overhead": tiles.split_overhead,
+        "shortest_blocks": max(1, tiles.shortest_run // decode.block_n),
         "scale_log2": spec.head_dim**-0.5 * math.log2(math.e),
         "ln2": math.log(2),
         "precision": ', input_precision="tf32x3"' if spec.dtype == "float32" else "",
@@ -229,8 +205,8 @@ def _rowwise(spec: KernelSpec) -> dict[str, object]:
     }
 
 
-def _tile(name: str, by_head_dim: Mapping[int, Tile], spec: KernelSpec) -> Tile:
-    """The entry for the type and head dim, with room for all heads of a group."""
+def _tile(by_head_dim: Choices, single: Tile, spec: KernelSpec) -> Tile:
+    """The entry for the type, head dim and page size, with room for all heads of a group."""
     largest = max(by_head_dim)
     if spec.head_dim != _power_of_two(spec.head_dim) or spec.head_dim > largest:
         raise BadInput(
@@ -239,9 +215,10 @@ def _tile(name: str, by_head_dim: Mapping[int, Tile], spec: KernelSpec) -> Tile:
             got=spec.head_dim,
             do="plan for the target cpu",
         )
-    tile = next(tile for head_dim, tile in by_head_dim.items() if spec.head_dim <= head_dim)
+    choices = next(tiles for head_dim, tiles in by_head_dim.items() if spec.head_dim <= head_dim)
     if spec.dtype == "float32":
-        tile = SINGLE_TILES[name]
+        choices = (single,)
+    tile = next(tile for tile in choices if tile.serves(spec.page_size))
     return replace(tile, block_m=max(tile.block_m, _power_of_two(spec.group)))
 
 

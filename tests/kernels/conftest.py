@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -11,10 +12,11 @@ import pytest
 import torch
 from mnemoc.artifact import Segments
 from mnemoc.codegen.kernels import KernelSpec, render_kernels
+from mnemoc.codegen.tiles import TILES, Tiles
 from mnemoc.runtime.loader import ArtifactModules
 
 Make = Callable[..., KernelSpec]
-Load = Callable[[KernelSpec, str], ModuleType]
+Load = Callable[..., ModuleType]
 
 
 def make_spec(
@@ -56,22 +58,30 @@ def spec() -> Make:
 
 @pytest.fixture(scope="session")
 def load() -> Load:
-    """`load(spec, "rms_norm")`: the rendered module, through the loader of the runtime."""
-    loaders: dict[KernelSpec, ArtifactModules] = {}
+    """`load(spec, "rms_norm", tiles=None)`: the rendered module, through the loader of the runtime."""
+    loaders: dict[tuple[KernelSpec, str], ArtifactModules] = {}
 
-    def module(spec: KernelSpec, name: str) -> ModuleType:
-        if spec not in loaders:
-            contents = {path: text.encode() for path, text in render_kernels(spec).items()}
-            loaders[spec] = ArtifactModules(Path("rendered"), contents, ("kernels/",))
-        return loaders[spec].load(f"kernels.{name}")
+    def module(spec: KernelSpec, name: str, tiles: Tiles | None = None) -> ModuleType:
+        key = spec, repr(tiles)
+        if key not in loaders:
+            contents = {path: text.encode() for path, text in render_kernels(spec, tiles).items()}
+            loaders[key] = ArtifactModules(Path("rendered"), contents, ("kernels/",))
+        return loaders[key].load(f"kernels.{name}")
 
     return module
 
 
+def device(sms: int, arch: str = "sm_90", **changes: Any) -> Tiles:
+    """A GPU of few multiprocessors, which the interpreter need not run thousands of programs for."""
+    return dataclasses.replace(TILES[arch], sms=sms, **changes)
+
+
 @pytest.fixture(scope="session")
 def kit(spec: Make, load: Load) -> SimpleNamespace:
-    """What a test of attention needs: spec, load, `cut` into segments, a `case`, and its `check`."""
-    return SimpleNamespace(spec=spec, load=load, cut=segments, case=Case, check=check)
+    """What a test of attention needs: spec, load, `device`, `cut` into segments, a `case`, its `check`."""
+    return SimpleNamespace(
+        spec=spec, load=load, device=device, cut=segments, case=Case, check=check
+    )
 
 
 class Case:
@@ -84,7 +94,7 @@ class Case:
         order = torch.arange(per_segment * len(cases)).view(len(cases), per_segment)
         order[1::2] = order[1::2].flip(1)
         shape = (spec.num_kv_heads, order.numel(), spec.page_size, spec.head_dim)
-        dtype = getattr(torch, spec.dtype)
+        dtype, kv_dtype = getattr(torch, spec.dtype), getattr(torch, spec.kv_dtype)
         self.segments = segments(cases, order)
         self.k, self.v = torch.full(shape, torch.nan), torch.full(shape, torch.nan)
         for pages, (_, kv_len, _) in zip(order, cases, strict=True):
@@ -92,19 +102,14 @@ class Case:
                 page, at = pages[position // spec.page_size], position % spec.page_size
                 self.k[:, page, at] = torch.randn(shape[0], shape[3])
                 self.v[:, page, at] = torch.randn(shape[0], shape[3])
-        self.k, self.v = self.k.to(dtype), self.v.to(dtype)
+        self.k, self.v = self.k.to(kv_dtype), self.v.to(kv_dtype)
         rows = int(self.segments.rows[-1])
         self.q = torch.randn(rows, spec.num_heads, spec.head_dim).to(dtype)
 
     @torch.inference_mode()
-    def run(
-        self, module: Any, name: str, splits: int | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(self, module: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         out, lse = torch.full_like(self.q, torch.nan), torch.full(self.q.shape[:2], torch.nan)
-        prepared = module.prepare(self.segments)
-        if splits is not None:
-            prepared = prepared._replace(splits=splits)
-        getattr(module, name)(self.q, self.k, self.v, prepared, out, lse)
+        getattr(module, name)(self.q, self.k, self.v, module.prepare(self.segments), out, lse)
         return out, lse
 
 

@@ -10,17 +10,19 @@ from typing import Any
 import pytest
 from mnemoc.codegen import aot
 from mnemoc.codegen.aot import REPORT, compile_kernels
-from mnemoc.codegen.kernels import render_kernels
+from mnemoc.codegen.kernels import KernelSpec, _triton, render_kernels
 from mnemoc.errors import MnemocError
+from mnemoc.ir.model import load_model, presets
 
 TENSOR_CORE = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}
-HEADED = ("attention_prefill", "attention_decode", "splits", "rope_append")  # depend on the heads
-MODELS = {  # one rank's share: heads, head dim, page size, dtype
-    "llama-3-70b, tp=8": ((8, 1), 128, 64, "bfloat16"),
-    "qwen2.5-7b": ((28, 4), 128, 16, "bfloat16"),
-    "head dim 64": ((32, 8), 64, 16, "float16"),
-    "head dim 32": ((8, 4), 32, 16, "bfloat16"),
-    "float32": ((8, 2), 128, 64, "float32"),
+PRODUCTS = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA"}
+FP8 = "float8_e4m3fn"
+NODE = 8  # devices among which heads are cut
+OTHERS = {  # heads, head dim, page size, dtype: what no preset needs, and pages too small for bulk copies
+    "small pages": ((7, 1), 128, 16, "bfloat16"),
+    "head dim 64": ((8, 1), 64, 128, "float16"),
+    "head dim 32, small pages": ((2, 1), 32, 16, "bfloat16"),
+    "float32": ((8, 1), 128, 64, "float32"),
 }
 
 
@@ -41,14 +43,41 @@ def report(files: dict[str, bytes]) -> dict[str, dict[str, Any]]:
     return {Path(kernel["file"]).stem: kernel for kernel in kernels}
 
 
-def check(kernels: dict[str, dict[str, Any]], arch: str) -> None:
+def check(kernels: dict[str, dict[str, Any]], arch: str, spec: KernelSpec) -> None:
+    """No spills; both products in their loops, on the units meant; wide loads; as many programs as meant."""
+    values = _triton(spec, None)
     for name, kernel in kernels.items():
         assert kernel["spill_bytes"] == 0, (name, kernel)
         assert 0 < kernel["registers"] <= 255
-        if name.startswith("attention_prefill"):
+        kind = name.rpartition("/")[2].removeprefix("attention_")
+        if kind not in ("prefill", "decode"):
+            continue
+        tile = values[kind]
+        assert kernel["programs_per_sm"] >= tile["programs"], (name, kernel)
+        assert kernel["loads"]["bulk" if tile["bulk"] else "16"] >= 2 * 2, (
+            name,
+            kernel,
+        )  # K, V; 2 loops
+        if spec.dtype == "float32":
+            continue
+        unit = PRODUCTS[arch] if kind == "prefill" else "HMMA"
+        steps = (spec.head_dim + tile["block_n"]) // 16  # 16 deep: of scores, and of outputs
+        assert kernel["products"].keys() == {unit}, (name, kernel)
+        assert kernel["products"][unit] >= 2 * steps, (name, kernel)
+        if kind == "prefill":
             assert kernel["tensor_core"] == TENSOR_CORE[arch]
-        if name.startswith("attention_decode"):
-            assert kernel["tensor_core"] == "mma.sync"
+
+
+def preset_shapes() -> dict[tuple[int, int, int], str]:
+    """Query heads, KV heads and head dim of a rank, of every preset at tp = 1 and the largest of a node."""
+    shapes = {}
+    for name in presets():
+        model = load_model(name)
+        tp = max(t for t in range(1, NODE + 1) if model.num_heads % t == NODE % t == 0)
+        for degree in (1, tp):
+            kv_heads = max(1, model.num_kv_heads // degree)
+            shapes[model.num_heads // degree, kv_heads, model.head_dim] = f"{name}, tp={degree}"
+    return shapes
 
 
 @pytest.mark.slow
@@ -68,24 +97,66 @@ def test_every_kernel_of_qwen3_8b_and_llama_3_8b_compiles_without_spills(
     said: list[str] = []
     files = compile_kernels(a_spec, render_kernels(a_spec), said.append)
     kernels = report(files)
-    assert len(kernels) == 11
-    check(kernels, arch)
-    assert said[-1] == f"compiled 11 of 11 kernels for {arch}"
+    assert len(kernels) == 12
+    check(kernels, arch, a_spec)
+    assert said[-1] == f"compiled 12 of 12 kernels for {arch}"
     monkeypatch.setattr(aot, "_compile", None)  # from here on only the cache can answer
     assert compile_kernels(a_spec, render_kernels(a_spec), said.append) == files
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("arch", TENSOR_CORE)
-def test_attention_of_other_models_compiles_without_spills(
-    arch: str, model: str, spec: Any
+@pytest.mark.parametrize(
+    ("arch", "kv_dtype"),
+    [("sm_80", ""), ("sm_90", ""), ("sm_90", FP8), ("sm_100", ""), ("sm_100", FP8)],
+)
+def test_attention_of_every_preset_compiles_as_intended(
+    arch: str, kv_dtype: str, spec: Any
 ) -> None:
-    heads, head_dim, page_size, dtype = MODELS[model]
-    a_spec = spec(f"cuda:{arch}", heads=heads, head_dim=head_dim, page_size=page_size, dtype=dtype)
-    kernels = report(compile_kernels(a_spec, sources_of(a_spec, *HEADED)))
-    assert len(kernels) == 6
-    check(kernels, arch if dtype != "float32" else "sm_80")
+    specs = {
+        label: spec(
+            f"cuda:{arch}",
+            heads=(heads, kv_heads),
+            head_dim=head_dim,
+            page_size=64,
+            dtype="bfloat16",
+            kv_dtype=kv_dtype,
+        )
+        for (heads, kv_heads, head_dim), label in preset_shapes().items()
+    }
+    compile_attention(arch, specs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", TENSOR_CORE)
+def test_attention_beside_the_presets_compiles_as_intended(arch: str, spec: Any) -> None:
+    specs = {
+        label: spec(f"cuda:{arch}", heads=heads, head_dim=d, page_size=page, dtype=dtype)
+        for label, (heads, d, page, dtype) in OTHERS.items()
+    }
+    compile_attention(arch, specs)
+
+
+def compile_attention(arch: str, specs: dict[str, KernelSpec]) -> None:
+    """Prefill and decode of all specs, in one go: what takes longest is to load the compiler."""
+    sources, jobs = {}, []
+    for number, a_spec in enumerate(specs.values()):
+        rendered = render_kernels(a_spec)
+        for name in ("__init__", "softmax", "splits", "attention_prefill", "attention_decode"):
+            path = f"spec{number}/{name}.py"
+            sources[path] = rendered[f"kernels/{name}.py"]
+            for job in aot._jobs(path, sources[path], arch, a_spec):
+                # The text of decode's depends on the KV heads by one constant: that of one is enough.
+                if job["kernel"] == "attention_prefill_kernel" or (
+                    job["kernel"] == "attention_decode_kernel" and a_spec.num_kv_heads == 1
+                ):
+                    jobs.append({**job, "file": f"{number}/{Path(str(job['file'])).name}"})
+    request = {"arch": arch, "sources": sources, "jobs": jobs}
+    files = aot._compile(request, jobs, "", lambda message: None)
+    kernels = json.loads(files[REPORT])["kernels"]
+    assert len(kernels) == len(specs) + sum(s.num_kv_heads == 1 for s in specs.values())
+    for number, (label, a_spec) in enumerate(specs.items()):
+        of_spec = [k for k in kernels if Path(k["file"]).parent.name == str(number)]
+        check({f"{label}/{Path(k['file']).stem}": k for k in of_spec}, arch, a_spec)
 
 
 def test_the_same_sources_give_the_same_bytes_and_load_no_compiler_here(

@@ -6,12 +6,15 @@ import ast
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from mnemoc.codegen.kernels import DECODE_TILES, NUM_SMS, PREFILL_TILES, render_kernels
+from mnemoc.codegen.kernels import _triton, render_kernels
+from mnemoc.codegen.tiles import TILES, Tile
 from mnemoc.errors import BadInput
+from mnemoc.ir.ops.attention import SPLIT_ROWS
 
 ROOT = Path(__file__).parents[2]
 FP8 = {"fp8": True, "kv_dtype": "float8_e4m3fn"}
@@ -25,6 +28,7 @@ def specs(spec: Any) -> list[Any]:
         spec("cuda:sm_80", heads=(7, 1), qk_norm=True),
         spec("cuda:sm_90", dtype="bfloat16", sizes=(3584, 18944), peers=3, **FP8),
         spec("cuda:sm_100", dtype="bfloat16", qk_norm=True, **FP8),
+        spec("cuda:sm_90", dtype="float16", kv_dtype="float8_e4m3fn", page_size=16),
     ]
 
 
@@ -92,8 +96,43 @@ def test_rendering_loads_neither_torch_nor_triton() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_every_architecture_has_every_tile() -> None:
-    assert NUM_SMS.keys() == PREFILL_TILES.keys() == DECODE_TILES.keys()
+@pytest.mark.parametrize("arch", TILES)
+def test_some_tile_serves_every_page_size_and_head_dim(arch: str, spec: Any) -> None:
+    for choices in (TILES[arch].prefill, TILES[arch].decode):
+        assert all(tiles[-1].serves(page_size=1) for tiles in choices.values())
+    for head_dim in (16, 32, 64, 128):
+        for page_size in (16, 48, 64, 128):
+            for dtype in ("bfloat16", "float32"):
+                a_spec = spec(f"cuda:{arch}", head_dim=head_dim, page_size=page_size, dtype=dtype)
+                assert _triton(a_spec, None)["decode"]
+
+
+@pytest.mark.parametrize("arch", TILES)
+@pytest.mark.parametrize("heads", [(1, 1), (32, 8), (7, 1), (128, 8), (16, 1)])
+def test_partial_results_stay_within_what_the_planner_counts(
+    arch: str, heads: tuple[int, int], spec: Any
+) -> None:
+    values = _triton(spec(f"cuda:{arch}", heads=heads, head_dim=128, dtype="bfloat16"), None)
+    prefill, decode = values["prefill"], values["decode"]
+    lanes = prefill["slots"] * prefill["block_m"] + 2 * decode["grid"] * heads[0] // heads[1]
+    assert lanes <= SPLIT_ROWS
+    assert prefill["slots"] >= 3 * prefill["grid"]  # so that splits can fill three waves
+
+
+def test_another_table_of_tiles_replaces_the_architectures_own(spec: Any) -> None:
+    a_spec = spec("cuda:sm_90", heads=(32, 8), head_dim=128, page_size=64, dtype="bfloat16")
+    tile = Tile(64, 32, 4, 5, programs=3)
+    tiles = replace(TILES["sm_90"], sms=7, prefill={128: (tile,)})
+    text = render_kernels(a_spec, tiles)["kernels/attention_prefill.py"]
+    assert "BLOCK_M, BLOCK_N = tl.constexpr(64), tl.constexpr(32)" in text
+    assert 'OPTIONS = {"num_warps": 4, "num_stages": 5}' in text
+    assert "PROGRAMS = 21 " in text
+    assert text != render_kernels(a_spec)["kernels/attention_prefill.py"]
+
+
+def test_eight_bit_floats_are_refused_where_there_are_none(spec: Any) -> None:
+    with pytest.raises(BadInput, match="no 8-bit floats"):
+        render_kernels(spec("cuda:sm_80", dtype="bfloat16", kv_dtype="float8_e4m3fn"))
 
 
 @pytest.mark.parametrize("head_dim", [96, 256])
