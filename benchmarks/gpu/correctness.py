@@ -1,0 +1,135 @@
+"""Every kernel against float64, on data that is drawn anew each time, into memory that held NaN.
+
+‖out − ref‖ / ‖ref‖ of bfloat16 results lies between 1e-3 and 1e-2, for that is their rounding; a wrong page,
+mask, split or weight is far above. Segments are of all kinds: causal, over a full shard, from a late one,
+empty, one row, longer than many splits; pages lie scattered.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from . import reference
+from .kernels import FIELDS, FP8, Cache, attention, kernel_spec, segments, type_name
+from .rowwise import Merge, RowKernels
+from .runner import Case, Figures, Section, Setup
+from .sizes import Row
+from .work import Heads
+
+LIMIT = 1e-2
+"""Of the relative error of outputs in bfloat16."""
+LSE_LIMIT = 2e-3
+"""Of the absolute error of log-sum-exps, which are float32 from bfloat16 products."""
+
+
+def cases(setup: Setup) -> Sequence[Case]:
+    return list(_cases(setup))
+
+
+def _cases(setup: Setup) -> Iterator[Case]:
+    sizes = setup.sizes
+    kv_types = [setup.device.dtype, *([FP8] if "kv_dtype" in FIELDS else [])]
+    for tokens in sizes.tokens:
+        for heads in sizes.heads:
+            for page in sizes.pages if tokens == sizes.tokens[0] else sizes.pages[:1]:
+                for kv in kv_types:
+                    key = f"{heads.name}, {tokens} tokens, pages of {page}, KV {type_name(kv)}"
+                    yield Case(f"attention of {key}", _bind(setup, heads, tokens, page, kv))
+    for shape in sizes.shapes:
+        for count in sizes.counts[:3]:
+            yield Case(
+                f"row-wise kernels of {shape.heads.name}, {count} rows",
+                lambda shape=shape, count=count: _rowwise(setup, shape, count),  # type: ignore[misc]
+            )
+
+
+def _bind(setup: Setup, heads: Heads, tokens: int, page: int, kv: torch.dtype):  # type: ignore[no-untyped-def]
+    return lambda: [
+        _attention(setup, name, heads, tokens, page, kv)
+        for name in ("attention_prefill", "attention_decode")
+    ]
+
+
+def _lengths(name: str, tokens: int) -> list[tuple[int, int, int]]:
+    """(rows, kv_len, past) of segments around `tokens` keys, of all kinds, in random order."""
+    c = 1 if name == "attention_decode" else max(2, min(300, tokens // 6))
+    found = [
+        (c, tokens, tokens - c),  # causal, behind a past
+        (c, tokens, tokens + c),  # a full shard of others' keys
+        (c, c, 0),  # no past
+        (c, tokens // 3, -(c // 2) if c > 1 else tokens // 3),  # from a later row on
+        (c, 0, 0),  # nothing to see
+        (1, tokens // 2 + 1, tokens // 2),
+        (c, min(tokens, 17), tokens),
+        (1, 1, 0),
+    ]
+    random.shuffle(found)
+    return found
+
+
+def _attention(
+    setup: Setup, name: str, heads: Heads, tokens: int, page: int, kv: torch.dtype
+) -> Figures:
+    device = setup.device
+    kinds = _lengths(name, tokens)
+    each = -(-tokens // page)
+    tables = torch.randperm(each * len(kinds)).view(len(kinds), each)
+    cache = _cache(setup, heads, kinds, tables, page, kv)
+    given = segments(device, kinds, tables)
+    rows = sum(rows for rows, _, _ in kinds)
+    q = torch.randn(rows, heads.query, heads.dim, dtype=device.dtype, device=device.torch)
+    out = torch.full_like(q, torch.nan)
+    lse = torch.full(q.shape[:2], torch.nan, device=device.torch)
+    spec = kernel_spec(device.target, heads, device.dtype, kv_dtype=kv, page=page)
+    run, _, _ = attention(setup.kernels.load(spec, name), name, cache, given, q, out, lse)
+    run()
+    device.synchronize()
+    expected, lse_expected = reference.attention(q, cache.k, cache.v, given)
+    unseen = lse_expected == -torch.inf
+    assert torch.equal(lse == -torch.inf, unseen), (
+        f"{name}: −inf where keys are seen, or the reverse"
+    )
+    lse_error = (lse.double() - lse_expected)[~unseen].abs().max().item()
+    return _verdict(name, reference.relative_error(out, expected), lse_error)
+
+
+def _cache(
+    setup: Setup,
+    heads: Heads,
+    kinds: Sequence[tuple[int, int, int]],
+    tables: torch.Tensor,
+    page: int,
+    kv: torch.dtype,
+) -> Cache:
+    """Random where tokens are; what was never written is NaN, and must not be read into a result."""
+    shape = (heads.kv, tables.numel(), page, heads.dim)
+    k, v = (torch.randn(shape, device=setup.device.torch).to(kv) for _ in range(2))
+    for pages, (_, kv_len, _) in zip(tables.tolist(), kinds, strict=True):
+        whole, rest = divmod(kv_len, page)
+        for cache in (k, v):
+            if rest:
+                cache[:, pages[whole], rest:] = torch.nan
+            unused = pages[whole + bool(rest) :]
+            cache[:, unused] = torch.full((), torch.nan, device=k.device).to(kv)
+    return Cache(k, v)
+
+
+def _rowwise(setup: Setup, shape: Row, count: int) -> list[Figures]:
+    """Errors of each row-wise kernel, of `count` rows of one rank of a model."""
+    kernels = RowKernels(setup, shape)
+    return [
+        *(_verdict(name, error) for name, error in kernels.errors(count)),
+        *(_verdict(name, error) for name, error in Merge(setup, shape).errors(count)),
+    ]
+
+
+def _verdict(name: str, error: float, lse_error: float | None = None) -> Figures:
+    fine = error < LIMIT and (lse_error is None or lse_error < LSE_LIMIT)
+    row: Figures = {"kernel": name, "relative_error": error, "lse_error": lse_error}
+    return row if fine else row | {"error": f"{name}: relative error {error:.2e}, lse {lse_error}"}
+
+
+SECTION = Section("correctness", "Every kernel against float64", cases)

@@ -1,0 +1,71 @@
+"""The command line: `python -m benchmarks.gpu --out DIR [--sections a,b] [--again] [--publish] [--rehearse]`."""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import os
+import secrets
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+NAMES = (
+    *("ceilings", "correctness", "prefill", "decode"),
+    *("rows", "calibrate", "stage", "tiles"),
+)
+GRACE_S = 60
+"""After the budgets of all sections: what hangs then is stopped, with a traceback that says where."""
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs the asked sections; 0 if no case failed, 1 if one did."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--sections", default=",".join(NAMES), help="of " + ",".join(NAMES))
+    parser.add_argument("--again", action="store_true", help="also what is finished")
+    parser.add_argument("--publish", action="store_true", help="copy to benchmarks/results/")
+    parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU, interpreted")
+    asked = parser.parse_args(words)
+    names = asked.sections.split(",")
+    if unknown := [name for name in names if name not in NAMES]:
+        parser.error(f"no section {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    if asked.rehearse:
+        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+    return _run(asked, [name for name in NAMES if name in names])
+
+
+def _run(asked: argparse.Namespace, names: Sequence[str]) -> int:
+    import torch
+
+    from . import report
+    from .device import Cuda, Rehearsal
+    from .runner import Runner, Setup, say
+    from .sections import SECTIONS
+    from .sizes import FULL, TINY
+
+    if not asked.rehearse and not torch.cuda.is_available():
+        say("benchmarks.gpu: no CUDA device is here; --rehearse runs all of it on the CPU")
+        return 2
+    sizes = TINY if asked.rehearse else FULL
+    faulthandler.dump_traceback_later(
+        sum(sizes.budgets[name] for name in names) + GRACE_S, exit=True
+    )
+    out: Path = asked.out
+    out.mkdir(parents=True, exist_ok=True)
+    if asked.again:
+        for name in names:
+            (out / f"{name}.json").unlink(missing_ok=True)
+    seed = secrets.randbits(32)
+    torch.manual_seed(seed)
+    say(f"random data of seed {seed}")
+    setup = Setup(Rehearsal() if asked.rehearse else Cuda(), sizes, out)
+    failed = Runner(setup, [SECTIONS[name] for name in names]).run()
+    path = report.write(out)
+    say(path.read_text())
+    if asked.publish:
+        report.publish(out)
+    faulthandler.cancel_dump_traceback_later()
+    if failed:
+        print(f"{failed} cases failed; see {path}", file=sys.stderr)
+    return 1 if failed else 0
