@@ -11,7 +11,7 @@ from . import reference
 from .baselines import Attention, Contender, attempt, makers
 from .device import Run
 from .kernels import FP8, PAGE, Cache, attention, kernel_spec, segments
-from .runner import Figures, Setup
+from .runner import Setup
 from .timing import Timing, copies, race
 from .work import Heads
 

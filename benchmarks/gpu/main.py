@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks.gpu --out DIR [--sections a,b] [--again] [--publish] [--rehearse]`."""
+"""Measures the kernels and programs that plans emit on this GPU; see docs/measuring.md."""
 
 from __future__ import annotations
 
@@ -21,12 +21,20 @@ GRACE_S = 60
 def main(words: Sequence[str]) -> int:
     """Runs the asked sections; 0 if no case failed, 1 if one did."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--out", type=Path, help="folder of the results")
     parser.add_argument("--sections", default=",".join(NAMES), help="of " + ",".join(NAMES))
     parser.add_argument("--again", action="store_true", help="also what is finished")
     parser.add_argument("--publish", action="store_true", help="copy to benchmarks/results/")
     parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU, interpreted")
+    parser.add_argument("--prepare", action="store_true", help="plan anew what `stage` replays")
     asked = parser.parse_args(words)
+    if asked.prepare:
+        from .plans import prepare
+
+        prepare()
+        return 0
+    if asked.out is None:
+        parser.error("--out DIR: where results go")
     names = asked.sections.split(",")
     if unknown := [name for name in names if name not in NAMES]:
         parser.error(f"no section {', '.join(unknown)}; there are {', '.join(NAMES)}")

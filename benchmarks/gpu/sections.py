@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import ceilings, correctness, decode, prefill, rows
+from . import calibrate, ceilings, correctness, decode, prefill, rows, stage
 from .runner import Section
 
 SECTIONS: Mapping[str, Section] = {
@@ -15,5 +15,7 @@ SECTIONS: Mapping[str, Section] = {
         prefill.SECTION,
         decode.SECTION,
         rows.SECTION,
+        calibrate.SECTION,
+        stage.SECTION,
     )
 }
