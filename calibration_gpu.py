@@ -6,14 +6,15 @@ keeps: those figures stay as the shipped file of such nodes has them, with the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .calibration import rising
+from .calibration import Steps, rising
 from .errors import BadInput
 
 if TYPE_CHECKING:
+    from .console import Progress
     from .planner import Cluster
     from .runtime.probes_gpu import Figures, Points
 
@@ -43,13 +44,18 @@ def shipped_name(device: str) -> str:
 
 
 def calibrate_gpu(
-    out: Path, progress: Callable[[float], None] = lambda share: None, *, quick: bool = False
-) -> Cluster:
-    """Measure the first GPU with the kernels that plans of Llama 3 8B emit; write `out`."""
+    out: Path | None, progress: Progress | None = None, *, quick: bool = False
+) -> tuple[Path, Cluster]:
+    """Measure the first GPU with the kernels that plans of Llama 3 8B emit; write `out`, or the file that
+    `--cluster local` reads. BadInput where there is no GPU, or none of a kind that we have a file of.
+
+    quick: fewer sizes
+    """
     import torch
 
     from .codegen.kernels import KernelSpec, render_kernels
     from .ir.model import load_model
+    from .planner import measured_path
     from .runtime.loader import ArtifactModules
     from .runtime.probes_gpu import FULL, QUICK, Probes, Shape
 
@@ -83,9 +89,13 @@ def calibrate_gpu(
     shape = Shape(spec.hidden, spec.ffn, spec.num_heads, spec.num_kv_heads, spec.head_dim, PAGE)
     sizes = QUICK if quick else FULL
     dtype = getattr(torch, spec.dtype)
-    measured = Probes(modules, shape, sizes, device, dtype).measure(progress)
+    say = Steps(progress)
+    measured = Probes(modules, shape, sizes, device, dtype).measure(
+        lambda share: say.at("measuring the GPU", share)
+    )
     memory = torch.cuda.get_device_properties(device).total_memory
-    return write(out, name, torch.cuda.get_device_name(device), memory, measured)
+    path = out or measured_path()
+    return path, write(path, name, torch.cuda.get_device_name(device), memory, measured)
 
 
 def write(path: Path, name: str, device: str, memory_bytes: int, measured: Figures) -> Cluster:

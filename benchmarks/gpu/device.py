@@ -8,6 +8,7 @@ them by the host's clock: its figures mean nothing, and everything around them i
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 import platform
 import subprocess
@@ -27,6 +28,7 @@ class Machine:
     """What the figures were measured on. Clocks are read, never set: [now, most] in MHz."""
 
     device: str
+    rehearsal: bool
     capability: str
     multiprocessors: int
     memory_bytes: int
@@ -96,6 +98,7 @@ class Cuda:
         properties = torch.cuda.get_device_properties(0)
         self.machine = Machine(
             device=properties.name,
+            rehearsal=False,
             capability=f"{major}.{minor}",
             multiprocessors=properties.multi_processor_count,
             memory_bytes=properties.total_memory,
@@ -146,6 +149,7 @@ class Cuda:
         torch.cuda.synchronize()
 
     def release(self) -> None:
+        gc.collect()
         torch.cuda.empty_cache()
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -169,10 +173,11 @@ class Rehearsal:
         self.torch = torch.device("cpu")
         self.machine = Machine(
             device="rehearsal on a CPU",
+            rehearsal=True,
             capability="9.0",
             multiprocessors=132,
             memory_bytes=1 << 30,
-            cache_bytes=1 << 14,
+            cache_bytes=1 << 11,
             driver="none",
             sm_clock_mhz=None,
             memory_clock_mhz=None,
@@ -196,7 +201,7 @@ class Rehearsal:
         pass
 
     def release(self) -> None:
-        pass
+        gc.collect()
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return function

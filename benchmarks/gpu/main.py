@@ -72,7 +72,7 @@ def _run(asked: argparse.Namespace, names: Sequence[str]) -> int:
     path = report.write(out)
     say(path.read_text())
     if asked.publish:
-        report.publish(out)
+        report.publish(out, out / "published" if asked.rehearse else report.RESULTS)
     faulthandler.cancel_dump_traceback_later()
     if failed:
         print(f"{failed} cases failed; see {path}", file=sys.stderr)

@@ -95,6 +95,8 @@ def write(out: Path) -> Path:
     """OUT/report.md from the sections that are there."""
     found = _sections(out)
     lines = ["# Kernels and programs on a GPU, measured", ""]
+    if found and _machine(found)["rehearsal"]:
+        lines += ["A rehearsal in Triton's interpreter: its figures mean nothing.", ""]
     if found:
         lines += [f"- {_words(key)}: {value}" for key, value in _machine(found).items()]
         lines += ["", *summary(found)]
@@ -108,11 +110,12 @@ def write(out: Path) -> Path:
     return path
 
 
-def publish(out: Path) -> Path:
-    """benchmarks/results/gpu-<device>.md and .json, from what is in OUT."""
+def publish(out: Path, into: Path) -> Path:
+    """gpu-<device>.md and .json in the folder `into`, from what is in OUT."""
+    into.mkdir(exist_ok=True)
     found = _sections(out)
     slug = re.sub(r"[^a-z0-9]+", "-", str(_machine(found)["device"]).lower()).strip("-")
-    path = RESULTS / f"gpu-{slug}.md"
+    path = into / f"gpu-{slug}.md"
     path.write_text(write(out).read_text())
     path.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
     return path

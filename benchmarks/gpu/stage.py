@@ -51,10 +51,13 @@ def _replayed(setup: Setup, name: str) -> list[Figures]:
         )
         with Replay.open(folder, asked) as replay:
             calibrated = _priced(setup, name, replay.walk)
-            return [
+            rows = [
                 _measured(name, replay, batch, calibrated)
                 for batch in micro_batches(held.plan, held.workload.context)
             ]
+        del replay
+        device.release()  # weights and pages of one plan make room for the next one's
+    return rows
 
 
 def micro_batches(plan: Plan, context: int) -> list[MicroBatch]:
