@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -46,14 +47,10 @@ class Outcome:
 def contest(setup: Setup, given: Contest, *, baselines: bool, flex: bool = False) -> Outcome | None:
     """Times all; None where the device's memory does not hold the cache."""
     cache = setup.pool.cache(given.heads, given.kv)
-    stride = sum(_pages(given))
-    if stride * PAGE > cache.tokens:
+    firsts = _firsts(setup, given, cache)
+    if not firsts:
         return None
-    count = copies(given.bytes, setup.device.machine.cache_bytes)
-    firsts = [i * stride for i in range(min(count, cache.tokens // (stride * PAGE)))]
-    runs: dict[str, list[Run]] = {
-        "ours": [_ours(setup, given, cache, _q(setup, given), first)[0] for first in firsts]
-    }
+    runs: dict[str, Sequence[Run]] = {"ours": ours(setup, given)}
     causal, refused = {"ours": True}, {}
     if baselines and (reason := _unfit(given)):
         refused["the baselines"] = reason
@@ -65,6 +62,22 @@ def contest(setup: Setup, given: Contest, *, baselines: bool, flex: bool = False
                 runs[name] = [contender.run for contender in made]
                 causal[name] = made[0].causal
     return Outcome(race(setup.device, runs, setup.sizes.least_s), causal, refused)
+
+
+def ours(setup: Setup, given: Contest, **options: Any) -> list[Run]:
+    """Our kernel on as many inputs as no cache holds; options: as `render_kernels` takes them."""
+    cache = setup.pool.cache(given.heads, given.kv)
+    return [
+        _ours(setup, given, cache, _q(setup, given), first, **options)[0]
+        for first in _firsts(setup, given, cache)
+    ]
+
+
+def _firsts(setup: Setup, given: Contest, cache: Cache) -> list[int]:
+    """The first page of each input; none if the cache has no room for one."""
+    stride = sum(_pages(given))
+    count = copies(given.bytes, setup.device.machine.cache_bytes)
+    return [i * stride for i in range(min(count, cache.tokens // (stride * PAGE)))]
 
 
 def _pages(given: Contest) -> list[int]:
@@ -85,6 +98,7 @@ def _ours(
     first_page: int,
     *,
     shuffled: bool = True,
+    **options: Any,
 ) -> tuple[Run, torch.Tensor]:
     """The call, and its out [N, H, d]."""
     spec = kernel_spec(setup.device.target, given.heads, setup.device.dtype, kv_dtype=given.kv)
@@ -97,7 +111,9 @@ def _ours(
     kinds = [(given.rows, length, length - given.rows) for length in given.lengths]
     cut = segments(setup.device, kinds, tables)
     rows = q.transpose(1, 2).flatten(0, 1).contiguous()
-    run, out, _ = attention(setup.kernels.load(spec, given.name), given.name, cache, cut, rows)
+    run, out, _ = attention(
+        setup.kernels.load(spec, given.name, **options), given.name, cache, cut, rows
+    )
     return run, out
 
 
@@ -118,7 +134,7 @@ def _others(
     inputs = [
         Attention(_q(setup, given), *cache.contiguous(first, requests, tokens)) for first in firsts
     ]
-    run, ours = _ours(setup, given, cache, inputs[0].q, firsts[0], shuffled=False)
+    run, expected = _ours(setup, given, cache, inputs[0].q, firsts[0], shuffled=False)
     run()
     for name, make in makers(flex=flex).items():
         first = attempt(setup.device, make, inputs[0])
@@ -127,7 +143,7 @@ def _others(
             continue
         if first.causal:
             theirs = first.run().transpose(1, 2).flatten(0, 1)
-            error = reference.relative_error(theirs, ours)
+            error = reference.relative_error(theirs, expected)
             if error > AGREES:
                 yield name, f"computes something else: relative difference {error:.2e}"
                 continue

@@ -8,7 +8,7 @@ import torch
 
 from . import work
 from .attending import Contest, contest
-from .kernels import FIELDS, FP8, type_name
+from .kernels import FP8, has_fp8, type_name
 from .runner import Case, Figures, Section, Setup
 from .work import Heads
 
@@ -20,7 +20,7 @@ def cases(setup: Setup) -> Sequence[Case]:
         _case(setup, heads, lengths, setup.device.dtype)
         for heads, lengths in (*equal, *sizes.ragged)
     ]
-    if "kv_dtype" in FIELDS:
+    if has_fp8(setup.device.target):
         found[3:3] = [_case(setup, *case, FP8) for case in equal[:4]]
     return found
 

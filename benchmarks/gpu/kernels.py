@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,9 +22,6 @@ PAGE = 64
 FP8 = torch.float8_e4m3fn
 
 
-FIELDS = {field.name for field in fields(KernelSpec)}
-
-
 def kernel_spec(
     target: str,
     heads: Heads,
@@ -35,6 +32,8 @@ def kernel_spec(
     hidden: int = 4096,
     ffn: int = 14336,
     qk_norm: bool = False,
+    fp8: bool = False,
+    peers: int = 1,
 ) -> KernelSpec:
     """What kernels of these heads are specialised for; kv_dtype: dtype, unless the cache is in fp8."""
     values: dict[str, Any] = {
@@ -52,8 +51,15 @@ def kernel_spec(
         "qk_norm": qk_norm,
         "inv_freq": tuple(1e4 ** (-2 * i / heads.dim) for i in range(heads.dim // 2)),
         "attention_factor": 1.0,
+        "fp8": fp8,
+        "peers": peers,
     }
-    return KernelSpec(**{key: value for key, value in values.items() if key in FIELDS})
+    return KernelSpec(**values)
+
+
+def has_fp8(target: str) -> bool:
+    """Whether the architecture has 8-bit floats."""
+    return target != "cuda:sm_80"
 
 
 def type_name(dtype: torch.dtype) -> str:
@@ -61,13 +67,18 @@ def type_name(dtype: torch.dtype) -> str:
 
 
 class Kernels:
-    """Modules of rendered kernels by shape, each rendered and compiled once."""
+    """Modules of rendered kernels by shape, each rendered and compiled once.
 
-    def __init__(self) -> None:
+    options: as `render_kernels` takes them, where a call gives none
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._options = options
         self._loaders: dict[str, ArtifactModules] = {}
 
     def load(self, spec: KernelSpec, name: str, **options: Any) -> ModuleType:
         """The module `kernels/<name>.py`; options: as `render_kernels` takes them."""
+        options = self._options | options
         key = repr((spec, sorted(options.items())))
         if key not in self._loaders:
             contents = {p: text.encode() for p, text in render_kernels(spec, **options).items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 NAMES = (
     *("ceilings", "correctness", "prefill", "decode"),
-    *("rows", "calibrate", "stage", "tiles"),
+    *("rows", "calibrate", "stage"),
 )
 GRACE_S = 60
 """After the budgets of all sections: what hangs then is stopped, with a traceback that says where."""

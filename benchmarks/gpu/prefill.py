@@ -12,14 +12,14 @@ import torch
 
 from . import work
 from .attending import Contest, Outcome, contest
-from .kernels import FIELDS, FP8, type_name
+from .kernels import FP8, has_fp8, type_name
 from .runner import Case, Figures, Section, Setup
 from .work import Heads
 
 
 def cases(setup: Setup) -> Sequence[Case]:
     found = [_case(setup, *case, setup.device.dtype) for case in setup.sizes.prefill]
-    if "kv_dtype" in FIELDS:
+    if has_fp8(setup.device.target):
         found[len(found) // 2 : len(found) // 2] = [
             _case(setup, *case, FP8) for case in setup.sizes.prefill[::6]
         ]

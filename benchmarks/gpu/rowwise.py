@@ -9,10 +9,11 @@ import torch
 
 from . import reference, work
 from .device import Run
-from .kernels import PAGE, kernel_spec
+from .kernels import PAGE, has_fp8, kernel_spec
 from .runner import Setup
 from .sizes import Row
 
+PEERS = 2  # of a KVP group, whose parts are merged
 ELEMENT = 2  # bytes, bfloat16 or float16
 
 Call = Callable[[], tuple[torch.Tensor, ...]]
@@ -40,10 +41,12 @@ class RowKernels:
             hidden=shape.hidden,
             ffn=shape.ffn,
             qk_norm=shape.qk_norm,
+            fp8=has_fp8(setup.device.target),
         )
         load = setup.kernels.load
         self.norms, self.swiglu = load(self.spec, "rms_norm"), load(self.spec, "swiglu")
         self.rope = load(self.spec, "rope_append")
+        self.quantize = load(self.spec, "quantize") if self.spec.fp8 else None
 
     def works(self, rows: int) -> list[Work]:
         hidden, ffn, heads = self.shape.hidden, self.shape.ffn, self.shape.heads
@@ -71,7 +74,48 @@ class RowKernels:
             Work("rms_norm", work.rms_norm_bytes(rows, hidden, ELEMENT), norm),
             Work("add_rms_norm", work.add_rms_norm_bytes(rows, hidden, ELEMENT), add_norm),
             Work("swiglu", work.swiglu_bytes(rows, ffn, ELEMENT), swiglu),
+            *(self._fp8_works(rows) if self.spec.fp8 else ()),
         ]
+
+    def _fp8_works(self, rows: int) -> list[Work]:
+        """The kernels whose rows are stored as e4m3."""
+        hidden, ffn, columns = self.shape.hidden, self.shape.ffn, self._columns
+        assert self.quantize is not None
+        quantize_fp8 = self.quantize.quantize_fp8
+
+        def add_norm() -> Run:
+            x, residual, weight = (
+                self._randn(rows, hidden),
+                self._randn(rows, hidden),
+                self._randn(hidden),
+            )
+            return lambda: self.norms.add_rms_norm_fp8(x, residual, weight)
+
+        def swiglu() -> Run:
+            gate_up = self._randn(rows, 2 * ffn)
+            return lambda: self.swiglu.swiglu_fp8(gate_up)
+
+        def quantize() -> Run:
+            x = self._randn(rows, columns)
+            return lambda: quantize_fp8(x)
+
+        read_and_summed = 3 * rows * hidden * ELEMENT + hidden * ELEMENT
+        return [
+            Work(
+                "add_rms_norm_fp8", read_and_summed + work.quantised_bytes(rows, hidden), add_norm
+            ),
+            Work("swiglu_fp8", 2 * rows * ffn * ELEMENT + work.quantised_bytes(rows, ffn), swiglu),
+            Work(
+                "quantize_fp8",
+                rows * columns * ELEMENT + work.quantised_bytes(rows, columns),
+                quantize,
+            ),
+        ]
+
+    @property
+    def _columns(self) -> int:
+        """Of attention's output, which a kernel of its own quantises."""
+        return self.shape.heads.query * self.shape.heads.dim
 
     def errors(self, rows: int) -> Iterator[tuple[str, float]]:
         """Relative errors by kernel."""
@@ -88,6 +132,29 @@ class RowKernels:
         found = self._poisoned(lambda: (self.swiglu.swiglu(gate_up),))
         yield "swiglu", reference.relative_error(found[0], reference.swiglu(gate_up))
         yield from self._rope_errors(rows)
+        if self.quantize is not None:
+            yield from self._fp8_errors(rows)
+
+    def _fp8_errors(self, rows: int) -> Iterator[tuple[str, float]]:
+        """Of what e4m3 rows and their scales stand for."""
+        eps, hidden = self.spec.norm_eps, self.shape.hidden
+        assert self.quantize is not None
+        quantize = self.quantize.quantize_fp8
+        x, residual, weight = (
+            self._randn(rows, hidden),
+            self._randn(rows, hidden),
+            self._randn(hidden),
+        )
+        norm = reference.rms_norm(x, weight, eps)
+        yield "rms_norm_fp8", _quantised_error(self.norms.rms_norm_fp8(x, weight), norm)
+        y, scale, total = self.norms.add_rms_norm_fp8(x, residual, weight)
+        norm = reference.rms_norm(total, weight, eps)
+        yield "add_rms_norm_fp8", _quantised_error((y, scale), norm)
+        gate_up = self._randn(rows, 2 * self.shape.ffn)
+        expected = reference.swiglu(gate_up)
+        yield "swiglu_fp8", _quantised_error(self.swiglu.swiglu_fp8(gate_up), expected)
+        x = self._randn(rows, self._columns)
+        yield "quantize_fp8", _quantised_error(quantize(x), x)
 
     def _rope_errors(self, rows: int) -> Iterator[tuple[str, float]]:
         heads, eps = self.shape.heads, self.spec.norm_eps
@@ -140,57 +207,79 @@ class RowKernels:
         return call()
 
 
+def _quantised_error(found: tuple[torch.Tensor, torch.Tensor], expected: torch.Tensor) -> float:
+    y, scale = found
+    return reference.relative_error(y.double() * scale.double(), expected)
+
+
 class Merge:
-    """Packing partial results for KVP peers, and merging what they sent."""
+    """Packing partial results for KVP peers, all at once, and merging what all of them sent."""
 
     def __init__(self, setup: Setup, shape: Row) -> None:
         self.setup, self.heads, self.device = setup, shape.heads, setup.device.torch
         spec = kernel_spec(
-            setup.device.target, shape.heads, setup.device.dtype, hidden=shape.hidden, ffn=shape.ffn
+            setup.device.target,
+            shape.heads,
+            setup.device.dtype,
+            hidden=shape.hidden,
+            ffn=shape.ffn,
+            peers=PEERS,
         )
         self.module = setup.kernels.load(spec, "merge")
 
     def works(self, rows: int) -> list[Work]:
+        """Every row is shared with every peer."""
         heads = self.heads
+        every = torch.arange(rows, device=self.device).repeat(PEERS)
+        table = self._table(torch.arange(rows * PEERS).view(PEERS, rows).t())
 
         def pack() -> Run:
             out, lse = self._partial(rows)
-            every = torch.arange(rows, device=self.device)
             return lambda: self.module.pack(out, lse, every)
 
         def merge() -> Run:
             out, lse = self._partial(rows)
-            every = torch.arange(rows, device=self.device)
             theirs = self.module.pack(*self._partial(rows), every)
-            return lambda: self.module.merge(out, lse, theirs, every)
+            return lambda: self.module.merge(out, lse, theirs, table)
 
         return [
-            Work("pack", work.pack_bytes(rows, heads, ELEMENT), pack),
-            Work("merge", work.merge_bytes(rows, 1, heads, ELEMENT), merge),
+            Work("pack", work.pack_bytes(PEERS * rows, heads, ELEMENT), pack),
+            Work("merge", work.merge_bytes(rows, PEERS, heads, ELEMENT), merge),
         ]
 
     def errors(self, rows: int) -> Iterator[tuple[str, float]]:
-        """Of a merge with one peer's partial results, on half of the rows, some of which saw nothing."""
-        out, lse = self._partial(rows + 2)
-        other_out, other_lse = self._partial(rows + 2)
-        for empty_out, empty_lse in ((out, lse), (other_out, other_lse)):
-            empty_out[:1], empty_lse[:1] = 0, -torch.inf
-        chosen = torch.randperm(rows + 2, device=self.device)[: rows // 2 + 1]
-        before = out.clone(), lse.clone()
-        packed = self.module.pack(other_out, other_lse, chosen)
-        sent = torch.cat((other_out.float(), other_lse[..., None]), dim=2)[chosen]
-        assert torch.equal(packed, sent), "pack changed what it packed"
-        self.module.merge(out, lse, packed, chosen)
-        outs, lses = torch.stack((before[0], other_out)), torch.stack((before[1], other_lse))
-        expected, lse_expected = reference.merged(outs[:, chosen], lses[:, chosen])
-        yield "merge", reference.relative_error(out[chosen], expected)
+        """Of a merge with peers that each sent parts of some rows; some parts saw nothing."""
+        rows += 2
+        mine, others = self._partial(rows), [self._partial(rows) for _ in range(PEERS)]
+        for out, lse in (mine, *others):
+            out[:1], lse[:1] = 0, -torch.inf
+        chosen = [torch.randperm(rows)[: rows // 2 + 1] for _ in others]
+        places = torch.full((rows, PEERS), -1)
+        packed, first = [], 0
+        for peer, (part, sent) in enumerate(zip(others, chosen, strict=True)):
+            packed.append(self.module.pack(*part, sent.to(self.device)))
+            places[sent, peer] = torch.arange(first, first + len(sent))
+            first += len(sent)
+            assert torch.equal(packed[-1][..., : self.heads.dim], part[0][sent.to(self.device)])
+        given = torch.zeros(PEERS, rows, dtype=torch.bool, device=self.device)
+        for peer, sent in enumerate(chosen):
+            given[peer, sent.to(self.device)] = True
+        yield "pack", 0.0  # compared bit by bit above
+        out, lse = mine[0].clone(), mine[1].clone()
+        self.module.merge(out, lse, torch.cat(packed), self._table(places))
+        outs = torch.stack([mine[0], *(part[0] for part in others)])
+        lses = torch.stack([mine[1], *(part[1] for part in others)])
+        lses[1:][~given] = -torch.inf
+        expected, lse_expected = reference.merged(outs, lses)
+        yield "merge", reference.relative_error(out, expected)
         seen = lse_expected > -torch.inf
-        assert torch.equal(lse[chosen] > -torch.inf, seen), "merge lost or invented keys"
-        error = reference.relative_error(lse[chosen][seen], lse_expected[seen])
-        yield "merge, lse", error
-        others = torch.ones(rows + 2, dtype=torch.bool, device=self.device)
-        others[chosen] = False
-        assert torch.equal(out[others], before[0][others]), "merge changed rows that are not shared"
+        assert torch.equal(lse > -torch.inf, seen), "merge lost or invented keys"
+        yield "merge, lse", reference.relative_error(lse[seen], lse_expected[seen])
+        alone = ~given.any(0)
+        assert torch.equal(out[alone], mine[0][alone]), "merge changed rows that are not shared"
+
+    def _table(self, places: torch.Tensor) -> torch.Tensor:
+        return places.to(self.device, torch.int32).contiguous()
 
     def _partial(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (rows, self.heads.query, self.heads.dim)

@@ -30,7 +30,8 @@ class Sizes:
     copy_bytes, product: of the ceilings; pool_share: of the device's memory for K and V
     heads: of prefill and decode; prefill: (heads, chunk, past); flex: those that flex_attention compiles for
     decode: (heads, requests, tokens); ragged: tokens of requests that differ
-    rows: (shapes), counts of rows; tokens: of the contexts that correctness checks
+    shapes, counts: of row-wise kernels; tokens, pages: of the contexts that correctness checks
+    plans: whose stages are replayed; tiles: (heads, rows, lengths) by kernel that a tile is tried on
     least_s: of timing for each contender; budgets: seconds of each section
     """
 
@@ -47,6 +48,7 @@ class Sizes:
     tokens: tuple[int, ...]
     pages: tuple[int, ...]
     plans: tuple[str, ...]
+    tiles: Mapping[str, tuple[tuple[Heads, int, tuple[int, ...]], ...]]
     least_s: float
     budgets: Mapping[str, float]
 
@@ -103,16 +105,20 @@ FULL = Sizes(
     tokens=(1000, 20_000, 131_072),
     pages=(64, 16, 128),
     plans=("llama-3-8b", "llama-3-70b"),
+    tiles={
+        "prefill": ((LLAMA_8B, 2048, (16 * K,)), (LLAMA_70B_TP8, 32, (M,))),
+        "decode": ((LLAMA_70B_TP8, 1, (128 * K,)), (LLAMA_8B, 1, (8 * K,) * 64)),
+    },
     least_s=0.15,
     budgets={
         "ceilings": 15,
-        "correctness": 75,
-        "prefill": 120,
+        "correctness": 70,
+        "prefill": 110,
         "decode": 60,
         "rows": 40,
         "calibrate": 40,
         "stage": 60,
-        "tiles": 60,
+        "tiles": 75,
     },
 )
 
@@ -132,6 +138,7 @@ TINY = Sizes(
     tokens=(40, 150),
     pages=(16,),
     plans=("tiny-llama",),
+    tiles={"prefill": ((_SMALL, 8, (64,)),), "decode": ((_ONE, 1, (64,)),)},
     least_s=0.0,
     budgets=dict.fromkeys(FULL.budgets, 30),
 )

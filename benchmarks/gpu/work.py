@@ -80,12 +80,17 @@ def rope_append_bytes(rows: int, heads: Heads, b: int, kv_element: int) -> int:
     return rows * (read + written + 4 * heads.dim + 8)
 
 
+def quantised_bytes(rows: int, columns: int) -> int:
+    """Rows written as e4m3, with a float32 scale each."""
+    return rows * (columns + 4)
+
+
 def pack_bytes(rows: int, heads: Heads, b: int) -> int:
-    """Outputs and log-sum-exps read, packed in float32; a 64-bit row number."""
-    return rows * (heads.query * (heads.dim * b + 4 + 4 * (heads.dim + 1)) + 8)
+    """Outputs and log-sum-exps read and written side by side; a 64-bit row number."""
+    return rows * (heads.query * 2 * (heads.dim * b + 4) + 8)
 
 
 def merge_bytes(rows: int, peers: int, heads: Heads, b: int) -> int:
-    """Own outputs and log-sum-exps read and written once, a packed partial result read of each peer."""
-    own = heads.query * 2 * (heads.dim * b + 4)
-    return rows * (own + peers * (heads.query * 4 * (heads.dim + 1) + 8))
+    """Own outputs and log-sum-exps read and written once, each peer's part read; a 32-bit place of each."""
+    part = heads.query * (heads.dim * b + 4)
+    return rows * (2 * part + peers * (part + 4))
