@@ -87,7 +87,7 @@ def _pages(given: Contest) -> list[int]:
 def _q(setup: Setup, given: Contest) -> torch.Tensor:
     """[R, H, rows, d]."""
     shape = (len(given.lengths), given.heads.query, given.rows, given.heads.dim)
-    return torch.randn(shape, dtype=setup.device.dtype, device=setup.device.torch)
+    return torch.randn(shape, dtype=setup.device.dtype, device=setup.device.place)
 
 
 def _ours(

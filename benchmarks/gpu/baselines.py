@@ -92,7 +92,7 @@ def _sdpa(given: Attention, backend: SDPBackend) -> Contender:
     """
     attend = torch.nn.functional.scaled_dot_product_attention
     k, v = given.k, given.v
-    q = given.q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)
+    q = torch.unflatten(given.q, 1, (k.shape[1], -1)).flatten(2, 3)
 
     def run() -> torch.Tensor:
         with sdpa_kernel(backend):
@@ -149,7 +149,7 @@ def _block_tensor(
     index = torch.zeros(len(rows), width, dtype=torch.int32)
     for into, row in zip(index, rows, strict=True):
         into[: len(row)] = torch.arange(row.start, row.stop)
-    return count.to(device.torch)[None, None], index.to(device.torch)[None, None]
+    return count.to(device.place)[None, None], index.to(device.place)[None, None]
 
 
 def _flash_attn(device: Device, given: Attention) -> Contender:

@@ -60,7 +60,7 @@ def _rehearsed(setup: Setup) -> probes_gpu.Figures:
     def clock(calls: Sequence[Callable[[], object]]) -> float:
         return race(device, {"": calls[:2]}, 0.0)[""].median_s
 
-    return Probes(modules, shape, TINY, device.torch, device.dtype, clock).measure()
+    return Probes(modules, shape, TINY, device.place, device.dtype, clock).measure()
 
 
 def _curve(key: str, cluster: Cluster, shipped: Cluster) -> list[Figures]:

@@ -26,13 +26,13 @@ def cases(setup: Setup) -> Sequence[Case]:
 
 def _copy(setup: Setup) -> list[Figures]:
     count = setup.sizes.copy_bytes // 2
-    source = torch.randn(count, dtype=torch.bfloat16, device=setup.device.torch)
+    source = torch.randn(count, dtype=torch.bfloat16, device=setup.device.place)
     target = torch.empty_like(source)
     return _row(setup, "copy", 2 * source.nbytes, lambda: target.copy_(source), f"{count * 2} B")
 
 
 def _product(setup: Setup) -> list[Figures]:
-    n, device = setup.sizes.product, setup.device.torch
+    n, device = setup.sizes.product, setup.device.place
     left, right = (torch.randn(n, n, dtype=torch.bfloat16, device=device) for _ in range(2))
     out = torch.empty_like(left)
     flops = work.product_flops(n, n, n)
@@ -41,7 +41,7 @@ def _product(setup: Setup) -> list[Figures]:
 
 def _product_fp8(setup: Setup) -> list[Figures]:
     """Scaled by tensor: what row-wise scales cost more is no ceiling's business."""
-    n, device = setup.sizes.product, setup.device.torch
+    n, device = setup.sizes.product, setup.device.place
     left, right = (torch.randn(n, n, device=device).to(FP8) for _ in range(2))
     scale = torch.ones((), device=device)
     flops = work.product_flops(n, n, n)

@@ -38,8 +38,9 @@ def _cases(setup: Setup) -> Iterator[Case]:
     kv_types = [setup.device.dtype, *([FP8] if has_fp8(setup.device.target) else [])]
     for tokens in sizes.tokens:
         for heads in sizes.heads:
-            for page in sizes.pages if tokens == sizes.tokens[0] else sizes.pages[:1]:
-                for kv in kv_types:
+            first = tokens == sizes.tokens[0] and heads == sizes.heads[0]
+            for page in sizes.pages if first else sizes.pages[:1]:
+                for kv in kv_types if page == sizes.pages[0] else kv_types[:1]:
                     key = f"{heads.name}, {tokens} tokens, pages of {page}, KV {type_name(kv)}"
                     yield Case(f"attention of {key}", _bind(setup, heads, tokens, page, kv))
     for shape in sizes.shapes:
@@ -84,9 +85,9 @@ def _attention(
     cache = _cache(setup, heads, kinds, tables, page, kv)
     given = segments(device, kinds, tables)
     rows = sum(rows for rows, _, _ in kinds)
-    q = torch.randn(rows, heads.query, heads.dim, dtype=device.dtype, device=device.torch)
+    q = torch.randn(rows, heads.query, heads.dim, dtype=device.dtype, device=device.place)
     out = torch.full_like(q, torch.nan)
-    lse = torch.full(q.shape[:2], torch.nan, device=device.torch)
+    lse = torch.full(q.shape[:2], torch.nan, device=device.place)
     spec = kernel_spec(device.target, heads, device.dtype, kv_dtype=kv, page=page)
     run, _, _ = attention(setup.kernels.load(spec, name), name, cache, given, q, out, lse)
     run()
@@ -110,7 +111,7 @@ def _cache(
 ) -> Cache:
     """Random where tokens are; what was never written is NaN, and must not be read into a result."""
     shape = (heads.kv, tables.numel(), page, heads.dim)
-    k, v = (torch.randn(shape, device=setup.device.torch).to(kv) for _ in range(2))
+    k, v = (torch.randn(shape, device=setup.device.place).to(kv) for _ in range(2))
     for pages, (_, kv_len, _) in zip(tables.tolist(), kinds, strict=True):
         whole, rest = divmod(kv_len, page)
         for cache in (k, v):

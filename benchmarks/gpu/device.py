@@ -22,6 +22,9 @@ import triton
 
 Run = Callable[[], object]
 
+_STREAM: Any = torch.cuda.Stream  # untyped, as torch has them
+_EVENT: Any = torch.cuda.Event
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -54,11 +57,13 @@ class Ready:
 
 
 class Device(Protocol):
-    """Where kernels run. target: what they are rendered for; dtype: of activations, queries, K and V;
-    rehearsal: figures mean nothing.
+    """Where kernels run.
+
+    place: for tensors; target: what kernels are rendered for; dtype: of activations, queries, K and V
+    rehearsal: whether its figures mean nothing
     """
 
-    torch: torch.device
+    place: torch.device
     dtype: torch.dtype
     target: str
     rehearsal: bool
@@ -92,7 +97,7 @@ class Cuda:
     def __init__(self) -> None:
         self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
         torch.cuda.set_device(0)
-        self.torch = torch.device("cuda", 0)
+        self.place = torch.device("cuda", 0)
         major, minor = torch.cuda.get_device_capability(0)
         self.target = f"cuda:sm_{major}{minor}"
         properties = torch.cuda.get_device_properties(0)
@@ -111,7 +116,7 @@ class Cuda:
         )
 
     def ready(self, run: Run, *, capture: bool = True) -> Ready:
-        aside = torch.cuda.Stream()
+        aside = _STREAM()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(
             aside
@@ -134,10 +139,7 @@ class Cuda:
         return Ready(graph.replay, "graph")
 
     def seconds(self, runs: Sequence[Run]) -> list[float]:
-        pairs = [
-            [torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)]
-            for _ in runs
-        ]
+        pairs = [[_EVENT(enable_timing=True), _EVENT(enable_timing=True)] for _ in runs]
         for (before, after), run in zip(pairs, runs, strict=True):
             before.record()
             run()
@@ -170,7 +172,7 @@ class Rehearsal:
     def __init__(self) -> None:
         assert os.environ.get("TRITON_INTERPRET") == "1", "kernels were not loaded for a rehearsal"
         torch.set_num_threads(1)
-        self.torch = torch.device("cpu")
+        self.place = torch.device("cpu")
         self.machine = Machine(
             device="rehearsal on a CPU",
             rehearsal=True,

@@ -108,7 +108,7 @@ class Cache:
         found = []
         for cache in (self.k, self.v):
             pages = cache[:, first_page : first_page + requests * each]
-            per_request = pages.unflatten(1, (requests, each)).flatten(2, 3)
+            per_request = torch.unflatten(pages, 1, (requests, each)).flatten(2, 3)
             found.append(per_request.transpose(0, 1)[:, :, :tokens])
         return found
 
@@ -120,7 +120,7 @@ class Pool:
         """tokens_bytes: of K and V together."""
         self._size = tokens_bytes // 4
         self._flat = [
-            torch.randn(self._size, dtype=device.dtype, device=device.torch) for _ in range(2)
+            torch.randn(self._size, dtype=device.dtype, device=device.place) for _ in range(2)
         ]
         self._fp8: list[torch.Tensor] | None = None
 
@@ -152,7 +152,7 @@ def segments(
     """Segments of (rows, kv_len, past) each; tables: page ids [S, P]."""
 
     def table(values: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=device.torch)
+        return torch.tensor(values, dtype=torch.int32, device=device.place)
 
     offsets = [0]
     for rows, _, _ in cases:
@@ -161,7 +161,7 @@ def segments(
         "rows": table(offsets),
         "kv_len": table([kv_len for _, kv_len, _ in cases]),
         "past": table([past for _, _, past in cases]),
-        "pages": tables.to(device.torch, torch.int32),
+        "pages": tables.to(device.place, torch.int32),
         "max_rows": max(rows for rows, _, _ in cases),
         "max_kv": max(kv_len for _, kv_len, _ in cases),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import faulthandler
 import os
 import secrets
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 NAMES = (
-    *("ceilings", "correctness", "prefill", "decode"),
+    *("ceilings", "compile", "correctness", "prefill", "decode"),
     *("rows", "calibrate", "stage"),
 )
 GRACE_S = 60
@@ -26,6 +27,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--again", action="store_true", help="also what is finished")
     parser.add_argument("--publish", action="store_true", help="copy to benchmarks/results/")
     parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU, interpreted")
+    parser.add_argument("--compile-share", metavar="I/N", help=argparse.SUPPRESS)
     parser.add_argument("--prepare", action="store_true", help="plan anew what `stage` replays")
     asked = parser.parse_args(words)
     if asked.prepare:
@@ -47,6 +49,7 @@ def _run(asked: argparse.Namespace, names: Sequence[str]) -> int:
     import torch
 
     from . import report
+    from .compiling import compile_share
     from .device import Cuda, Rehearsal
     from .runner import Runner, Setup, say
     from .sections import SECTIONS
@@ -56,10 +59,14 @@ def _run(asked: argparse.Namespace, names: Sequence[str]) -> int:
         say("benchmarks.gpu: no CUDA device is here; --rehearse runs all of it on the CPU")
         return 2
     sizes = TINY if asked.rehearse else FULL
+    device = Rehearsal() if asked.rehearse else Cuda()
+    out: Path = asked.out
+    if asked.compile_share:
+        small = dataclasses.replace(sizes, pool_share=min(0.002, sizes.pool_share))
+        return compile_share(Setup(device, small, out), asked.compile_share)
     faulthandler.dump_traceback_later(
         sum(sizes.budgets[name] for name in names) + GRACE_S, exit=True
     )
-    out: Path = asked.out
     out.mkdir(parents=True, exist_ok=True)
     if asked.again:
         for name in names:
@@ -67,7 +74,7 @@ def _run(asked: argparse.Namespace, names: Sequence[str]) -> int:
     seed = secrets.randbits(32)
     torch.manual_seed(seed)
     say(f"random data of seed {seed}")
-    setup = Setup(Rehearsal() if asked.rehearse else Cuda(), sizes, out)
+    setup = Setup(device, sizes, out)
     failed = Runner(setup, [SECTIONS[name] for name in names]).run()
     path = report.write(out)
     say(path.read_text())

@@ -49,6 +49,7 @@ COLUMNS: Mapping[str, Sequence[Column]] = {
         number("T/s", "rate", 1e-12),
         text("", "unit"),
     ),
+    "compile": (count("processes", "processes"), number("s", "seconds"), text("", "note")),
     "correctness": (
         text("kernel", "kernel"),
         number("‖out − ref‖ / ‖ref‖", "relative_error", digits=2),

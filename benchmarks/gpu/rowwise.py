@@ -33,7 +33,7 @@ class RowKernels:
 
     def __init__(self, setup: Setup, shape: Row) -> None:
         self.setup, self.shape = setup, shape
-        self.device = setup.device.torch
+        self.device = setup.device.place
         self.spec = kernel_spec(
             setup.device.target,
             shape.heads,
@@ -159,14 +159,13 @@ class RowKernels:
     def _rope_errors(self, rows: int) -> Iterator[tuple[str, float]]:
         heads, eps = self.shape.heads, self.spec.norm_eps
         qkv, rot, k_cache, v_cache, slots, *norms = self._rope(rows)
-        slots[:: max(2, rows // 3)] = (
-            -1 if rows > 1 else slots[0]
-        )  # rows of which others hold the keys
+        if rows > 1:
+            slots[:: max(2, rows // 3)] = -1  # rows of which others hold the keys
         before = k_cache.clone(), v_cache.clone()
         (q,) = self._poisoned(
             lambda: (self.rope.rope_append(qkv, rot, k_cache, v_cache, slots, *norms),)
         )
-        split = qkv.view(rows, -1, heads.dim).split((heads.query, heads.kv, heads.kv), dim=1)
+        split = torch.split(qkv.view(rows, -1, heads.dim), [heads.query, heads.kv, heads.kv], dim=1)
         turned = [x.double() for x in split[:2]]
         if norms:
             turned = [reference.rms_norm(x, w, eps) for x, w in zip(split, norms, strict=False)]
@@ -216,7 +215,7 @@ class Merge:
     """Packing partial results for KVP peers, all at once, and merging what all of them sent."""
 
     def __init__(self, setup: Setup, shape: Row) -> None:
-        self.setup, self.heads, self.device = setup, shape.heads, setup.device.torch
+        self.setup, self.heads, self.device = setup, shape.heads, setup.device.place
         spec = kernel_spec(
             setup.device.target,
             shape.heads,

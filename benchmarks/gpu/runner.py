@@ -40,14 +40,15 @@ class Case:
 class Setup:
     """What sections share: the device, the sizes, kernels that are compiled already, random K and V."""
 
-    def __init__(self, device: Device, sizes: Sizes, out: Path) -> None:
+    def __init__(self, device: Device, sizes: Sizes, out: Path, **options: Any) -> None:
+        """options: as `render_kernels` takes them."""
         self.device, self.sizes, self.out = device, sizes, out
-        self.kernels = Kernels()
+        self.kernels = Kernels(**options)
         self._pool: Pool | None = None
 
     @property
     def pool(self) -> Pool:
-        """Random K and V, as much as `pool_share` of the device's memory."""
+        """Random K and V that fill `pool_share` of the device's memory."""
         if self._pool is None:
             size = int(self.device.machine.memory_bytes * self.sizes.pool_share)
             self._pool = Pool(self.device, size)

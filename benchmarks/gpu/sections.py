@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import calibrate, ceilings, correctness, decode, prefill, rows, stage
+from . import calibrate, ceilings, compiling, correctness, decode, prefill, rows, stage
 from .runner import Section
 
 SECTIONS: Mapping[str, Section] = {
     section.name: section
     for section in (
         ceilings.SECTION,
+        compiling.SECTION,
         correctness.SECTION,
         prefill.SECTION,
         decode.SECTION,

@@ -112,13 +112,14 @@ FULL = Sizes(
     least_s=0.15,
     budgets={
         "ceilings": 15,
-        "correctness": 70,
-        "prefill": 110,
+        "compile": 40,
+        "correctness": 60,
+        "prefill": 105,
         "decode": 60,
         "rows": 40,
         "calibrate": 40,
-        "stage": 60,
-        "tiles": 75,
+        "stage": 55,
+        "tiles": 70,
     },
 )
 

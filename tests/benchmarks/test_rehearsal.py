@@ -15,7 +15,7 @@ from mnemoc.planner import load_cluster
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = (
-    *("ceilings", "correctness", "prefill", "decode"),
+    *("ceilings", "compile", "correctness", "prefill", "decode"),
     *("rows", "calibrate", "stage", "tiles"),
 )
 LACKING = ("mnemoc", "highspy", "zmq", "fastapi", "uvicorn", "prometheus_client", "tokenizers")
