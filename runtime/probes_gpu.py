@@ -45,6 +45,7 @@ class Sizes:
     decodes.
 
     copy: bytes of the copy; square: side of the product that tells the peak; cold: what no cache holds
+    launches: from Python, of which the mean is taken
     """
 
     rows: tuple[int, ...]
@@ -55,6 +56,7 @@ class Sizes:
     copy: int
     square: int
     cold: int
+    launches: int = 200
 
 
 FULL = Sizes(
@@ -293,7 +295,7 @@ class Probes:
 
     def _launch_s(self) -> float:
         """What the host needs for a launch from Python, the device being far behind or not."""
-        norm, count = self._small(), 200
+        norm, count = self._small(), self.sizes.launches
         norm()
         times = []
         for _ in range(5):

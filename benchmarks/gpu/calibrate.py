@@ -25,6 +25,7 @@ TINY = Sizes(
     copy=1 << 16,
     square=64,
     cold=1 << 14,
+    launches=5,
 )
 
 

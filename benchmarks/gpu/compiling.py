@@ -62,7 +62,7 @@ def _calls(setup: Setup) -> Iterator[Run]:
     for heads in sizes.heads:
         for kv in (setup.device.dtype, *([FP8] if has_fp8(setup.device.target) else [])):
             for name, rows in (("attention_prefill", 32), ("attention_decode", 1)):
-                given = Contest(name, heads, rows, (4 * PAGE,), 1 << 40, kv)
+                given = Contest(name, heads, rows, (PAGE,), 1 << 40, kv)
                 yield lambda given=given: ours(setup, given)[0]()  # type: ignore[misc]
     for shape in sizes.shapes:
         yield lambda shape=shape: list(RowKernels(setup, shape).errors(2))  # type: ignore[misc]

@@ -7,6 +7,7 @@ them by the host's clock: its figures mean nothing, and everything around them i
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import gc
 import os
@@ -19,6 +20,8 @@ from typing import Any, Protocol
 
 import torch
 import triton
+from mnemoc.codegen.tiles import TILES, Tiles
+from mnemoc.errors import BadInput
 
 Run = Callable[[], object]
 
@@ -59,11 +62,12 @@ class Ready:
 class Device(Protocol):
     """Where kernels run.
 
-    place: for tensors; target: what kernels are rendered for; dtype: of activations, queries, K and V
+    place: for tensors; target, tiles: what kernels are rendered for; dtype: of all but an fp8 cache
     rehearsal: whether its figures mean nothing
     """
 
     place: torch.device
+    tiles: Tiles
     dtype: torch.dtype
     target: str
     rehearsal: bool
@@ -100,6 +104,9 @@ class Cuda:
         self.place = torch.device("cuda", 0)
         major, minor = torch.cuda.get_device_capability(0)
         self.target = f"cuda:sm_{major}{minor}"
+        if f"sm_{major}{minor}" not in TILES:
+            raise BadInput("no kernels for this GPU", got=self.target)
+        self.tiles = TILES[f"sm_{major}{minor}"]
         properties = torch.cuda.get_device_properties(0)
         self.machine = Machine(
             device=properties.name,
@@ -165,6 +172,7 @@ class Rehearsal:
 
     rehearsal = True
     target = "cuda:sm_90"
+    tiles = dataclasses.replace(TILES["sm_90"], sms=2)  # programs run one after the other here
     dtype = (
         torch.float16
     )  # Triton's interpreter takes the bits of bfloat16 for integers in products
@@ -177,7 +185,7 @@ class Rehearsal:
             device="rehearsal on a CPU",
             rehearsal=True,
             capability="9.0",
-            multiprocessors=132,
+            multiprocessors=2,
             memory_bytes=1 << 30,
             cache_bytes=1 << 11,
             driver="none",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 NAMES = (
     *("ceilings", "compile", "correctness", "prefill", "decode"),
-    *("rows", "calibrate", "stage"),
+    *("rows", "calibrate", "stage", "tiles"),
 )
 GRACE_S = 60
 """After the budgets of all sections: what hangs then is stopped, with a traceback that says where."""
@@ -27,6 +27,9 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--again", action="store_true", help="also what is finished")
     parser.add_argument("--publish", action="store_true", help="copy to benchmarks/results/")
     parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU, interpreted")
+    parser.add_argument(
+        "--tiles", type=Path, metavar="FILE", help="a best_tiles.json to measure with"
+    )
     parser.add_argument("--compile-share", metavar="I/N", help=argparse.SUPPRESS)
     parser.add_argument("--prepare", action="store_true", help="plan anew what `stage` replays")
     asked = parser.parse_args(words)
@@ -48,7 +51,7 @@ def main(words: Sequence[str]) -> int:
 def _run(asked: argparse.Namespace, names: Sequence[str]) -> int:
     import torch
 
-    from . import report
+    from . import report, tiles
     from .compiling import compile_share
     from .device import Cuda, Rehearsal
     from .runner import Runner, Setup, say
@@ -61,9 +64,10 @@ def _run(asked: argparse.Namespace, names: Sequence[str]) -> int:
     sizes = TINY if asked.rehearse else FULL
     device = Rehearsal() if asked.rehearse else Cuda()
     out: Path = asked.out
+    table = tiles.read_best(asked.tiles, device.target) if asked.tiles else None
     if asked.compile_share:
         small = dataclasses.replace(sizes, pool_share=min(0.002, sizes.pool_share))
-        return compile_share(Setup(device, small, out), asked.compile_share)
+        return compile_share(Setup(device, small, out, table), asked.compile_share)
     faulthandler.dump_traceback_later(
         sum(sizes.budgets[name] for name in names) + GRACE_S, exit=True
     )
@@ -74,8 +78,9 @@ def _run(asked: argparse.Namespace, names: Sequence[str]) -> int:
     seed = secrets.randbits(32)
     torch.manual_seed(seed)
     say(f"random data of seed {seed}")
-    setup = Setup(device, sizes, out)
+    setup = Setup(device, sizes, out, table)
     failed = Runner(setup, [SECTIONS[name] for name in names]).run()
+    tiles.write_best(setup)
     path = report.write(out)
     say(path.read_text())
     if asked.publish:

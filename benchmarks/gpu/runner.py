@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mnemoc.codegen.tiles import Tiles
 
 from .device import Device, is_fatal
 from .kernels import Kernels, Pool
@@ -40,10 +41,11 @@ class Case:
 class Setup:
     """What sections share: the device, the sizes, kernels that are compiled already, random K and V."""
 
-    def __init__(self, device: Device, sizes: Sizes, out: Path, **options: Any) -> None:
-        """options: as `render_kernels` takes them."""
+    def __init__(self, device: Device, sizes: Sizes, out: Path, tiles: Tiles | None = None) -> None:
+        """tiles: in place of the architecture's own."""
+        self.tiles = tiles or device.tiles
         self.device, self.sizes, self.out = device, sizes, out
-        self.kernels = Kernels(**options)
+        self.kernels = Kernels(tiles=self.tiles)
         self._pool: Pool | None = None
 
     @property

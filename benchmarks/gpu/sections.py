@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import calibrate, ceilings, compiling, correctness, decode, prefill, rows, stage
+from . import calibrate, ceilings, compiling, correctness, decode, prefill, rows, stage, tiles
 from .runner import Section
 
 SECTIONS: Mapping[str, Section] = {
@@ -18,5 +18,6 @@ SECTIONS: Mapping[str, Section] = {
         rows.SECTION,
         calibrate.SECTION,
         stage.SECTION,
+        tiles.SECTION,
     )
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -42,7 +43,7 @@ def test_bytes_are_those_of_the_tensors(gpu: Load) -> None:
 
 
 def test_bytes_of_row_wise_kernels_are_those_of_what_they_are_given_and_give(gpu: Load) -> None:
-    rowwise, runner, sizes = gpu("rowwise"), gpu("runner"), gpu("sizes")
+    rowwise, runner, sizes, work = gpu("rowwise"), gpu("runner"), gpu("sizes"), gpu("work")
     device = gpu("device").Rehearsal()
     setup = runner.Setup(device, sizes.TINY, Path())
     shape = sizes.TINY.shapes[0]
@@ -55,6 +56,13 @@ def test_bytes_of_row_wise_kernels_are_those_of_what_they_are_given_and_give(gpu
     qkv, rot, _, _, slots, *_ = kernels._rope(4)
     # each value of q, k and v is read once and lies somewhere once
     assert bytes_of["rope_append"] == 2 * qkv.nbytes + rot.nbytes + slots.nbytes
+    y8, scale = torch.empty(4, shape.hidden).to(torch.float8_e4m3fn), torch.empty(4, 1)
+    stored = y8.nbytes + scale.nbytes
+    assert bytes_of["add_rms_norm_fp8"] == 3 * x.nbytes + weight.nbytes + stored
+    out, lse = torch.empty(4, 4, 64).half(), torch.empty(4, 4)
+    part, table = out.nbytes + lse.nbytes, torch.empty(4, 2, dtype=torch.int32)
+    assert work.merge_bytes(4, 2, shape.heads, 2) == 2 * part + 2 * part + table.nbytes
+    assert work.pack_bytes(4, shape.heads, 2) == 2 * part + 4 * 8
 
 
 @given(st.integers(1, 300), st.integers(0, 500))
@@ -188,3 +196,37 @@ def test_full_sweeps_are_those_that_were_asked_for(gpu: Load) -> None:
     assert len(set(sizes.FULL.decode)) == len(sizes.FULL.decode)
     assert set(sizes.FULL.flex) <= set(sizes.FULL.prefill)
     assert sum(sizes.FULL.budgets.values()) < 8 * 60
+
+
+def test_a_best_tile_goes_before_the_others_and_is_read_back(gpu: Load, tmp_path: Path) -> None:
+    tiles, runner, sizes = gpu("tiles"), gpu("runner"), gpu("sizes")
+    device = gpu("device").Rehearsal()
+    setup = runner.Setup(device, sizes.TINY, tmp_path)
+    now = tiles.today(setup, "prefill")
+    neighbours = tiles.neighbours(now)
+    assert now not in neighbours
+    assert all(
+        sum(getattr(one, f) != getattr(now, f) for f in vars(now)) == 1 for one in neighbours
+    )
+
+    def row(tile: Any, share: float) -> dict[str, Any]:
+        fields = vars(tile)
+        return {
+            "kernel": "attention_prefill",
+            "tile": str(tile),
+            "fields": fields,
+            "of_today": share,
+        }
+
+    rows = {
+        "a": [row(neighbours[0], 0.95), row(neighbours[0], 0.9)],
+        "b": [row(neighbours[1], 0.97)],
+    }
+    rows["c"] = [row(neighbours[2], 0.5), row(neighbours[2], 0.5) | {"note": "does not fit"}]
+    del rows["c"][1]["of_today"]
+    (tmp_path / "tiles.json").write_text(json.dumps({"cases": rows}))
+    tiles.write_best(setup)
+    found = tiles.read_best(tmp_path / tiles.BEST_FILE, device.target)
+    dim = sizes.TINY.heads[0].dim
+    assert found.prefill[dim] == (neighbours[0], *device.tiles.prefill[dim])
+    assert found.decode == device.tiles.decode
