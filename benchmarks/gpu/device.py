@@ -128,7 +128,7 @@ class Cuda:
         with torch.cuda.stream(
             aside
         ):  # capture wants what it captures to be warm on another stream
-            for _ in range(3):
+            for _ in range(2):
                 run()
         torch.cuda.current_stream().wait_stream(aside)
         self.synchronize()

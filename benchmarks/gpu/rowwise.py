@@ -46,7 +46,9 @@ class RowKernels:
         load = setup.kernels.load
         self.norms, self.swiglu = load(self.spec, "rms_norm"), load(self.spec, "swiglu")
         self.rope = load(self.spec, "rope_append")
-        self.quantize = load(self.spec, "quantize") if self.spec.fp8 else None
+        if self.spec.fp8:
+            self.quantize_fp8 = load(self.spec, "quantize").quantize_fp8
+            self.swiglu_fp8 = load(self.spec, "swiglu_fp8").swiglu_fp8
 
     def works(self, rows: int) -> list[Work]:
         hidden, ffn, heads = self.shape.hidden, self.shape.ffn, self.shape.heads
@@ -80,8 +82,6 @@ class RowKernels:
     def _fp8_works(self, rows: int) -> list[Work]:
         """The kernels whose rows are stored as e4m3."""
         hidden, ffn, columns = self.shape.hidden, self.shape.ffn, self._columns
-        assert self.quantize is not None
-        quantize_fp8 = self.quantize.quantize_fp8
 
         def add_norm() -> Run:
             x, residual, weight = (
@@ -93,11 +93,11 @@ class RowKernels:
 
         def swiglu() -> Run:
             gate_up = self._randn(rows, 2 * ffn)
-            return lambda: self.swiglu.swiglu_fp8(gate_up)
+            return lambda: self.swiglu_fp8(gate_up)
 
         def quantize() -> Run:
             x = self._randn(rows, columns)
-            return lambda: quantize_fp8(x)
+            return lambda: self.quantize_fp8(x)
 
         read_and_summed = 3 * rows * hidden * ELEMENT + hidden * ELEMENT
         return [
@@ -132,14 +132,12 @@ class RowKernels:
         found = self._poisoned(lambda: (self.swiglu.swiglu(gate_up),))
         yield "swiglu", reference.relative_error(found[0], reference.swiglu(gate_up))
         yield from self._rope_errors(rows)
-        if self.quantize is not None:
+        if self.spec.fp8:
             yield from self._fp8_errors(rows)
 
     def _fp8_errors(self, rows: int) -> Iterator[tuple[str, float]]:
         """Of what e4m3 rows and their scales stand for."""
         eps, hidden = self.spec.norm_eps, self.shape.hidden
-        assert self.quantize is not None
-        quantize = self.quantize.quantize_fp8
         x, residual, weight = (
             self._randn(rows, hidden),
             self._randn(rows, hidden),
@@ -152,9 +150,9 @@ class RowKernels:
         yield "add_rms_norm_fp8", _quantised_error((y, scale), norm)
         gate_up = self._randn(rows, 2 * self.shape.ffn)
         expected = reference.swiglu(gate_up)
-        yield "swiglu_fp8", _quantised_error(self.swiglu.swiglu_fp8(gate_up), expected)
+        yield "swiglu_fp8", _quantised_error(self.swiglu_fp8(gate_up), expected)
         x = self._randn(rows, self._columns)
-        yield "quantize_fp8", _quantised_error(quantize(x), x)
+        yield "quantize_fp8", _quantised_error(self.quantize_fp8(x), x)
 
     def _rope_errors(self, rows: int) -> Iterator[tuple[str, float]]:
         heads, eps = self.shape.heads, self.spec.norm_eps
