@@ -111,24 +111,23 @@ def _cache(
 ) -> Cache:
     """Random where tokens are; what was never written is NaN, and must not be read into a result."""
     shape = (heads.kv, tables.numel(), page, heads.dim)
-    k, v = (torch.randn(shape, device=setup.device.place).to(kv) for _ in range(2))
+    k, v = (torch.randn(shape, device=setup.device.place) for _ in range(2))
     for pages, (_, kv_len, _) in zip(tables.tolist(), kinds, strict=True):
         whole, rest = divmod(kv_len, page)
         for cache in (k, v):
             if rest:
                 cache[:, pages[whole], rest:] = torch.nan
             unused = pages[whole + bool(rest) :]
-            cache[:, unused] = torch.full((), torch.nan, device=k.device).to(kv)
-    return Cache(k, v)
+            cache[:, unused] = torch.nan
+    return Cache(k.to(kv), v.to(kv))
 
 
 def _rowwise(setup: Setup, shape: Row, count: int) -> list[Figures]:
     """Errors of each row-wise kernel, of `count` rows of one rank of a model."""
-    kernels = RowKernels(setup, shape)
-    return [
-        *(_verdict(setup, name, error) for name, error in kernels.errors(count)),
-        *(_verdict(setup, name, error) for name, error in Merge(setup, shape).errors(count)),
-    ]
+    found = [*RowKernels(setup, shape).errors(count), *Merge(setup, shape).errors(count)]
+    if has_fp8(setup.device.target):
+        found += RowKernels(setup, shape, FP8).rope_errors(count)
+    return [_verdict(setup, name, error) for name, error in found]
 
 
 def _verdict(setup: Setup, name: str, error: float, lse_error: float | None = None) -> Figures:

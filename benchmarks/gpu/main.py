@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import faulthandler
 import os
+import random
 import secrets
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--again", action="store_true", help="also what is finished")
     parser.add_argument("--publish", action="store_true", help="copy to benchmarks/results/")
     parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU, interpreted")
+    parser.add_argument("--small", action="store_true", help="the rehearsal's sizes, on the GPU")
     parser.add_argument(
         "--tiles", type=Path, metavar="FILE", help="a best_tiles.json to measure with"
     )
@@ -61,7 +63,7 @@ def _run(asked: argparse.Namespace, names: Sequence[str]) -> int:
     if not asked.rehearse and not torch.cuda.is_available():
         say("benchmarks.gpu: no CUDA device is here; --rehearse runs all of it on the CPU")
         return 2
-    sizes = TINY if asked.rehearse else FULL
+    sizes = TINY if asked.rehearse or asked.small else FULL
     device = Rehearsal() if asked.rehearse else Cuda()
     out: Path = asked.out
     table = tiles.read_best(asked.tiles, device.target) if asked.tiles else None
@@ -77,6 +79,7 @@ def _run(asked: argparse.Namespace, names: Sequence[str]) -> int:
             (out / f"{name}.json").unlink(missing_ok=True)
     seed = secrets.randbits(32)
     torch.manual_seed(seed)
+    random.seed(seed)
     say(f"random data of seed {seed}")
     setup = Setup(device, sizes, out, table)
     failed = Runner(setup, [SECTIONS[name] for name in names]).run()

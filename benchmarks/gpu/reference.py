@@ -37,8 +37,7 @@ def attention(
             hidden = key[None, :] >= seen[:, None]
             for head in range(k_cache.shape[0]):
                 k_nd, v_nd = (
-                    cache[head, pages].flatten(0, 1)[: kv_len[s]].double()
-                    for cache in (k_cache, v_cache)
+                    _taken(cache[head], pages)[: kv_len[s]].double() for cache in (k_cache, v_cache)
                 )
                 own = slice(head * group, (head + 1) * group)
                 q_rgd = q_NHd[first:last, own].double()
@@ -49,6 +48,12 @@ def attention(
                 out_NHd[first:last, own] = torch.einsum("rgn,nd->rgd", weight, v_nd)
                 lse_NH[first:last, own] = lse
     return out_NHd, lse_NH
+
+
+def _taken(pages_Ppd: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Tokens of the chosen pages, [tokens, d]; 8-bit floats are indexed as bytes."""
+    bits = pages_Ppd.view(torch.uint8) if pages_Ppd.itemsize == 1 else pages_Ppd
+    return bits[chosen].flatten(0, 1).view(pages_Ppd.dtype)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

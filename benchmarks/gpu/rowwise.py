@@ -9,7 +9,7 @@ import torch
 
 from . import reference, work
 from .device import Run
-from .kernels import PAGE, has_fp8, kernel_spec
+from .kernels import FP8, PAGE, has_fp8, kernel_spec
 from .runner import Setup
 from .sizes import Row
 
@@ -31,8 +31,9 @@ class Work:
 class RowKernels:
     """RMS norm, add + RMS norm, SwiGLU, and RoPE with the append to the cache."""
 
-    def __init__(self, setup: Setup, shape: Row) -> None:
-        self.setup, self.shape = setup, shape
+    def __init__(self, setup: Setup, shape: Row, kv: torch.dtype | None = None) -> None:
+        """kv: of the cache that RoPE appends to, where it is not that of all."""
+        self.setup, self.shape, self.kv = setup, shape, kv or setup.device.dtype
         self.device = setup.device.place
         self.spec = kernel_spec(
             setup.device.target,
@@ -41,6 +42,7 @@ class RowKernels:
             hidden=shape.hidden,
             ffn=shape.ffn,
             qk_norm=shape.qk_norm,
+            kv_dtype=self.kv,
             fp8=has_fp8(setup.device.target),
         )
         load = setup.kernels.load
@@ -131,7 +133,7 @@ class RowKernels:
         gate_up = self._randn(rows, 2 * self.shape.ffn)
         found = self._poisoned(lambda: (self.swiglu.swiglu(gate_up),))
         yield "swiglu", reference.relative_error(found[0], reference.swiglu(gate_up))
-        yield from self._rope_errors(rows)
+        yield from self.rope_errors(rows)
         if self.spec.fp8:
             yield from self._fp8_errors(rows)
 
@@ -154,12 +156,14 @@ class RowKernels:
         x = self._randn(rows, self._columns)
         yield "quantize_fp8", _quantised_error(self.quantize_fp8(x), x)
 
-    def _rope_errors(self, rows: int) -> Iterator[tuple[str, float]]:
+    def rope_errors(self, rows: int) -> Iterator[tuple[str, float]]:
+        """The same of RoPE and the append alone."""
+        name = "rope_append_fp8" if self.kv == FP8 else "rope_append"
         heads, eps = self.shape.heads, self.spec.norm_eps
         qkv, rot, k_cache, v_cache, slots, *norms = self._rope(rows)
         if rows > 1:
             slots[:: max(2, rows // 3)] = -1  # rows of which others hold the keys
-        before = k_cache.clone(), v_cache.clone()
+        before = k_cache.float(), v_cache.float()
         (q,) = self._poisoned(
             lambda: (self.rope.rope_append(qkv, rot, k_cache, v_cache, slots, *norms),)
         )
@@ -168,15 +172,15 @@ class RowKernels:
         if norms:
             turned = [reference.rms_norm(x, w, eps) for x, w in zip(split, norms, strict=False)]
         q_expected, k_expected = (reference.rotated(x, rot) for x in turned)
-        yield "rope_append, q", reference.relative_error(q, q_expected)
+        yield f"{name}, q", reference.relative_error(q, q_expected)
         held, at = slots >= 0, slots[slots >= 0]
-        for name, cache, was, expected in (
+        for part, cache, was, expected in (
             ("k", k_cache, before[0], k_expected),
             ("v", v_cache, before[1], split[2]),
         ):
-            flat, flat_was = cache.flatten(1, 2), was.flatten(1, 2)
+            flat, flat_was = cache.float().flatten(1, 2), was.flatten(1, 2)
             yield (
-                f"rope_append, {name}",
+                f"{name}, {part}",
                 reference.relative_error(flat[:, at].transpose(0, 1), expected[held]),
             )
             flat_was[:, at] = flat[:, at]
@@ -187,7 +191,8 @@ class RowKernels:
         heads = self.shape.heads
         angle = torch.rand(rows, heads.dim // 2, device=self.device) * 6.3
         pages = -(-rows // PAGE) + 1
-        caches = [self._randn(heads.kv, pages, PAGE, heads.dim) for _ in range(2)]
+        size = (heads.kv, pages, PAGE, heads.dim)
+        caches = [self._randn(*size).to(self.kv) for _ in range(2)]
         slots = torch.randperm(pages * PAGE, device=self.device)[:rows]
         norms = [self._randn(heads.dim) for _ in range(2)] if self.shape.qk_norm else []
         qkv = self._randn(rows, (heads.query + 2 * heads.kv) * heads.dim)

@@ -32,6 +32,7 @@ class Sizes:
     decode: (heads, requests, tokens); ragged: tokens of requests that differ
     shapes, counts: of row-wise kernels; tokens, pages: of the contexts that correctness checks
     plans: whose stages are replayed; tiles: (heads, rows, lengths) by kernel that a tile is tried on
+    quick: whether `calibrate` measures fewer sizes
     least_s: of timing for each contender; budgets: seconds of each section
     """
 
@@ -49,6 +50,7 @@ class Sizes:
     pages: tuple[int, ...]
     plans: tuple[str, ...]
     tiles: Mapping[str, tuple[tuple[Heads, int, tuple[int, ...]], ...]]
+    quick: bool
     least_s: float
     budgets: Mapping[str, float]
 
@@ -109,6 +111,7 @@ FULL = Sizes(
         "prefill": ((LLAMA_8B, 2048, (16 * K,)), (LLAMA_70B_TP8, 32, (M,))),
         "decode": ((LLAMA_70B_TP8, 1, (128 * K,)), (LLAMA_8B, 1, (8 * K,) * 64)),
     },
+    quick=False,
     least_s=0.15,
     budgets={
         "ceilings": 15,
@@ -140,6 +143,7 @@ TINY = Sizes(
     pages=(16,),
     plans=("tiny-llama",),
     tiles={"prefill": ((_SMALL, 8, (64,)),), "decode": ((_ONE, 1, (64,)),)},
+    quick=True,
     least_s=0.0,
     budgets=dict.fromkeys(FULL.budgets, 30),
 )

@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from mnemoc.codec import from_json, to_json
 from mnemoc.codegen.tiles import Choices, Tile, Tiles
@@ -47,7 +48,7 @@ def today(setup: Setup, kind: str) -> Tile:
 
 def neighbours(tile: Tile) -> list[Tile]:
     """Tiles that differ from one in one thing, those of most promise first."""
-    changes: list[dict[str, int | bool]] = [
+    changes: list[dict[str, Any]] = [
         *({"stages": tile.stages + by} for by in (1, -1)),
         *({"block_n": size} for size in (2 * tile.block_n, tile.block_n // 2)),
         *({"programs": tile.programs + by} for by in (1, -1)),
@@ -73,8 +74,8 @@ def with_tile(tiles: Tiles, kind: str, dim: int, tile: Tile) -> Tiles:
     by_dim: Choices = getattr(tiles, kind)
     at = next(most for most in by_dim if dim <= most)
     rest = tuple(other for other in by_dim[at] if other != tile)
-    changed = {**by_dim, at: (tile, *rest)}
-    return dataclasses.replace(tiles, **{kind: changed})
+    changed: dict[str, Any] = {kind: {**by_dim, at: (tile, *rest)}}
+    return dataclasses.replace(tiles, **changed)
 
 
 def _case(setup: Setup, kind: str, tile: Tile) -> Callable[[], list[Figures]]:
@@ -133,7 +134,9 @@ def read_best(path: Path, target: str) -> Tiles:
     if arch not in body:
         raise BadInput(f"no tiles for {arch}", where=path, got=", ".join(body))
     tiles = from_json(Tiles, body[arch], str(path))
-    keyed = {kind: {int(dim): c for dim, c in getattr(tiles, kind).items()} for kind in KINDS}
+    keyed: dict[str, Any] = {
+        kind: {int(dim): c for dim, c in getattr(tiles, kind).items()} for kind in KINDS
+    }
     return dataclasses.replace(tiles, **keyed)
 
 
