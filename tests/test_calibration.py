@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from mnemoc.artifact import Layout
 from mnemoc.calibration import calibrate, rising, source_of
-from mnemoc.calibration_gpu import shipped_name, write
+from mnemoc.calibration_gpu import calibrate_gpu, shipped_name, write
 from mnemoc.errors import BadInput
 from mnemoc.ir.model import load_model
 from mnemoc.planner import CALIBRATED, Cluster, Configuration, forecast, load_cluster
@@ -119,6 +120,12 @@ def test_a_gpu_takes_the_place_of_what_one_gpu_can_tell(tmp_path: Path) -> None:
     assert found.device == "NVIDIA H100 80GB HBM3"
     for kept in ("links.inter.bandwidth", "devices_per_node", "memory.reserve"):
         assert found.numbers[kept] == shipped.numbers[kept]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_without_a_gpu_none_is_measured() -> None:
+    with pytest.raises(BadInput, match="no CUDA device"):
+        calibrate_gpu(None)
 
 
 def test_a_gpu_of_no_shipped_kind_is_refused() -> None:
