@@ -40,8 +40,8 @@ class Machine:
     memory_bytes: int
     cache_bytes: int
     driver: str
-    sm_clock_mhz: tuple[int, int] | None
-    memory_clock_mhz: tuple[int, int] | None
+    sm_clock_mhz: tuple[float, float] | None
+    memory_clock_mhz: tuple[float, float] | None
     power_limit_w: float | None
     cpu: str
     python: str
@@ -115,10 +115,7 @@ class Cuda:
             multiprocessors=properties.multi_processor_count,
             memory_bytes=properties.total_memory,
             cache_bytes=properties.L2_cache_size,
-            driver=_asked("driver_version") or "unknown",
-            sm_clock_mhz=_clocks("sm"),
-            memory_clock_mhz=_clocks("mem"),
-            power_limit_w=float(limit) if (limit := _asked("power.limit")) else None,
+            **_driver(),
             **_host(),
         )
 
@@ -239,17 +236,43 @@ def _cpu() -> str:
     return f"{os.cpu_count()} × {names[0]}" if names else f"{os.cpu_count()} cores"
 
 
-def _clocks(unit: str) -> tuple[int, int] | None:
-    now, most = _asked(f"clocks.{unit}"), _asked(f"clocks.max.{unit}")
-    return (int(now), int(most)) if now and most else None
-
-
-def _asked(what: str) -> str | None:
-    """One figure of nvidia-smi, which only reads; None where there is none."""
-    command = ["nvidia-smi", "-i", "0", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
+def _driver() -> dict[str, Any]:
+    """What nvidia-smi, which only reads, says of the driver, the clocks and the power limit."""
+    asked = (
+        "driver_version",
+        "clocks.sm",
+        "clocks.max.sm",
+        "clocks.mem",
+        "clocks.max.mem",
+        "power.limit",
+    )
+    command = ["nvidia-smi", "-i", "0", f"--query-gpu={','.join(asked)}"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        answer = subprocess.run(
+            [*command, "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+        said = [word.strip() for word in answer.stdout.strip().split(",")]
     except (OSError, subprocess.TimeoutExpired):
+        said = []
+    driver, *numbers = said if len(said) == len(asked) else ["unknown"] + [""] * (len(asked) - 1)
+    sm, most_sm, memory, most_memory, power = (_number(word) for word in numbers)
+    return {
+        "driver": driver,
+        "sm_clock_mhz": None if sm is None or most_sm is None else (sm, most_sm),
+        "memory_clock_mhz": None
+        if memory is None or most_memory is None
+        else (memory, most_memory),
+        "power_limit_w": power,
+    }
+
+
+def _number(word: str) -> float | None:
+    """None for what nvidia-smi cannot tell, such as "[N/A]"."""
+    try:
+        return float(word)
+    except ValueError:
         return None
-    text = answer.stdout.strip()
-    return text if answer.returncode == 0 and text and not text.startswith("[") else None
