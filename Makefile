@@ -1,5 +1,6 @@
 # make demo   the main job, end to end, on this machine        make test   the whole suite
 # make lint   ruff, and mypy (strict) on the installed wheel   make bench  the figures of the README
+# make bench-gpu   kernels, programs and predictions on a GPU, into gpu-results/ (docs/measuring.md)
 # make browser   Debian's Chromium where there is none: the tests of report.html drive it
 #
 # Everything is installed into .venv as a wheel, never the source tree: a file that the wheel lacks
@@ -15,7 +16,7 @@ SOURCES := pyproject.toml README.md py.typed $(wildcard *.py) \
 
 MNEMOC := $(BIN)/mnemoc
 
-.PHONY: demo test browser bench lint clean
+.PHONY: demo test browser bench bench-gpu lint clean
 
 demo: $(VENV)/installed
 	rm -rf demo
@@ -43,13 +44,17 @@ bench: $(VENV)/installed $(VENV)/dev
 	$(BIN)/python benchmarks/predictions.py
 	$(BIN)/python benchmarks/long_context.py
 
+# the checkout itself, with whatever python3 has torch and triton: nothing is installed
+bench-gpu:
+	$(PYTHON) -m benchmarks.gpu --out gpu-results
+
 lint: $(VENV)/installed $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd $(VENV) && bin/python -m mypy --config-file ../pyproject.toml -p mnemoc
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) demo gpu-results build *.egg-info
 
 # torch first: its build (CPU or CUDA) is the choice of pip's configuration, not ours
 $(VENV)/torch:

@@ -59,7 +59,7 @@ def calibrate(
     from .runtime.init_model import Blueprint, init_model
 
     spec = dataclasses.replace(load_model("tiny-llama"), **SHAPE)
-    say = _Steps(progress)
+    say = Steps(progress)
     with tempfile.TemporaryDirectory(prefix="mnemoc-calibrate-") as scratch:
         work = Path(scratch)
         cores = len(os.sched_getaffinity(0))
@@ -86,7 +86,7 @@ def calibrate(
 _KERNELS = 0.75  # of the whole time
 
 
-class _Steps:
+class Steps:
     """Progress with the time that is left, as far as what is done lets us tell."""
 
     def __init__(self, progress: Progress | None) -> None:

@@ -12,15 +12,18 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..artifact import Layout
 from .candidate import Candidate, best_chunks, make_candidate, useful
-from .milp import Problem, Solution, solve
 from .price import NEVER, Outlook, Pricer
 from .space import Pins, growths, layouts
+
+if TYPE_CHECKING:
+    from .milp import Solution
 
 _ROUNDING = 1 + 1e-9  # a bound may be reached: it is then another sum of the same seconds
 
@@ -196,6 +199,8 @@ class Search:
 
     def find(self, promise: Promise, objective: str) -> Solution | None:
         """The optimal plan, proven by the solver; None if no plan keeps the promise."""
+        from .milp import Problem, solve  # only here: prices need no solver
+
         incumbent = self.incumbent(promise, objective)
         if incumbent is None:
             return None

@@ -6,14 +6,19 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
 from mnemoc.artifact import Layout
 from mnemoc.calibration import calibrate, rising, source_of
+from mnemoc.calibration_gpu import calibrate_gpu, shipped_name, write
+from mnemoc.errors import BadInput
 from mnemoc.ir.model import load_model
 from mnemoc.planner import CALIBRATED, Cluster, Configuration, forecast, load_cluster
 from mnemoc.planner.evidence import kind
 from mnemoc.runtime.others import Watch
+from mnemoc.runtime.probes_gpu import Figures
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +97,38 @@ def test_our_own_work_is_not_taken_for_that_of_others() -> None:
         subprocess.run(own, check=True)
         kept_busy.append(watch.others())
     assert min(kept_busy) < 0.5
+
+
+def test_a_gpu_takes_the_place_of_what_one_gpu_can_tell(tmp_path: Path) -> None:
+    measured = Figures(
+        peak_flops=8e14,
+        peak_fp8_flops=1.5e15,
+        bandwidth=3e12,
+        matmul=[(256, 4e14), (8192, 8e14)],
+        matmul_fp8=[(256, 5e14), (8192, 1.2e15)],
+        attention_prefill=[(128, 3e14), (8192, 6e14)],
+        attention_decode=[(1e6, 5e11), (1e9, 2.7e12)],
+        memory=[(1e6, 1e12), (1e8, 2.5e12)],
+        launch_s=5e-6,
+        gap_s=1e-6,
+    )
+    found = write(tmp_path / "h100.toml", "dgx-h100", "NVIDIA H100 80GB HBM3", 80 << 30, measured)
+    shipped = load_cluster("dgx-h100")
+    assert found["peak.bfloat16"] == 8e14
+    assert found.curve("attention_prefill").points == ((128, 0.375), (8192, 0.75))
+    assert kind(found.curves["memory"].source) == "measured"
+    assert found.device == "NVIDIA H100 80GB HBM3"
+    for kept in ("links.inter.bandwidth", "devices_per_node", "memory.reserve"):
+        assert found.numbers[kept] == shipped.numbers[kept]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_without_a_gpu_none_is_measured() -> None:
+    with pytest.raises(BadInput, match="no CUDA device"):
+        calibrate_gpu(None)
+
+
+def test_a_gpu_of_no_shipped_kind_is_refused() -> None:
+    assert shipped_name("NVIDIA H200") == "dgx-h200"
+    with pytest.raises(BadInput, match="no shipped cluster"):
+        shipped_name("NVIDIA GeForce RTX 4090")
