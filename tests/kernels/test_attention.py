@@ -201,7 +201,7 @@ def test_keys_split_anywhere_over_two_groups_merge_to_the_whole(target: str, kit
         every = torch.arange(rows)
         other = merge.pack(*case.run(prefill, "attention_prefill"), every)
         with torch.inference_mode():
-            merge.merge(out, lse, other, every)
+            merge.merge(out, lse, other, every.to(torch.int32)[:, None])
         torch.testing.assert_close((out, lse), whole, atol=2e-6, rtol=1e-5)
 
     holds()
