@@ -145,9 +145,9 @@ def _answers(request: Mapping[str, object], folder: str) -> Iterator[dict[str, o
 
 
 def _failed(where: str, why: str) -> MnemocError:
-    last = next(
-        (line for line in reversed(why.strip().splitlines()) if line.strip()), "no reason given"
-    )
+    """The last line that has words: below it there may be a caret."""
+    lines = (line for line in reversed(why.splitlines()) if any(map(str.isalpha, line)))
+    last = next(lines, "no reason given")
     return MnemocError(f"Triton could not compile the kernel: {last.strip()}", where=where)
 
 

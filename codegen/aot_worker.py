@@ -153,7 +153,10 @@ def main() -> None:
         try:
             answer = compile_job(job, request["arch"], folder)
         except Exception as error:  # whatever the compiler raises becomes an answer
-            answer = {"file": job["file"], "error": f"{type(error).__name__}: {error}"}
+            reason: BaseException = error
+            while reason.__cause__ is not None:  # of one in a function that the kernel calls
+                reason = reason.__cause__
+            answer = {"file": job["file"], "error": f"{type(reason).__name__}: {reason}"}
         print(json.dumps(answer), flush=True)
 
 
