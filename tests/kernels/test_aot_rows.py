@@ -19,8 +19,8 @@ ARCHES = ("sm_80", "sm_90", "sm_100")
 MODULES = ("merge", "quantize", "rms_norm", "rope_append", "swiglu", "swiglu_fp8")
 NEEDED = ("__init__", "rows", "swiglu")  # by others of them
 MODELS = {  # with the degrees of tensor parallelism: those whose rows have shapes of their own
-    "llama-3-8b": (1, 8),
-    "llama-3-70b": (1, 8),
+    "llama-3-8b": (1,),
+    "llama-3-70b": (8,),
     "llama-3.1-405b": (8,),
     "qwen2.5-7b": (4,),
     "qwen3-8b": (1,),
