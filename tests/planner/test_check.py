@@ -167,3 +167,12 @@ def test_a_broken_promise_is_caught() -> None:
     ):
         wrong = violations(made().plan, small_model(), small_cluster(), broken, made().formulas)
         assert any(complaint in sentence for sentence in wrong)
+
+
+@pytest.mark.parametrize("context", [1953, 2117, 2154, 2191])
+def test_plans_for_short_prompts_in_stripes_pass_their_check(context: int) -> None:
+    """Where a stripe is hardly longer than a chunk, the sums of prices are at their loosest."""
+    spec, machine = small_model(num_kv_heads=1), small_cluster(devices_per_node=4)
+    pins = {"tp": 1, "spp": 1, "kvp": 4, "ffn": "helix"}
+    plan = make_plan(spec, machine, Workload(context, 1e4, 1e4, 64, 1, "ttft"), pinned=pins).plan
+    assert plan.stripe_tokens * 4 < context
