@@ -169,7 +169,7 @@ def test_a_broken_promise_is_caught() -> None:
         assert any(complaint in sentence for sentence in wrong)
 
 
-@pytest.mark.parametrize("context", [1953, 2117, 2154, 2191])
+@pytest.mark.parametrize("context", [2117, 2154, 2191])
 def test_plans_for_short_prompts_in_stripes_pass_their_check(context: int) -> None:
     """Where a stripe is hardly longer than a chunk, the sums of prices are at their loosest."""
     spec, machine = small_model(num_kv_heads=1), small_cluster(devices_per_node=4)
