@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 from harness import Figure
-from mnemoc.artifact import Segments
 from mnemoc.codegen.kernels import KernelSpec, render_kernels
+from mnemoc.microbatch import Segments
 from mnemoc.runtime.loader import ArtifactModules
 
 SECONDS = 3.0

@@ -17,8 +17,8 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as workers have it
 import torch
 import torch.nn.functional as F
 from harness import Figure, say, write_report
-from mnemoc.artifact import Segments
 from mnemoc.codegen.kernels import KernelSpec, render_kernels
+from mnemoc.microbatch import Segments
 from mnemoc.runtime.loader import ArtifactModules
 
 BYTES = 256 << 20

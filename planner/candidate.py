@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .chunks import Floats
-from .price import NEVER, Outlook
+from .outlook import NEVER, Outlook
 
 Bools = NDArray[np.bool_]
 

@@ -9,7 +9,7 @@ from operator import itemgetter
 
 from ..artifact import Alternative, Layout, Marginal
 from ..units import format_duration
-from .price import NEVER, Outlook
+from .outlook import NEVER, Outlook
 from .search import Finding, Promise, Search
 from .what_if import Answer, WhatIf
 

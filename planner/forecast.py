@@ -37,9 +37,10 @@ from .configuration import Configuration, check_configuration, contiguous, growt
 from .cost import PARTS, compile_parts, links_of
 from .evidence import Estimate, Use, estimate, uses_of
 from .footprint import Step
+from .outlook import NEVER, Outlook
 from .precision import precision_notes
 from .predict import chunk_rules, crossing_s, held, stage_parts, through
-from .price import NEVER, Outlook, Pricer
+from .price import Pricer
 from .search import Finding
 from .space import Growth
 

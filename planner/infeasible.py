@@ -22,7 +22,7 @@ from ..artifact import Frontier, Layout, Relaxation
 from ..errors import Infeasible
 from ..units import format_bytes, format_duration
 from .candidate import Candidate, best_chunks
-from .price import NEVER
+from .outlook import NEVER
 from .search import Finding, Promise, Search, balanced_bytes
 from .space import AXES, ffn_fits, page_size, tensor_degrees
 from .what_if import Answer, WhatIf

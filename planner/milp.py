@@ -5,7 +5,7 @@ Sets     q ∈ Q   candidates: a layout (t, p, k) with KVP growth and stage spli
          c ∈ C   chunk sizes that candidate q may use in bucket b
 Data     gpus_q      t·p·k
          rate_q      tokens/s in steady decode
-         σ_qbc       seconds of bucket b's chunks at the pipeline's pace            (`price`)
+         σ_qbc       seconds of bucket b's chunks at the pipeline's pace            (`outlook`)
          τ_qbc       seconds of the slowest of them in its slowest stage
          η_q         seconds that the last chunk's logits add
          a_qbc       bytes of what a step needs beside weights and KV; m_q those left on the fullest rank

@@ -14,14 +14,15 @@ from .chunks import Floats, Sizes, decode_sizes, prefill_sizes
 from .cluster import Cluster
 from .cost import PARTS, StageFormulas, compile_parts
 from .footprint import Step
-from .price import Outlook, Pricer
+from .outlook import Outlook
+from .price import Pricer
 from .search import Finding
 
 Parts = Mapping[str, NDArray[np.float64]]
 
 
 def predict(finding: Finding, formulas: StageFormulas, pricer: Pricer) -> Prediction:
-    """TTFT, TBT and throughput of `price`'s definitions, with parts that add up to each."""
+    """TTFT, TBT and throughput of `outlook`'s definitions, with parts that add up to each."""
     outlook, split, choice = finding.outlook, finding.candidate.split, finding.choice
     parts_of = compile_parts(formulas)
     rows = np.arange(len(choice))

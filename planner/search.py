@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from ..artifact import Layout
 from .candidate import Candidate, best_chunks, make_candidate, useful
-from .price import NEVER, Outlook, Pricer
+from .outlook import NEVER, Outlook
+from .price import Pricer
 from .space import Pins, growths, layouts
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ A chunk enters a stage when it has left the stage before and the chunk before it
 
     end[s, i] = max(end[s − 1, i], end[s, i − 1]) + τ[s, i]
 
-Where hops run beside the stages (see `price`), a link is a stage of its own, between two.
+Where hops run beside the stages (see `outlook`), a link is a stage of its own, between two.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..artifact import Batch, Exchange, Segments
+from ..microbatch import Batch, Exchange, Segments
 from .growth import Growth
 from .sequences import Part, Sequence
 from .transfer import to_device

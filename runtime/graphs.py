@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 import torch
 
-from ..artifact import Batch, Segments
+from ..microbatch import Batch, Segments
 
 MOST = 64
 """Graphs kept at a time; the one that was used longest ago goes first."""

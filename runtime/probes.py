@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 
 from .. import artifact
-from ..artifact import Batch, Segments
+from ..microbatch import Batch, Segments
 from . import cores
 from .loader import ArtifactModules
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ..artifact import Segments
+from ..microbatch import Segments
 
 Points = list[tuple[float, float]]
 Clock = Callable[[Sequence[Callable[[], object]]], float]

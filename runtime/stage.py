@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from .. import artifact
-from ..artifact import Batch
 from ..errors import RuntimeFault
+from ..microbatch import Batch
 from .batch import Batches, Wanted
 from .graphs import Graphs, cuda_capture
 from .growth import Growth

@@ -9,8 +9,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from mnemoc.artifact import Segments
 from mnemoc.codegen.kernels import KernelSpec, render_kernels
+from mnemoc.microbatch import Segments
 from mnemoc.runtime.loader import ArtifactModules
 
 from .device import Device, Run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from mnemoc.artifact import Segments
+from mnemoc.microbatch import Segments
 
 SCORES = 1 << 25
 """Float64 scores held at a time: 256 MB."""

@@ -10,14 +10,12 @@ import pytest
 import torch
 from mnemoc.artifact import (
     AUTO,
-    Batch,
     Layout,
     Memory,
     Optimality,
     Plan,
     Precision,
     Prediction,
-    Segments,
     Stage,
 )
 from mnemoc.codegen.emit import kernel_spec
@@ -29,6 +27,7 @@ from mnemoc.ir.interpret import Chunk, Interpreter
 from mnemoc.ir.model import load_model
 from mnemoc.ir.ops.e4m3 import scaled
 from mnemoc.ir.passes import fuse, lower, quantize, shard, split_stages
+from mnemoc.microbatch import Batch, Segments
 from mnemoc.runtime.loader import ArtifactModules
 from mnemoc.runtime.weights import Checkpoint, load_weights
 from safetensors.torch import save_file

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from mnemoc.artifact import Segments
 from mnemoc.codegen.kernels import KernelSpec, render_kernels
 from mnemoc.codegen.tiles import TILES, Tiles
+from mnemoc.microbatch import Segments
 from mnemoc.runtime.loader import ArtifactModules
 
 Make = Callable[..., KernelSpec]

@@ -6,7 +6,8 @@ import json
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -85,12 +86,16 @@ def check(specs: Sequence[KernelSpec], folder: Path) -> list[dict[str, int]]:
     request = {"arch": arch, "sources": sources, "jobs": jobs}
     files = aot._compile(request, jobs, "", lambda message: None)
     loads: list[dict[str, int]] = [{} for _ in specs]
-    for kernel in json.loads(files.pop(REPORT))["kernels"]:
+    kernels = json.loads(files.pop(REPORT))["kernels"]
+    paths = [folder / str(kernel["file"]).replace("/", "_") for kernel in kernels]
+    for kernel, path in zip(kernels, paths, strict=True):
+        path.write_bytes(files[kernel["file"]])
+    with ThreadPoolExecutor() as pool:
+        codes = list(pool.map(accesses, paths))
+    for kernel, code in zip(kernels, codes, strict=True):
         number, name = int(Path(kernel["file"]).parent.name), Path(kernel["file"]).stem
         assert kernel["spill_bytes"] == 0, kernel
-        cubin = folder / f"{name}.cubin"
-        cubin.write_bytes(files[kernel["file"]])
-        loads[number][name] = wide_loads(name, list(accesses(cubin)), specs[number])
+        loads[number][name] = wide_loads(name, code, specs[number])
     return loads
 
 
@@ -108,16 +113,18 @@ def wide_loads(name: str, code: list[str], spec: KernelSpec) -> int:
     return found["LDG 128"]
 
 
-def accesses(cubin: Path) -> Iterator[str]:
+def accesses(cubin: Path) -> list[str]:
     """Global loads and stores with their bits, and barriers, in the order of the machine code."""
     from triton import knobs
 
     command = [knobs.nvidia.nvdisasm.path, "-c", str(cubin)]
     code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for found in re.finditer(r"\b(?:(LDG|STG)\.E([.\w]*)|(BAR)\.)", code):
-        access, how, barrier = found.groups()
+    found = []
+    for match in re.finditer(r"\b(?:(LDG|STG)\.E([.\w]*)|(BAR)\.)", code):
+        access, how, barrier = match.groups()
         bits = re.search(r"\.(128|64|U16|S16|U8|S8)\b", how or "")
-        yield barrier or f"{access} {bits[1] if bits else 32}"
+        found.append(barrier or f"{access} {bits[1] if bits else 32}")
+    return found
 
 
 def test_rows_of_qwen2_5_7b_move_16_bytes_at_a_time(tmp_path: Path) -> None:

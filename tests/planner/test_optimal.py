@@ -15,7 +15,8 @@ from mnemoc.ir.model import ModelSpec, load_model
 from mnemoc.planner import Cluster, WhatIf, load_cluster, plan_of
 from mnemoc.planner.candidate import best_chunks, make_candidate
 from mnemoc.planner.milp import Problem, solve
-from mnemoc.planner.price import Outlook, Pricer
+from mnemoc.planner.outlook import Outlook
+from mnemoc.planner.price import Pricer
 from mnemoc.planner.space import growths, layouts
 
 from .test_space import compositions

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mnemoc.artifact import Batch, Segments
+from mnemoc.microbatch import Batch, Segments
 from mnemoc.runtime.batch import Batches, Wanted
 from mnemoc.runtime.growth import Growth
 from mnemoc.runtime.protocol import Admission, Step
