@@ -21,7 +21,7 @@ MNEMOC := $(BIN)/mnemoc
 demo: $(VENV)/installed
 	rm -rf demo
 	$(MNEMOC) init-model tiny-llama demo/model --seed 1 --max-shard-size 4M
-	$(MNEMOC) calibrate -o demo/local.toml
+	$(MNEMOC) calibrate --cpu -o demo/local.toml
 	$(MNEMOC) plan demo/model --cluster demo/local.toml --gpus 2 --layout spp=2 \
 		--context 8K --output-tokens 64 --ttft 60s --tbt 500ms -o demo/plan
 	$(MNEMOC) show demo/plan kernel rms_norm

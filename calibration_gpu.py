@@ -1,4 +1,4 @@
-"""`mnemoc calibrate --gpu`: this GPU → a cluster file of nodes of such GPUs, with figures measured on it.
+"""`mnemoc calibrate` of a GPU: a cluster file of nodes of such GPUs, with figures measured on it.
 
 One GPU cannot tell how nodes are wired, what an iteration of the engine costs, or how much memory a library
 keeps: those figures stay as the shipped file of such nodes has them, with the sources that they have there.
@@ -60,7 +60,9 @@ def calibrate_gpu(
     from .runtime.probes_gpu import FULL, QUICK, Probes, Shape
 
     if not torch.cuda.is_available():
-        raise BadInput("no CUDA device is here", do="leave --gpu out to measure the CPU")
+        raise BadInput(
+            "no CUDA device is here", do="leave --gpu out, or give --cpu, to measure the CPU"
+        )
     device = torch.device("cuda", 0)
     name = shipped_name(torch.cuda.get_device_name(device))
     major, minor = torch.cuda.get_device_capability(device)

@@ -363,20 +363,25 @@ def serve(directory: Path, weights: Path, host: str, port: int) -> None:
 @cli.command()
 @click.option("-o", "--out", type=folder, metavar="FILE", help="The cluster file to write.")
 @click.option("--quick", is_flag=True, help="Fewer sizes, in a third of the time.")
-@click.option("--gpu", is_flag=True, help="Measure the first GPU instead of the CPU.")
+@click.option(
+    "--gpu/--cpu", default=None, help="What to measure: by default the first GPU, if there is one."
+)
 @json_flag
-def calibrate(out: Path | None, quick: bool, gpu: bool, as_json: bool) -> None:
+def calibrate(out: Path | None, quick: bool, gpu: bool | None, as_json: bool) -> None:
     """Measure this machine with the kernels that plans use, and write a cluster file.
 
-    Without -o, the file that `--cluster local` reads. With --gpu, a cluster of nodes of such GPUs: links
+    Without -o, the file that `--cluster local` reads. Of a GPU, a cluster of nodes of such GPUs: links
     and the engine's overhead, which one GPU cannot tell, stay as in the shipped file.
 
     \b
     Example:
       mnemoc calibrate -o this-machine.toml
     """
+    import torch
+
     from . import calibration, calibration_gpu
 
+    gpu = torch.cuda.is_available() if gpu is None else gpu
     measure = calibration_gpu.calibrate_gpu if gpu else calibration.calibrate
     with console.progress_bar() as progress:
         path, cluster = measure(out, progress, quick=quick)

@@ -91,7 +91,7 @@ def main() -> None:
         work = Path(folder)
         cluster = work / "local.toml"
         say("measuring this machine")
-        mnemoc("calibrate", "-o", cluster)
+        mnemoc("calibrate", "--cpu", "-o", cluster)
         say(f"pipeline and reference, {chosen.tokens} tokens")
         pipeline = bench_pipeline(work, cluster, chosen.tokens, chosen.repeats)
     ours, two, theirs = (

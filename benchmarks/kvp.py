@@ -40,7 +40,7 @@ def main() -> None:
     tokens = options.parse_args().tokens
     with tempfile.TemporaryDirectory(prefix="mnemoc-kvp.") as folder:
         work = Path(folder)
-        mnemoc("calibrate", "--quick", "-o", work / "local.toml")
+        mnemoc("calibrate", "--cpu", "--quick", "-o", work / "local.toml")
         model = make_model(work / "model", **MODEL)
         one, two = (measure(work, model, groups, tokens) for groups in (1, 2))
     title = f"TBT behind {tokens} tokens, 1 KVP group over 2"

@@ -53,7 +53,7 @@ def main() -> None:
     tokens = options.parse_args().tokens
     with tempfile.TemporaryDirectory(prefix="mnemoc-long.") as folder:
         work = Path(folder)
-        mnemoc("calibrate", "-o", work / "local.toml")
+        mnemoc("calibrate", "--cpu", "-o", work / "local.toml")
         model = make_model(work / "model", **MODEL)
         out = work / "plan"
         layout = "tp=1,spp=2,kvp=1"

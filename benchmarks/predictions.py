@@ -122,7 +122,7 @@ def main() -> None:
         for number in range(1, chosen.rounds + 1):
             say(f"round {number}: measuring this machine")
             cluster = work / f"local{number}.toml"
-            mnemoc("calibrate", "-o", cluster)
+            mnemoc("calibrate", "--cpu", "-o", cluster)
             clusters.append(cluster.read_text())
             for case in CONFIGURATIONS:
                 runs[case].append(measure(case, work, cluster))

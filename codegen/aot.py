@@ -34,7 +34,7 @@ REPORT = "kernels/resources.json"
 TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", FLOAT8: "fp8e4nv"}
 ARGUMENTS: Mapping[str, str] = {
     # What the kernels' arguments are, by name; `*` alone: a tensor of the plan's dtype; `*kv`: of that of
-    # its cache. Others: i32.
+    # its cache; `cache`: one of these, or a descriptor of its blocks. Others: i32.
     **dict.fromkeys(("qkv", "q", "q_norm", "k_norm", "out"), "*"),
     **dict.fromkeys(("k_cache", "v_cache"), "*kv"),
     **dict.fromkeys(("y8",), "*fp8e4nv"),
@@ -43,9 +43,7 @@ ARGUMENTS: Mapping[str, str] = {
     **dict.fromkeys(("rot", "lse", "packed_lse", "parts", "part_lses", "scale"), "*fp32"),
     **dict.fromkeys(("slots", "peer_rows"), "*i64"),
     **dict.fromkeys(("rows", "kv_len", "past", "pages", "plan", "ends", "table"), "*i32"),
-    **dict.fromkeys(
-        ("k", "v"), "cache"
-    ),  # a tensor of the cache's dtype, or a descriptor of its blocks
+    **dict.fromkeys(("k", "v"), "cache"),
 }
 
 

@@ -1,4 +1,4 @@
-"""What `mnemoc calibrate --gpu` measures, and the cluster file that it writes, beside what was shipped."""
+"""What `mnemoc calibrate` measures, and the cluster file that it writes, beside what was shipped."""
 
 from __future__ import annotations
 
@@ -79,4 +79,4 @@ def _curve(key: str, cluster: Cluster, shipped: Cluster) -> list[Figures]:
     ]
 
 
-SECTION = Section("calibrate", "What `mnemoc calibrate --gpu` measures", cases)
+SECTION = Section("calibrate", "What `mnemoc calibrate` measures", cases)
