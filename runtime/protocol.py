@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .pages import Run
 from .request import Logits, Sampling
 
 Frames = list[bytes]
@@ -24,22 +25,56 @@ Frames = list[bytes]
 
 @dataclass(frozen=True)
 class Admission:
-    """A request begins: its home group, its tokens at most, its prompt."""
+    """A request begins, or goes on after it was preempted: then under a new id.
+
+    home: its first KVP group; kv_tokens: cached at most
+    tokens: its prompt and, after a preemption, what has been generated: the last `generated` of them
+    cached: how many of them have their K/V in the pages already: its first chunk starts there
+    pages: by KVP group, its pages there, in order (empty where it has none)
+    """
 
     id: int
     home: int
     kv_tokens: int
     sampling: Sampling
     logits: Logits
-    prompt: array[int]
+    tokens: Sequence[int]
+    generated: int
+    cached: int
+    pages: tuple[tuple[Run, ...], ...]
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A request gets further pages on a KVP group, behind those that it has there."""
+
+    id: int
+    group: int
+    pages: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Pages of a KVP group go to host memory, or come back: of every layer, K and V.
+
+    pairs: (page, host slot); done before the step's program runs and after those of all steps before it.
+    """
+
+    group: int
+    out: bool
+    pairs: Sequence[tuple[int, int]]
+
+
+Change = Admission | Growth | Copies | int
+"""In this order they are carried out. An int is the id of a request that is over, or preempted."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One micro-batch. changes: an Admission, or the id of a request that is over, in order."""
+    """One micro-batch: changes, then (id, token) of each decode and (id, rows) of each prefill chunk."""
 
     number: int
-    changes: Sequence[Admission | int] = ()
+    changes: Sequence[Change] = ()
     decodes: Sequence[tuple[int, int]] = ()
     chunks: Sequence[tuple[int, int]] = ()
 

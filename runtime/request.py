@@ -6,7 +6,7 @@ import itertools
 import math
 import queue
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -47,6 +47,19 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Promise:
+    """When a request wants its tokens. None: as the plan promises, for a prompt of its length.
+
+    ttft_s: to the first one, from submission; tbt_s: between two; priority: lower goes first, where the
+        scheduling policy asks for it
+    """
+
+    ttft_s: float | None = None
+    tbt_s: float | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True)
 class Request:
     """A prompt as token ids, and what to do with it.
 
@@ -54,10 +67,11 @@ class Request:
         or positions of the prompt whose logits are wanted beside the sampled ones.
     """
 
-    prompt_ids: tuple[int, ...]
+    prompt_ids: Sequence[int]
     max_tokens: int = 16
     sampling: Sampling = Sampling()
     logits: Logits = "none"
+    promise: Promise = Promise()
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
