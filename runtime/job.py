@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from .cost import Load
 from .pages import Run
+from .protocol import Copies, MorePages
 
 
 @dataclass(eq=False)
@@ -68,25 +69,7 @@ class Admitted:
     pages: tuple[tuple[Run, ...], ...]
 
 
-@dataclass(frozen=True)
-class Grown:
-    """An admission gets further pages on a group."""
-
-    sid: int
-    group: int
-    pages: tuple[Run, ...]
-
-
-@dataclass(frozen=True)
-class Copied:
-    """Pages of a group go to host memory or come back. pairs: (page, host slot)."""
-
-    group: int
-    out: bool
-    pairs: tuple[tuple[int, int], ...]
-
-
-Change = Admitted | Grown | Copied | int
+Change = Admitted | MorePages | Copies | int
 """An int: the sid of an admission that is over."""
 
 

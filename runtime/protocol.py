@@ -45,7 +45,7 @@ class Admission:
 
 
 @dataclass(frozen=True)
-class Growth:
+class MorePages:
     """A request gets further pages on a KVP group, behind those that it has there."""
 
     id: int
@@ -65,7 +65,7 @@ class Copies:
     pairs: Sequence[tuple[int, int]]
 
 
-Change = Admission | Growth | Copies | int
+Change = Admission | MorePages | Copies | int
 """In this order they are carried out. An int is the id of a request that is over, or preempted."""
 
 
