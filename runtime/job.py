@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .cost import Load
-from .pages import Run
-from .protocol import Copies, MorePages
+from .protocol import Copies, MorePages, Run
 
 
 @dataclass(eq=False)
