@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from .growth import Growth
+from .job import Change
 from .protocol import Copies, MorePages, Run
 
 Key = tuple[int, object]
@@ -80,14 +81,10 @@ class Block:
 
 @dataclass(eq=False)
 class _Held:
-    """What an admission holds. pages: by shard, in order; tokens: that they have room for.
-
-    hashes: of its pages that are blocks, from the first on
-    """
+    """What an admission holds. pages: by shard, in order; hashes: of those that are blocks, the first ones."""
 
     home: int
     pages: list[list[int]]
-    tokens: int
     hashes: list[object] = field(default_factory=list)
 
 
@@ -128,8 +125,9 @@ class PageBook:
         self.page_size = page_size
         self.swap_from = swap_from
         self.shares = growth.kvp == 1 or growth.stripe_tokens % page_size == 0
-        self.changes: list[MorePages | Copies | int] = []
+        self.changes: list[Change] = []
         self.swapped_out = self.swapped_in = 0
+        self._host_pages = host_pages
         self._groups = [_Group(num_pages, host_pages) for _ in range(growth.kvp)]
         self._held: dict[int, _Held] = {}
 
@@ -148,7 +146,8 @@ class PageBook:
         """How many pages of a prefix are there, on the device or the host, for a request at this home."""
         if not self.shares:
             return 0
-        for index, (group, key) in enumerate(self._keys(home, hashes)):
+        for index, (number, key) in enumerate(self._keys(home, hashes)):
+            group = self._groups[number]
             if key not in group.blocks and key not in group.host:
                 return index
         return len(hashes)
@@ -156,12 +155,11 @@ class PageBook:
     def fits(self, home: int, tokens: int, hashes: Sequence[object] = ()) -> bool:
         """Whether a request that finds these blocks could have room for `tokens` tokens now."""
         wanted = self._wanted(home, tokens)
-        for group, key in self._keys(home, hashes):
-            block = group.blocks.get(key)
-            if block is not None:  # its page need not be taken, but may not be given away either
-                number = self._groups.index(group)
-                wanted[number] -= block.readers > 0
-        return all(group.available >= wanted.get(g, 0) for g, group in enumerate(self._groups))
+        for number, key in self._keys(home, hashes):
+            block = self._groups[number].blocks.get(key)
+            if block is not None and block.readers:  # an idle one's page must be had like any other
+                wanted[number] -= 1
+        return all(self.available(number) >= count for number, count in wanted.items())
 
     def available(self, group: int) -> int:
         return self._groups[group].available
@@ -181,54 +179,51 @@ class PageBook:
 
         Returns the runs of each group. The caller has asked `fits`.
         """
-        held = _Held(home, [[] for _ in range(self.growth.kvp)], tokens, list(hashes))
-        loading: list[tuple[int, Key, int, int]] = []
-        for index, (group, key) in enumerate(self._keys(home, hashes)):
-            block = group.blocks.get(key)
-            if block is None:
-                slot = group.host.pop(key)
-                loading.append((index, key, slot, self._groups.index(group)))
+        held = _Held(home, [[] for _ in range(self.growth.kvp)], list(hashes))
+        keys = list(self._keys(home, hashes))
+        away: list[
+            tuple[int, Key, int, int]
+        ] = []  # depth, key, group and slot of what is on the host
+        for index, (number, key) in enumerate(keys):
+            group = self._groups[number]
+            if (block := group.blocks.get(key)) is None:
+                away.append((index * self.page_size, key, number, group.host.pop(key)))
             else:
                 if not block.readers:
                     del group.idle[key]
                 block.readers += 1
-        reads: dict[int, list[tuple[int, int]]] = {}
-        for index, key, slot, number in loading:
-            page = self._take(number, 1)[0][0]
-            self._groups[number].blocks[key] = Block(page, index * self.page_size)
-            self._groups[number].slots.append(slot)
-            reads.setdefault(number, []).append((page, slot))
-        for number, pairs in reads.items():
-            self.swapped_in += len(pairs)
-            self.changes.append(Copies(number, False, pairs))
-        for index, (group, key) in enumerate(self._keys(home, hashes)):
+        self._read_back(away)
+        for index, (number, key) in enumerate(keys):
             shard = self.growth.owner(index * self.page_size)
-            held.pages[shard].append(group.blocks[key].page)
+            held.pages[shard].append(self._groups[number].blocks[key].page)
         for shard, count in enumerate(self.needs(tokens)):
             self._add(held, shard, count - len(held.pages[shard]))
         self._held[sid] = held
         shards = (self.growth.shard(home, group) for group in range(self.growth.kvp))
         return tuple(tuple(_runs(held.pages[shard])) for shard in shards)
 
-    def covers(self, sid: int) -> int:
-        """Tokens that the admission has pages for."""
-        return self._held[sid].tokens
+    def holds(self, sid: int, group: int) -> bool:
+        """Whether the admission has pages on the group."""
+        held = self._held[sid]
+        return bool(held.pages[self.growth.shard(held.home, group)])
 
-    def extend(self, sid: int, tokens: int) -> bool:
-        """Room for `tokens` tokens, if there is: then workers are told of the pages."""
+    def extend(self, sid: int, tokens: int) -> int | None:
+        """Room for `tokens` tokens: None if there is, and workers are told; else a group that has none."""
         held = self._held[sid]
         more = [
             (shard, count - len(held.pages[shard]))
             for shard, count in enumerate(self.needs(tokens))
             if count > len(held.pages[shard])
         ]
-        groups = [self.growth.group(held.home, shard) for shard, _ in more]
-        if any(self.available(g) < count for g, (_, count) in zip(groups, more, strict=True)):
-            return False
-        for group, (shard, count) in zip(groups, more, strict=True):
-            self.changes.append(MorePages(sid, group, self._add(held, shard, count)))
-        held.tokens = tokens
-        return True
+        for shard, count in more:
+            group = self.growth.group(held.home, shard)
+            if self.available(group) < count:
+                return group
+        for shard, count in more:
+            group = self.growth.group(held.home, shard)
+            runs = self._add(held, shard, count)
+            self.changes.append(MorePages(sid, group, runs))
+        return None
 
     def fill(self, sid: int, hashes: Sequence[object], tokens: int) -> None:
         """The admission's first `tokens` tokens are, or are being, stored: whole pages of them are blocks.
@@ -256,7 +251,8 @@ class PageBook:
         held = self._held.pop(sid)
         self.changes.append(sid)
         shared = [0] * self.growth.kvp
-        for group, key in reversed(list(self._keys(held.home, held.hashes))):
+        for number, key in reversed(list(self._keys(held.home, held.hashes))):
+            group = self._groups[number]
             block = group.blocks[key]
             block.readers -= 1
             if not block.readers:
@@ -267,12 +263,32 @@ class PageBook:
             for start, count in _runs(pages[shared[shard] :]):
                 pool.give(start, count)
 
+    def forget(self) -> None:
+        """Nobody holds anything, and nothing can be found: as at the start."""
+        host_pages = self._host_pages
+        self._groups = [_Group(self.num_pages, host_pages) for _ in range(self.growth.kvp)]
+        self._held.clear()
+        self.changes = []
+
     # ------------------------------------------------------------------------------------ inside
 
-    def _keys(self, home: int, hashes: Sequence[object]) -> Iterator[tuple[_Group, Key]]:
+    def _read_back(self, away: list[tuple[int, Key, int, int]]) -> None:
+        """Blocks from the host to pages. Their slots are free once the copies are ordered, not before."""
+        pairs: dict[int, list[tuple[int, int]]] = {}
+        for depth, key, number, slot in away:
+            page = self._take(number, 1)[0][0]
+            self._groups[number].blocks[key] = Block(page, depth)
+            pairs.setdefault(number, []).append((page, slot))
+        for number, copied in pairs.items():
+            self._groups[number].slots.extend(slot for _, slot in copied)
+            self.changes.append(Copies(number, False, copied))
+        self.swapped_in += len(away)
+
+    def _keys(self, home: int, hashes: Sequence[object]) -> Iterator[tuple[int, Key]]:
+        """The group and the key of each block."""
         for index, digest in enumerate(hashes):
             shard = self.growth.owner(index * self.page_size)
-            yield self._groups[self.growth.group(home, shard)], (home, digest)
+            yield self.growth.group(home, shard), (home, digest)
 
     def _wanted(self, home: int, tokens: int) -> dict[int, int]:
         needs = enumerate(self.needs(tokens))

@@ -10,26 +10,28 @@ from array import array
 from collections.abc import Sequence
 
 DIGEST_BYTES = 16
-"""128 bits: two different prefixes out of 10^12 pages share a name with a probability of 10^-15."""
+"""128 bits: among 10^12 pages, two prefixes share a name with a probability of 10^-15."""
 
 
-def page_hashes(tokens: Sequence[int], page_size: int, known: Sequence[object] = ()) -> list[object]:
-    """One hash for each whole page of `tokens`, each of everything up to its page's end.
-
-    known: those of the first pages, computed before
-    """
-    hashes = list(known)
-    whole = len(tokens) // page_size
-    if len(hashes) >= whole:
-        return hashes[:whole]
-    first = len(hashes) * page_size
-    data = memoryview(array("i", tokens[first : whole * page_size])).cast("B")
+def page_hashes(tokens: Sequence[int], page_size: int) -> list[bytes]:
+    """One hash for each whole page of `tokens`."""
+    whole = len(tokens) // page_size * page_size
+    data = memoryview(array("i", tokens[:whole])).cast("B")
     width = page_size * array("i").itemsize
-    before = hashes[-1] if hashes else b""
+    hashes: list[bytes] = []
+    before = b""
     for start in range(0, len(data), width):
-        assert isinstance(before, bytes), "hashes of tokens go on from hashes of tokens"
-        before = hashlib.blake2b(
-            before + data[start : start + width], digest_size=DIGEST_BYTES
-        ).digest()
+        before = _digest(before, data[start : start + width])
         hashes.append(before)
     return hashes
+
+
+def page_hash(before: bytes, tokens: Sequence[int]) -> bytes:
+    """The hash of one more page, behind the one whose hash is `before` (b"": the first)."""
+    return _digest(before, memoryview(array("i", tokens)).cast("B"))
+
+
+def _digest(before: bytes, data: memoryview) -> bytes:
+    digest = hashlib.blake2b(before, digest_size=DIGEST_BYTES)
+    digest.update(data)
+    return digest.digest()
