@@ -69,7 +69,7 @@ class Cost(Protocol):
         ...
 
     def swap_s(self, pages: int) -> float:
-        """Copying so many KV pages of a rank's layers to host memory, or back; infinite where none is kept."""
+        """Copying so many KV pages of all layers to host memory, or back; infinite where none is kept."""
         ...
 
 

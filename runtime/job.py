@@ -1,4 +1,4 @@
-"""What the scheduler knows of requests, and the micro-batches it makes of them: lengths and times, no tokens."""
+"""What the scheduler knows of requests, and the micro-batches it makes of them: no tokens, only counts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Job:
     tbt_s: float
     priority: int
     long: bool
-    hashes: list[object] | None
+    hashes: list[bytes] | None
     sid: int = -1
     home: int = 0
     generated: int = 0
@@ -73,10 +73,12 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Admitted:
-    """A job begins, with `cached` tokens in its pages. pages: by KVP group."""
+    """A job begins. What is said here is as it was then; pages: by KVP group."""
 
     job: Job
     sid: int
+    home: int
+    generated: int
     cached: int
     pages: tuple[tuple[Run, ...], ...]
 

@@ -1,11 +1,11 @@
 """Which prefill chunks join a micro-batch beside its decodes, and how many rows of each.
 
-For every prompt, in the policy's order: as many rows as keep the whole micro-batch, with everything that is in it
-already, within the TBT promise of its decodes, by the plan's cost function. Beside no decode: the chunk that the
-plan has for that context. Of long prompts one at most is in a micro-batch on a group, and it leaves room for
-others by its relative slack; short ones fill what is left.
+For every prompt, in the policy's order: as many rows as keep the whole micro-batch, with everything that is
+in it already, within the TBT promise of its decodes, by the plan's cost function. Beside no decode: the
+chunk that the plan has for that context. Of long prompts one at most is in a micro-batch on a group, and it
+leaves room for others by its relative slack; short ones fill what is left.
 
-A prompt always gets ahead: where even the smallest chunk does not fit and nobody else has rows there, it goes.
+Where even the smallest chunk does not fit and nobody else has rows, it goes all the same.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Adaptive:
     ) -> tuple[int, dict[int, Load]]:
         """The most rows that keep every group within the time, and what they add to each; 0: none do.
 
-        Predicted time is convex in the rows (a maximum of sums that are linear, and quadratic in attention), so
+        Predicted time is convex in the rows (maxima of sums that are linear, or quadratic in attention), so
         the chord between a count that fits and one that does not meets the limit at one that fits.
         """
         ends = job.prompt - job.issued

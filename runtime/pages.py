@@ -2,12 +2,12 @@
 
 A page is free, or belongs to one admission that fills it, or is a *block*: filled to the end and known by the
 hash of its tokens and of all before them (`prefix`). Blocks are counted by those who read them; once nobody
-does they are idle, and serve whoever comes with the same prefix until their page is needed. Of idle blocks the
-one idle for longest goes first, and of one request's the last tokens before the first ones, so that what stays
-is a prefix. It goes to a host slot where that is quicker to read back than to compute again.
+does they are idle, and serve whoever comes with the same prefix until their page is needed. Of idle blocks
+the one idle for longest goes first, and of one request's the last tokens before the first ones, so that
+what is left is a prefix. It goes to a host slot where that is quicker to read back than to compute again.
 
-Tokens lie in shards (`growth`), so a block is one of its request's home group: another request finds it only at
-the same home. The engine alone decides; workers are told of pages, once.
+Tokens lie in shards (`growth`), so a block is one of its request's home group: another request finds it only
+at the same home. The engine alone decides; workers are told of pages, once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .growth import Growth
 from .job import Change
 from .protocol import Copies, MorePages, Run
 
-Key = tuple[int, object]
+Key = tuple[int, bytes]
 """A block: its request's home, and its hash."""
 
 
@@ -34,7 +34,7 @@ class PagePool:
         self._free: list[Run] = [(0, num_pages)] if num_pages else []
 
     def take(self, count: int) -> tuple[Run, ...]:
-        """`count` pages, in as few runs as possible. The caller has checked that they are there (`num_free`)."""
+        """`count` pages, in as few runs as possible. The caller knows that they are there (`num_free`)."""
         assert 0 <= count <= self.num_free, f"{count} pages wanted, {self.num_free} free"
         runs: list[Run] = []
         while count:
@@ -81,11 +81,11 @@ class Block:
 
 @dataclass(eq=False)
 class _Held:
-    """What an admission holds. pages: by shard, in order; hashes: of those that are blocks, the first ones."""
+    """What an admission holds. pages: by shard, in order; hashes: of the first ones, that are blocks."""
 
     home: int
     pages: list[list[int]]
-    hashes: list[object] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)
 
 
 class _Group:
@@ -142,7 +142,7 @@ class PageBook:
         """Whether the request would fit on groups that serve nobody else."""
         return max(self.needs(tokens)) <= self.num_pages
 
-    def found(self, home: int, hashes: Sequence[object]) -> int:
+    def found(self, home: int, hashes: Sequence[bytes]) -> int:
         """How many pages of a prefix are there, on the device or the host, for a request at this home."""
         if not self.shares:
             return 0
@@ -152,7 +152,7 @@ class PageBook:
                 return index
         return len(hashes)
 
-    def fits(self, home: int, tokens: int, hashes: Sequence[object] = ()) -> bool:
+    def fits(self, home: int, tokens: int, hashes: Sequence[bytes] = ()) -> bool:
         """Whether a request that finds these blocks could have room for `tokens` tokens now."""
         wanted = self._wanted(home, tokens)
         for number, key in self._keys(home, hashes):
@@ -173,7 +173,7 @@ class PageBook:
     # ------------------------------------------------------------------------- taking and giving
 
     def admit(
-        self, sid: int, home: int, tokens: int, hashes: Sequence[object] = ()
+        self, sid: int, home: int, tokens: int, hashes: Sequence[bytes] = ()
     ) -> tuple[tuple[Run, ...], ...]:
         """Reserve pages for `tokens` tokens, all or nothing: the first are the blocks named, which are there.
 
@@ -225,7 +225,7 @@ class PageBook:
             self.changes.append(MorePages(sid, group, runs))
         return None
 
-    def fill(self, sid: int, hashes: Sequence[object], tokens: int) -> None:
+    def fill(self, sid: int, hashes: Sequence[bytes], tokens: int) -> None:
         """The admission's first `tokens` tokens are, or are being, stored: whole pages of them are blocks.
 
         A page that is there already under the same name, filled by another at the same time, stays private.
@@ -284,7 +284,7 @@ class PageBook:
             self.changes.append(Copies(number, False, copied))
         self.swapped_in += len(away)
 
-    def _keys(self, home: int, hashes: Sequence[object]) -> Iterator[tuple[int, Key]]:
+    def _keys(self, home: int, hashes: Sequence[bytes]) -> Iterator[tuple[int, Key]]:
         """The group and the key of each block."""
         for index, digest in enumerate(hashes):
             shard = self.growth.owner(index * self.page_size)
@@ -318,7 +318,7 @@ class PageBook:
         return group.pool.take(count)
 
     def _slot(self, group: _Group, block: Block) -> int | None:
-        """Where on the host an evicted block goes, if it is worth it: at need in place of the oldest there."""
+        """Where on the host an evicted block goes, if it is worth it; at need in the oldest one's place."""
         if self.swap_from is None or block.depth < self.swap_from:
             return None
         if group.slots:

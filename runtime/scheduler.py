@@ -1,14 +1,15 @@
 """Which rows go into the next micro-batch: pure policy over integers, no torch, no clock of its own.
 
 All decodes first (up to `max_batch`, those that waited longest), then prefill chunks in the policy's order
-(`policies`), as many and as large as `packing` says. A request's next chunk may be issued while its previous one
-is still in flight in a later stage (SPP); a decode needs its token first.
+(`policies`), as many and as large as `packing` says. A request's next chunk may be issued while its previous
+one is still in flight in a later stage (SPP); a decode needs its token first.
 
 A request is admitted when all pages of its prompt are free, on all its groups, or none is taken: growing
 piecemeal could deadlock several long requests that each hold half. What it generates takes pages as it needs
-them. Where there are none, the request that came last is preempted: its pages can be found again by their
-prefix for as long as nobody needs them, and it waits to go on. Whoever came first is never preempted for that,
-so somebody always finishes. A waiting request may also take the place of prompts that have far more time.
+them. Where there are none, the request that came last is preempted: its pages can be found again by
+their prefix for as long as nobody needs them, and it waits to go on. Whoever came first is never preempted
+for that, so somebody always finishes. A waiting request may also take the place of prompts that have far
+more time.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from ..artifact import Plan, Workload
 from .cost import Cost, Load, PrefillTime
 from .growth import Growth
-from .job import Admitted, Change, Chunk, Job, MicroBatch
+from .job import Admitted, Chunk, Job, MicroBatch
 from .packing import Adaptive, Packing
 from .pages import PageBook
 from .policies import DEFAULT, Policy
@@ -39,12 +40,19 @@ MOST_OVERTAKEN = 8
 """Waiting requests without room that are passed over in one go, in search of one that fits."""
 
 
+NO_PROMISE = Promise()
+
+
 @dataclass
 class Counts:
-    """What happened to requests beside being computed. hit_tokens: of prompts, found in pages."""
+    """What happened to requests beside being computed.
+
+    hit_tokens: of prompts, found in pages; growths: how often a request took on a KVP group
+    """
 
     preemptions: int = 0
     hit_tokens: int = 0
+    growths: int = 0
 
 
 class Scheduler:
@@ -88,8 +96,8 @@ class Scheduler:
         prompt: int,
         kv_tokens: int,
         now_s: float,
-        promise: Promise = Promise(),
-        hashes: Sequence[object] | None = None,
+        promise: Promise = NO_PROMISE,
+        hashes: Sequence[bytes] | None = None,
     ) -> Job:
         """A new request; it waits until its pages can be reserved. hashes: as in `Job`."""
         work_s = self.prefill_time.until_s(prompt)
@@ -121,7 +129,7 @@ class Scheduler:
             self._leave(job)
 
     def restart(self) -> None:
-        """The workers start afresh and know of nothing: whoever ran is gone, and so are all pages' contents."""
+        """The workers start afresh and know of nothing: whoever ran is gone, and what was in pages too."""
         assert not self.running, "whoever ran has been dropped"
         self.book.forget()
         self._retry_s = -math.inf
@@ -202,6 +210,8 @@ class Scheduler:
         ):
             job, rows = packed.job, packed.rows
             ends = job.issued + rows == job.prompt
+            shards = self.growth.shards
+            self.counts.growths += shards(job.issued + rows) - max(1, shards(job.issued))
             chunks.append(Chunk(job.sid, job.issued, rows, ends))
             job.issued += rows
             job.cached = job.issued
@@ -262,7 +272,7 @@ class Scheduler:
         self.counts.hit_tokens += job.issued
         del self.waiting[job.id]
         self.running[job.sid] = self._prefilling[job.sid] = job
-        self.book.changes.append(Admitted(job, job.sid, job.cached, pages))
+        self.book.changes.append(Admitted(job, job.sid, job.home, job.generated, job.cached, pages))
         return True
 
     def _make_room(self, job: Job, now_s: float) -> bool:

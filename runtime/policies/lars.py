@@ -1,4 +1,4 @@
-"""LARS, length-aware relative slack (the paper's): the slack that is left as a share of all of a prompt's work.
+"""LARS, length-aware relative slack (the paper's): what slack is left, as a share of all of a prompt's work.
 
     ρ = (arrival + deadline − now − remaining work) / total work
 

@@ -1,5 +1,5 @@
-"""LARS, and slack put to use: a long prompt ahead of its deadline leaves room beside it (the paper's rule, with
-its example's ρ_max), and decodes ahead of their promise lend time to a prompt that would be late."""
+"""LARS, and slack put to use: a long prompt ahead of its deadline leaves room beside it (the paper's rule and
+ρ_max), and decodes ahead of their promise lend time to a prompt that would be late."""
 
 from __future__ import annotations
 

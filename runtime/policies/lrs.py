@@ -1,4 +1,4 @@
-"""Least remaining slack, in seconds: what misleads where lengths differ a thousandfold (the paper's baseline)."""
+"""Least remaining slack, in seconds: misleading where lengths differ widely (the paper's baseline)."""
 
 from __future__ import annotations
 
