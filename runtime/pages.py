@@ -13,7 +13,7 @@ at the same home. The engine alone decides; workers are told of pages, once.
 from __future__ import annotations
 
 import bisect
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -269,6 +269,28 @@ class PageBook:
         self._groups = [_Group(self.num_pages, host_pages) for _ in range(self.growth.kvp)]
         self._held.clear()
         self.changes = []
+
+    def audit(self) -> None:
+        """Assert that every page is free, one block's, or one admission's own, and that readers are counted."""
+        readers: Counter[tuple[int, Key]] = Counter()
+        private: list[list[int]] = [[] for _ in self._groups]
+        for held in self._held.values():
+            keys = list(self._keys(held.home, held.hashes))
+            readers.update(keys)
+            blocks = Counter(number for number, _ in keys)
+            for shard, pages in enumerate(held.pages):
+                group = self.growth.group(held.home, shard)
+                private[group] += pages[blocks[group] :]
+        for number, group in enumerate(self._groups):
+            for key, block in group.blocks.items():
+                assert block.readers == readers[number, key], "a block counts its readers"
+                assert (key in group.idle) == (not block.readers), "idle is who has no readers"
+                assert key not in group.host, "a block is here or on the host"
+            used = [block.page for block in group.blocks.values()] + private[number]
+            assert len(set(used)) == len(used), "a page belongs to one"
+            assert len(used) + group.pool.num_free == self.num_pages, "no page is lost"
+            slots = [*group.slots, *group.host.values()]
+            assert sorted(slots) == list(range(self._host_pages)), "no slot is lost"
 
     # ------------------------------------------------------------------------------------ inside
 
