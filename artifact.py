@@ -274,6 +274,7 @@ class Plan:
     stripe_tokens: KVP growth: a request's tokens are dealt to its groups in stripes of so many, so it takes
         on its next group after each, until all have joined.
     max_batch: sequences that may decode together.
+    host_pages: KV pages that a rank's share of host memory keeps; 0: none
     precision: what is not kept as dtype; eager: kernels are launched one by one, not by CUDA graphs.
     binding: the constraint without which the objective would be better: a name of the program, or "none".
     marginals, frontier: what else could be had and at what price; the frontier only where asked for.
@@ -298,6 +299,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     precision: Precision = AUTO
     eager: bool = False
+    host_pages: int = 0
 
     @property
     def gpus(self) -> int:

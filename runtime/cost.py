@@ -68,6 +68,10 @@ class Cost(Protocol):
         """Time to cross all stages: what a decode in it waits."""
         ...
 
+    def swap_s(self, pages: int) -> float:
+        """Copying so many KV pages of all layers to host memory, or back; infinite where none is kept."""
+        ...
+
 
 @dataclass(frozen=True)
 class PlanCost:
@@ -80,6 +84,9 @@ class PlanCost:
 
     def crossing_s(self, load: Load) -> float:
         return float(self.module.crossing_s(load.T, load.R, load.QK, load.KV, load.KD, load.X))
+
+    def swap_s(self, pages: int) -> float:
+        return float(self.module.swap_s(pages))
 
 
 @dataclass(frozen=True)

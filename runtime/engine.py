@@ -26,11 +26,14 @@ from ..artifact import Manifest
 from ..errors import BadInput, MnemocError, RuntimeFault
 from ..units import format_count
 from .cost import PlanCost
+from .dispatch import Dispatch
 from .flights import Flights
 from .loader import ArtifactModules
+from .policies import DEFAULT, POLICIES
+from .prefix import page_hashes
 from .protocol import Done
 from .request import Event, Handle, Request, Sampling, now_s
-from .scheduler import Scheduler
+from .scheduler import Counts, Scheduler
 from .stats import Stats
 from .weights import Checkpoint
 from .workers import Down, NurseryProcess, Up, Workers
@@ -45,13 +48,16 @@ WARM_UP_TOKENS = 64
 class Engine:
     """A running plan. Make it with `Engine.start`; close it, or use it as a context manager."""
 
-    def __init__(self, manifest: Manifest, scheduler: Scheduler, workers: Workers) -> None:
+    def __init__(
+        self, manifest: Manifest, scheduler: Scheduler, workers: Workers, prefix_caching: bool
+    ) -> None:
         self.manifest = manifest
+        self._prefix_caching = prefix_caching
         self.vocab = int(manifest.model["vocab"])
         self.stats = Stats()
         self._scheduler = scheduler
         self._workers = workers
-        self._flights = Flights(manifest, scheduler, workers, self.stats)
+        self._flights = Flights(manifest, scheduler, Dispatch(workers.send), self.stats)
         self._inbox: queue.SimpleQueue[Handle | int | None] = queue.SimpleQueue()
         self._ids = itertools.count()
         self._failed: MnemocError | None = None
@@ -68,10 +74,14 @@ class Engine:
         *,
         progress: Callable[[str], None] | None = None,
         nursery: NurseryProcess | None = None,
+        policy: str = DEFAULT.name,
+        prefix_caching: bool = True,
     ) -> Engine:
         """Verify the artifact, start the workers, load the weights, warm up; returns when all is ready.
 
         nursery: a process that forks workers, to be shared by several engines; else one is made.
+        policy: whose prompt goes first, one of `policies.POLICIES`
+        prefix_caching: whether requests share the pages of a common prefix
         Raises BadInput for a plan or weights that do not fit, RuntimeFault if workers cannot start.
         """
         say = progress or (lambda message: None)
@@ -79,8 +89,7 @@ class Engine:
         Checkpoint.open(Path(weights))
         plan = manifest.plan
         cost = PlanCost(ArtifactModules(Path(directory), contents, ["cost.py"]).load("cost"))
-        workload = manifest.workload
-        scheduler = Scheduler(plan, cost, workload.context, workload.tbt_s)
+        scheduler = Scheduler(plan, cost, manifest.workload, POLICIES[policy])
         say(f"starting {plan.gpus} worker{'s' if plan.gpus > 1 else ''}")
         workers = Workers(Path(directory), Path(weights), plan.gpus, nursery)
         try:
@@ -93,7 +102,7 @@ class Engine:
         except BaseException:
             workers.close()
             raise
-        engine = cls(manifest, scheduler, workers)
+        engine = cls(manifest, scheduler, workers, prefix_caching)
         engine._thread.start()
         try:
             say("warming up")
@@ -113,7 +122,10 @@ class Engine:
         if request.sampling.temperature > 0 and request.sampling.seed is None:
             seeded = dataclasses.replace(request.sampling, seed=secrets.randbits(62))
             request = dataclasses.replace(request, sampling=seeded)
-        handle = Handle(request, next(self._ids), now_s(), self._tell, sink, self.vocab)
+        hashes = None
+        if self._prefix_caching and request.logits in ("none", "last"):  # a hit has no logits
+            hashes = page_hashes(request.prompt_ids, self.manifest.plan.page_size)
+        handle = Handle(request, next(self._ids), now_s(), self._tell, sink, self.vocab, hashes)
         if not self._tell(handle):
             raise cast(MnemocError, self._failed)
         return handle
@@ -130,6 +142,11 @@ class Engine:
     @property
     def num_waiting(self) -> int:
         return len(self._scheduler.waiting)
+
+    @property
+    def counts(self) -> Counts:
+        """Preemptions, prefix hits, growths, since the start."""
+        return self._scheduler.counts
 
     @property
     def kv_used_fraction(self) -> float:
@@ -167,11 +184,12 @@ class Engine:
 
     def _warm_up(self) -> None:
         """Run something small on every KVP group: first steps compile and allocate, and are slow."""
-        prompt = (0,) * min(WARM_UP_TOKENS, self.manifest.workload.context)
-        request = Request(prompt, 2, Sampling(ignore_eos=True))
-        if self._scheduler.book.fits_ever(request.kv_tokens):
-            groups = range(self.manifest.plan.layout.kvp)
-            for handle in [self.submit(request) for _ in groups]:
+        length = min(WARM_UP_TOKENS, self.manifest.workload.context)
+        sampling = Sampling(ignore_eos=True)
+        groups = range(self.manifest.plan.layout.kvp)
+        requests = [Request((group % self.vocab,) * length, 2, sampling) for group in groups]
+        if self._scheduler.book.fits_ever(requests[0].kv_tokens):
+            for handle in [self.submit(request) for request in requests]:
                 handle.result()
         self.stats.clear()
 

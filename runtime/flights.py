@@ -1,33 +1,37 @@
 """Micro-batches in flight, and the requests that wait for them.
 
-Turns the scheduler's micro-batches into steps for the workers (`dispatch`), and what comes back
-into tokens and progress for the clients (`settle`).
+Has the scheduler's micro-batches carried out (`dispatch`), and turns what comes back into tokens and
+progress for the clients (`settle`). Who carries them out is behind one seam: workers, or a virtual clock.
 """
 
 from __future__ import annotations
 
 import itertools
-from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..artifact import Manifest
 from ..errors import MnemocError
-from .protocol import Admission, Done, Step
+from .job import Admitted, Job, MicroBatch
+from .prefix import page_hash
+from .protocol import Done
 from .request import Ended, Event, FinishReason, Handle, Progress, Token
-from .scheduler import Change, Job, MicroBatch, Scheduler
+from .scheduler import Scheduler
 from .stats import Iteration, Stats
 
 
 class Executor(Protocol):
-    """Whoever carries out steps: workers here, a virtual clock in a simulation."""
+    """Whoever carries out micro-batches, and says `Done` for each of their groups."""
 
-    def send(self, step: Step) -> None: ...
+    def send(self, number: int, micro_batch: MicroBatch, handles: Mapping[int, Handle]) -> None:
+        """handles: the requests, by the sid of their admission."""
+        ...
 
 
 @dataclass(eq=False)
 class Flight:
-    """A micro-batch on its way. groups: those that have not answered; going_on: want another token."""
+    """A micro-batch on its way. groups: those that have not answered; going_on: sids that want a token."""
 
     micro_batch: MicroBatch
     sent_s: float
@@ -37,7 +41,7 @@ class Flight:
 
 
 class Flights:
-    """All requests by id, and up to one micro-batch per stage in flight."""
+    """All requests by id, those with pages by sid too, and the micro-batches that are on their way."""
 
     def __init__(
         self, manifest: Manifest, scheduler: Scheduler, executor: Executor, stats: Stats
@@ -46,8 +50,11 @@ class Flights:
         self._executor = executor
         self._stats = stats
         self._depth = manifest.plan.layout.spp
+        self._page_size = manifest.plan.page_size
         self._eos = frozenset(manifest.model["eos"])
         self._handles: dict[int, Handle] = {}
+        self._jobs: dict[int, Job] = {}
+        self._live: dict[int, Handle] = {}
         self._flights: dict[int, Flight] = {}
         self._numbers = itertools.count()
         self._outbox: list[tuple[Handle, Event]] = []
@@ -61,9 +68,16 @@ class Flights:
 
     def accept(self, handle: Handle) -> None:
         """A new request."""
+        request = handle.request
         self._handles[handle.id] = handle
-        prompt, cached = len(handle.request.prompt_ids), handle.request.kv_tokens
-        self._scheduler.add(handle.id, prompt, cached, handle.submitted_s)
+        self._jobs[handle.id] = self._scheduler.add(
+            handle.id,
+            len(request.prompt_ids),
+            request.kv_tokens,
+            handle.submitted_s,
+            request.promise,
+            handle.hashes,
+        )
 
     def cancel(self, id: int) -> None:
         """The client lost interest; its pages are free at once."""
@@ -72,32 +86,41 @@ class Flights:
             self._end(id, None)
 
     def dispatch(self, now_s: float) -> bool:
-        """Send the next micro-batch, if there is one."""
+        """Have the next micro-batch carried out, if there is one."""
         micro_batch = self._scheduler.next(now_s)
         if micro_batch is None:
             return False
         number = next(self._numbers)
-        step = Step(
-            number,
-            [self._change(change, now_s) for change in micro_batch.changes],
-            [(id, self._handles[id].tokens[-1]) for id in micro_batch.decodes],
-            [(chunk.id, chunk.rows) for chunk in micro_batch.chunks],
-        )
-        self._flights[number] = Flight(micro_batch, now_s, set(micro_batch.groups))
-        self._executor.send(step)
+        for change in micro_batch.changes:
+            if isinstance(change, Admitted):
+                handle = self._live[change.sid] = self._handles[change.job.id]
+                handle.scheduled_s = change.job.started_s
+        self._flights[number] = Flight(micro_batch, now_s, set(micro_batch.loads))
+        self._executor.send(number, micro_batch, self._live)
+        for change in micro_batch.changes:
+            if isinstance(change, int):
+                self._live.pop(change, None)
+        if self._scheduler.filled:
+            self._name_pages()
         return True
 
     def settle(self, done: Done, now_s: float) -> None:
-        """A group is through with a micro-batch."""
+        """A group is through with a micro-batch. What it says of requests preempted since counts for
+        nothing."""
         flight = self._flights[done.number]
         flight.busy_s = max(flight.busy_s, done.busy_s)
         flight.groups.discard(done.group)
-        for id, rows in done.logits:
-            if id in self._handles:
-                self._handles[id].logits_bytes.append(rows)
-        for id, token in done.tokens:
-            if id in self._handles and self._token(self._handles[id], token, now_s):
-                flight.going_on.append(id)
+        live, jobs = self._live, self._jobs
+        for sid, rows in done.logits:
+            handle = live.get(sid)
+            if handle is not None and (job := jobs.get(handle.id)) is not None and job.sid == sid:
+                handle.logits_bytes.append(rows)
+        for sid, token in done.tokens:
+            handle = live.get(sid)
+            if handle is None or (job := jobs.get(handle.id)) is None or job.sid != sid:
+                continue
+            if self._token(handle, job, token, now_s):
+                flight.going_on.append(sid)
         if not flight.groups:
             self._landed(done.number, flight, now_s)
 
@@ -109,41 +132,44 @@ class Flights:
 
     def fail_running(self, error: MnemocError) -> None:
         """The workers are gone: end what they worked on, forget what is in flight."""
-        for id in list(self._scheduler.running):
+        for job in list(self._scheduler.running.values()):
             self._stats.failed += 1
-            self._end(id, error)
-        self._scheduler.forget_changes()
+            self._end(job.id, error)
+        self._scheduler.restart()
         self._flights.clear()
+        self._live.clear()
 
     def fail_all(self, error: MnemocError) -> None:
         for id in list(self._handles):
             self._stats.failed += 1
             self._end(id, error)
 
-    def _change(self, change: Change, now_s: float) -> Admission | int:
-        if change.job is None:
-            return change.id
-        handle = self._handles[change.id]
-        handle.scheduled_s = now_s
-        request = handle.request
-        return Admission(
-            change.id,
-            change.job.home,
-            change.job.kv_tokens,
-            request.sampling,
-            request.logits,
-            array("i", request.prompt_ids),
-        )
+    def _name_pages(self) -> None:
+        """Pages that decodes have filled get their hashes: others can find them from now on."""
+        filled, self._scheduler.filled = self._scheduler.filled, []
+        for job in filled:
+            assert job.hashes is not None, "only jobs that share are listed"
+            handle = self._handles[job.id]
+            prompt, start = len(handle.request.prompt_ids), job.cached - self._page_size
+            tokens = [
+                *handle.request.prompt_ids[start : job.cached],
+                *handle.tokens[max(0, start - prompt) : max(0, job.cached - prompt)],
+            ]
+            job.hashes.append(page_hash(job.hashes[-1] if job.hashes else b"", tokens))
+            self._scheduler.book.fill(job.sid, job.hashes, job.cached)
 
-    def _token(self, handle: Handle, token: int, now_s: float) -> bool:
+    def _token(self, handle: Handle, job: Job, token: int, now_s: float) -> bool:
         """Note a token; whether its request wants another."""
-        index = len(handle.tokens)
+        index = job.tokens
+        job.tokens = index + 1
+        if not index:
+            job.first_token_s = now_s
         finish = self._finish(handle, token, index + 1)
         self._stats.generated_tokens += 1
         if finish is not None:
             self._stats.finished += 1
-            self._scheduler.drop(handle.id)
-            del self._handles[handle.id]
+            self._scheduler.drop(job)
+            self._forget(handle.id)
         self._post(handle, Token(token, index, now_s, finish))
         return finish is None
 
@@ -165,9 +191,9 @@ class Flights:
             Iteration(len(micro_batch.decodes), prefilled, wall_s, flight.busy_s)
         )
         for chunk in micro_batch.chunks:
-            job = self._scheduler.running.get(chunk.id)
+            job = self._scheduler.running.get(chunk.sid)
             if job is not None and not chunk.ends:
-                self._post(self._handles[chunk.id], self._progress(job, now_s))
+                self._post(self._handles[job.id], self._progress(job, now_s))
 
     def _progress(self, job: Job, now_s: float) -> Progress:
         """How far the prompt is; the plan's estimate of the rest, corrected by the pace so far."""
@@ -179,8 +205,12 @@ class Flights:
         return Progress(job.processed, job.prompt, left_s * pace)
 
     def _end(self, id: int, error: MnemocError | None) -> None:
-        self._scheduler.drop(id)
-        self._post(self._handles.pop(id), Ended(error))
+        self._scheduler.drop(self._jobs[id])
+        self._post(self._forget(id), Ended(error))
+
+    def _forget(self, id: int) -> Handle:
+        del self._jobs[id]
+        return self._handles.pop(id)
 
     def _post(self, handle: Handle, event: Event) -> None:
         handle.record(event)

@@ -1,52 +1,64 @@
-"""What the scheduler knows of requests, and the micro-batches it makes of them: lengths and times, no tokens."""
+"""What the scheduler knows of requests, and the micro-batches it makes of them: no tokens, only counts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .cost import Load
-from .pages import Run
-from .protocol import Copies, MorePages
+from .protocol import Copies, MorePages, Run
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Job:
     """A request as the scheduler sees it. Counts in tokens, times in seconds on the engine's clock.
 
     id: the request's, for good; sid: of its present admission, −1 while it waits
     prompt: to be prefilled: after a preemption, with what was generated until then (`generated`)
-    max_new: generated at most, over all admissions
-    work_s: predicted time to prefill the prompt alone; deadline_s: when its first token is due; tbt_s: its
-        promise between tokens
-    issued: prompt tokens handed to stage 0; processed: those that have left the last stage;
-    cached: tokens whose K/V is stored once everything issued is through
-    hashes: of the prompt's pages, each with all before it (see `prefix`); empty: nothing is shared
+    kv_tokens: cached at most, over its whole life
+    work_s: predicted time to prefill the prompt alone; left_s: what of it is left; long: whether that is much
+    deadline_s: from arrival, when its first token is due; tbt_s: its promise between tokens
+    hashes: of its tokens' pages (`prefix`), of generated ones as they fill; None: it shares nothing
+    issued: prompt tokens handed to stage 0; processed: those that have left the last stage
+    cached: tokens whose K/V is stored once everything issued is through; covered: what it has pages for
+    tokens: generated so far; first_token_s: when the first of them came
     """
 
     id: int
     prompt: int
-    max_new: int
+    kv_tokens: int
     arrival_s: float
     work_s: float
+    left_s: float
     deadline_s: float
     tbt_s: float
-    priority: int = 0
-    hashes: Sequence[object] = ()
+    priority: int
+    long: bool
+    hashes: list[bytes] | None
     sid: int = -1
     home: int = 0
     generated: int = 0
     issued: int = 0
     processed: int = 0
     cached: int = 0
+    covered: int = 0
+    tokens: int = 0
     preemptions: int = 0
     started_s: float | None = None
     first_token_s: float | None = None
 
-    @property
-    def kv_tokens(self) -> int:
-        """Cached at most: the last token generated never is."""
-        return self.prompt - self.generated + self.max_new - 1
+    def slack_s(self, now_s: float) -> float:
+        """How long the prompt could still stand idle and be in time."""
+        return self.arrival_s + self.deadline_s - now_s - self.left_s
+
+    def relative_slack(self, now_s: float) -> float:
+        """Slack as a share of all of the prompt's work."""
+        return self.slack_s(now_s) / self.work_s
+
+    def ahead_s(self, now_s: float) -> float:
+        """Until its next token would be late, were it to have one every `tbt_s` from the first on."""
+        first_s = now_s if self.first_token_s is None else self.first_token_s
+        return first_s + self.tokens * self.tbt_s - now_s
 
 
 @dataclass(frozen=True)
@@ -61,10 +73,12 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Admitted:
-    """A job begins, with `cached` tokens in its pages. pages: by KVP group."""
+    """A job begins. What is said here is as it was then; pages: by KVP group."""
 
     job: Job
     sid: int
+    home: int
+    generated: int
     cached: int
     pages: tuple[tuple[Run, ...], ...]
 

@@ -17,10 +17,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .pages import Run
 from .request import Logits, Sampling
 
 Frames = list[bytes]
+
+Run = tuple[int, int]
+"""Consecutive pages: (first page, number of pages)."""
 
 
 @dataclass(frozen=True)

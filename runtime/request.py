@@ -119,7 +119,7 @@ class Handle:
     """A submitted request: iterate it for tokens (`for token in handle`), or `events()` for progress too.
 
     Iteration raises the error that ended the request, if one did. With a `sink` there is nothing to
-    iterate. Times are seconds on time.monotonic's clock.
+    iterate. Times are seconds on time.monotonic's clock. hashes: of the prompt's pages, if it may share them.
     """
 
     request: Request
@@ -128,6 +128,7 @@ class Handle:
     on_cancel: Callable[[int], object]
     sink: Callable[[Event], None] | None
     vocab: int
+    hashes: Sequence[bytes] | None = None
     token_times_s: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     logits_bytes: list[bytes] = field(default_factory=list)

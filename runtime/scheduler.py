@@ -1,225 +1,341 @@
 """Which rows go into the next micro-batch: pure policy over integers, no torch, no clock of its own.
 
-All decodes first (up to `max_batch`, those that waited longest), then prefill chunks in LARS order:
+All decodes first (up to `max_batch`, those that waited longest), then prefill chunks in the policy's order
+(`policies`), as many and as large as `packing` says. A request's next chunk may be issued while its previous
+one is still in flight in a later stage (SPP); a decode needs its token first.
 
-    slack s = arrival + deadline − now − remaining work        relative slack ρ = s / total work
-
-lowest ρ first. The first chunk on a group is the plan's own for that context; further ones join
-while the cost function says that the micro-batch still crosses the pipeline within the TBT promise,
-and at most one of them is long (does not end its prompt). A request's next chunk may be issued while
-its previous one is still in flight in a later stage (SPP); a decode needs its token first.
+A request is admitted when all pages of its prompt are free, on all its groups, or none is taken: growing
+piecemeal could deadlock several long requests that each hold half. What it generates takes pages as it needs
+them. Where there are none, the request that came last is preempted: its pages can be found again by
+their prefix for as long as nobody needs them, and it waits to go on. Whoever came first is never preempted
+for that, so somebody always finishes. A waiting request may also take the place of prompts that have far
+more time.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+import itertools
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..artifact import Plan
+from ..artifact import Plan, Workload
 from .cost import Cost, Load, PrefillTime
 from .growth import Growth
+from .job import Admitted, Chunk, Job, MicroBatch
+from .packing import Adaptive, Packing
 from .pages import PageBook
+from .policies import DEFAULT, Policy
+from .request import Promise
 
 MIN_DEADLINE_S = 0.5
 DEADLINE_FACTOR = 1.5
+LONG_ITERATIONS = 32
+"""A prompt that needs more iterations than this, each as long as the TBT promise, is a long one."""
+OUTPUT_PAGES = 2
+"""Pages that a request has beside its prompt's when it is admitted."""
+MOST_PREEMPTIONS = 3
+"""How often a prompt's pages may go to a more urgent one; then it keeps them."""
+MOST_OVERTAKEN = 8
+"""Waiting requests without room that are passed over in one go, in search of one that fits."""
 
 
-@dataclass(eq=False)
-class Job:
-    """A request as the scheduler sees it: lengths and times, no tokens.
+NO_PROMISE = Promise()
 
-    issued: prompt tokens handed to stage 0; processed: those that have left the last stage;
-    cached: tokens whose K/V is stored once everything issued is through.
+
+@dataclass
+class Counts:
+    """What happened to requests beside being computed.
+
+    hit_tokens: of prompts, found in pages; growths: how often a request took on a KVP group
     """
 
-    id: int
-    prompt: int
-    kv_tokens: int
-    arrival_s: float
-    work_s: float
-    deadline_s: float
-    home: int = 0
-    issued: int = 0
-    processed: int = 0
-    cached: int = 0
-    started_s: float | None = None
-
-    def relative_slack(self, now_s: float, remaining_s: float) -> float:
-        slack_s = self.arrival_s + self.deadline_s - now_s - remaining_s
-        return slack_s / self.work_s if self.work_s > 0 else slack_s
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """`rows` prompt tokens of a request, after `start` cached ones; `ends`: the prompt's last."""
-
-    id: int
-    start: int
-    rows: int
-    ends: bool
-
-
-@dataclass(frozen=True)
-class Change:
-    """A request begins (`job`) or gives its pages back (job is None): applied by all, in order."""
-
-    id: int
-    job: Job | None
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """What one step computes. groups: the KVP groups that have rows in it."""
-
-    decodes: tuple[int, ...]
-    chunks: tuple[Chunk, ...]
-    groups: frozenset[int]
-    changes: tuple[Change, ...]
-
-    @property
-    def tokens(self) -> int:
-        return len(self.decodes) + sum(chunk.rows for chunk in self.chunks)
+    preemptions: int = 0
+    hit_tokens: int = 0
+    growths: int = 0
 
 
 class Scheduler:
-    """Holds the jobs and the page book; `next` makes micro-batches, `settled` and `drop` end things."""
+    """Holds the jobs and the page book; `next` makes micro-batches, `settled` and `drop` end things.
 
-    def __init__(self, plan: Plan, cost: Cost, context: int, tbt_s: float) -> None:
+    waiting: by request; running: by admission (sid)
+    filled: jobs whose last page was just filled by decodes; whoever knows tokens appends its hash
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        cost: Cost,
+        workload: Workload,
+        policy: Policy = DEFAULT,
+        packing: Packing | None = None,
+    ) -> None:
         self.plan = plan
-        self.cost = cost
-        self.tbt_s = tbt_s
+        self.policy = policy
+        self.workload = workload
         self.growth = Growth.of(plan)
-        self.book = PageBook(self.growth, plan.num_pages, plan.page_size)
-        self.prefill_time = PrefillTime(plan, cost, self.growth, context)
-        self.waiting: deque[Job] = deque()
+        self.prefill_time = PrefillTime(plan, cost, self.growth, workload.context)
+        self.book = PageBook(
+            self.growth, plan.num_pages, plan.page_size, plan.host_pages, self._swap_from(cost)
+        )
+        self.counts = Counts()
+        self.waiting: dict[int, Job] = {}
         self.running: dict[int, Job] = {}
+        self.filled: list[Job] = []
+        self._packing = packing or Adaptive(plan, cost, self.growth, policy, workload.tbt_s)
         self._prefilling: dict[int, Job] = {}
-        self._ready: deque[Job] = deque()
-        self._changes: list[Change] = []
+        self._ready: dict[int, Job] = {}
+        self._sids = itertools.count()
+        self._retry_s = -math.inf  # no admission is tried before, unless pages or requests came
 
-    def add(self, id: int, prompt: int, kv_tokens: int, now_s: float) -> Job:
-        """A new request; it waits until its pages can be reserved."""
+    # ---------------------------------------------------------------------- requests come and go
+
+    def add(
+        self,
+        id: int,
+        prompt: int,
+        kv_tokens: int,
+        now_s: float,
+        promise: Promise = NO_PROMISE,
+        hashes: Sequence[bytes] | None = None,
+    ) -> Job:
+        """A new request; it waits until its pages can be reserved. hashes: as in `Job`."""
         work_s = self.prefill_time.until_s(prompt)
-        deadline_s = max(DEADLINE_FACTOR * work_s, MIN_DEADLINE_S)
-        job = Job(id, prompt, kv_tokens, now_s, work_s, deadline_s)
-        self.waiting.append(job)
+        deadline_s = promise.ttft_s
+        if deadline_s is None:
+            deadline_s = max(DEADLINE_FACTOR * work_s, MIN_DEADLINE_S)
+            deadline_s = min(deadline_s, max(self.workload.ttft_s, work_s))
+        tbt_s = promise.tbt_s if promise.tbt_s is not None else self.workload.tbt_s
+        job = Job(
+            id,
+            prompt,
+            kv_tokens,
+            arrival_s=now_s,
+            work_s=work_s,
+            left_s=work_s,
+            deadline_s=deadline_s,
+            tbt_s=tbt_s,
+            priority=promise.priority,
+            long=work_s > LONG_ITERATIONS * self.workload.tbt_s,
+            hashes=None if hashes is None else list(hashes),
+        )
+        self.waiting[id] = job
+        self._retry_s = -math.inf
         return job
 
-    def drop(self, id: int) -> None:
+    def drop(self, job: Job) -> None:
         """The request is over, for whatever reason: its pages are free for the next micro-batch."""
-        job = self.running.pop(id, None)
-        if job is None:
-            self.waiting = deque(job for job in self.waiting if job.id != id)
-            return
-        self._prefilling.pop(id, None)
-        if job in self._ready:
-            self._ready.remove(job)
-        self.book.release(id, job.home, job.kv_tokens)
-        self._changes.append(Change(id, None))
+        if self.waiting.pop(job.id, None) is None:
+            self._leave(job)
+
+    def restart(self) -> None:
+        """The workers start afresh and know of nothing: whoever ran is gone, and what was in pages too."""
+        assert not self.running, "whoever ran has been dropped"
+        self.book.forget()
+        self._retry_s = -math.inf
 
     @property
     def decoding(self) -> bool:
         """Whether any request is past its prompt."""
         return len(self.running) > len(self._prefilling)
 
-    def forget_changes(self) -> None:
-        """The workers start afresh and know of nothing."""
-        self._changes.clear()
-
-    def settled(self, micro_batch: MicroBatch, going_on: Iterable[int]) -> None:
-        """The micro-batch left the last stage. `going_on`: requests that got a token and want another."""
-        for chunk in micro_batch.chunks:
-            if chunk.id in self.running:
-                self.running[chunk.id].processed = chunk.start + chunk.rows
-        self._ready.extend(self.running[id] for id in going_on if id in self.running)
-
-    def next(self, now_s: float) -> MicroBatch | None:
-        """The next micro-batch, or None if there is nothing to do right now."""
-        self._admit(now_s)
-        loads: dict[int, Load] = {}
-        decodes = self._take_decodes(loads)
-        chunks = self._take_chunks(loads, now_s)
-        if not loads:
-            return None
-        changes, self._changes = tuple(self._changes), []
-        return MicroBatch(decodes, chunks, frozenset(loads), changes)
-
     def eta_s(self, job: Job) -> float:
         """Predicted seconds until the prompt is through."""
         return self._left_s(job, job.processed)
 
-    def _admit(self, now_s: float) -> None:
-        """Reserve pages for waiting requests, in their order, on the emptiest home that fits."""
-        while self.waiting:
-            job = self.waiting[0]
-            groups = range(self.growth.kvp)
-            homes = [home for home in groups if self.book.fits(home, job.kv_tokens)]
-            if not homes:
-                return
-            job.home = max(homes, key=lambda home: (self.book.free(home), -home))
-            job.started_s = now_s
-            self.book.reserve(job.id, job.home, job.kv_tokens)
-            self.waiting.popleft()
-            self.running[job.id] = self._prefilling[job.id] = job
-            self._changes.append(Change(job.id, job))
+    # ------------------------------------------------------------------------------ micro-batches
 
-    def _take_decodes(self, loads: dict[int, Load]) -> tuple[int, ...]:
-        taken: list[int] = []
-        while self._ready and len(taken) < self.plan.max_batch:
-            job = self._ready.popleft()
-            for shard in range(self.growth.seen_by(job.cached + 1)):
-                load = loads.setdefault(self.growth.group(job.home, shard), Load())
-                load.add_decode(self.growth, shard, job.cached)
-            job.cached += 1
-            taken.append(job.id)
-        return tuple(taken)
+    def next(self, now_s: float) -> MicroBatch | None:
+        """The next micro-batch, or None if there is nothing to do right now."""
+        if self.waiting and now_s >= self._retry_s:
+            self._admit(now_s)
+        loads: dict[int, Load] = {}
+        decodes: list[Job] = []
+        if self._ready and not (self._packing.alone and self._prefilling):
+            decodes = self._take_decodes(loads)
+        chunks = self._take_chunks(decodes, loads, now_s) if self._prefilling else ()
+        if not loads:
+            return None
+        changes, self.book.changes = tuple(self.book.changes), []
+        return MicroBatch(tuple([job.sid for job in decodes]), chunks, loads, changes)
 
-    def _take_chunks(self, loads: dict[int, Load], now_s: float) -> tuple[Chunk, ...]:
-        chunks: list[Chunk] = []
-        busy: set[int] = set()  # groups with a prefill chunk in this micro-batch
-        long: set[int] = set()  # ... with a long one
-        full: set[int] = set()  # ... where the next one in order did not fit
-        for job in self._by_slack(now_s):
-            rows = min(self.plan.chunk_at(job.issued), job.prompt - job.issued)
+    def settled(self, micro_batch: MicroBatch, going_on: Iterable[int]) -> None:
+        """The micro-batch left the last stage. going_on: sids that got a token and want another."""
+        for chunk in micro_batch.chunks:
+            if (job := self.running.get(chunk.sid)) is not None:
+                job.processed = chunk.start + chunk.rows
+        for sid in going_on:
+            if (job := self.running.get(sid)) is not None:
+                self._ready[sid] = job
+
+    def _take_decodes(self, loads: dict[int, Load]) -> list[Job]:
+        for job in [job for job in self._ready.values() if job.cached >= job.covered]:
+            if job.sid in self._ready:  # and not preempted meanwhile
+                self._extend(job)
+        taken = list(self._ready.values())
+        if len(taken) > self.plan.max_batch:
+            del taken[self.plan.max_batch :]
+            for job in taken:
+                del self._ready[job.sid]
+        else:
+            self._ready.clear()
+        growth, page_size = self.growth, self.plan.page_size
+        one_group = 0 if growth.helix else growth.stripe_tokens
+        if growth.kvp == 1:
+            one_group = self.workload.context + max((job.kv_tokens for job in taken), default=0)
+        for job in taken:
+            cached = job.cached
+            if cached < one_group:  # the common case, in few steps: thousands of these a second
+                load = loads.get(job.home)
+                if load is None:
+                    load = loads[job.home] = Load()
+                load.T += 1
+                load.R += 1
+                load.KD += cached + 1
+            else:
+                for shard in range(growth.seen_by(cached + 1)):
+                    load = loads.setdefault(growth.group(job.home, shard), Load())
+                    load.add_decode(growth, shard, cached)
+            job.cached = cached + 1
+            if not job.cached % page_size and job.hashes is not None:
+                self.filled.append(job)
+        return taken
+
+    def _take_chunks(
+        self, decodes: list[Job], loads: dict[int, Load], now_s: float
+    ) -> tuple[Chunk, ...]:
+        chunks = []
+        for packed in self._packing.pack(
+            self._in_order(self._prefilling, now_s), decodes, loads, now_s
+        ):
+            job, rows = packed.job, packed.rows
             ends = job.issued + rows == job.prompt
-            added = self._loads(job, rows, ends)
-            groups = added.keys()
-            if groups & full or (not ends and groups & long):
-                continue
-            total = {group: loads.get(group, Load()) + load for group, load in added.items()}
-            if groups & busy and not self._fits(total.values()):
-                full |= groups
-                if len(full) == self.growth.kvp:
-                    break
-                continue
-            loads.update(total)
-            busy |= groups
-            long |= set() if ends else groups
-            chunks.append(Chunk(job.id, job.issued, rows, ends))
+            shards = self.growth.shards
+            self.counts.growths += shards(job.issued + rows) - max(1, shards(job.issued))
+            chunks.append(Chunk(job.sid, job.issued, rows, ends))
             job.issued += rows
             job.cached = job.issued
+            job.left_s = self._left_s(job, job.issued)
+            if job.hashes is not None:
+                self.book.fill(job.sid, job.hashes, job.cached)
             if ends:
-                del self._prefilling[job.id]
+                del self._prefilling[job.sid]
         return tuple(chunks)
 
-    def _by_slack(self, now_s: float) -> list[Job]:
-        jobs = list(self._prefilling.values())
+    def _in_order(self, jobs: dict[int, Job], now_s: float) -> list[Job]:
         if len(jobs) < 2:
-            return jobs
-        slack = {job.id: job.relative_slack(now_s, self._left_s(job, job.issued)) for job in jobs}
-        return sorted(jobs, key=lambda job: (slack[job.id], job.id))
+            return list(jobs.values())
+        order = self.policy.order
+        return sorted(jobs.values(), key=lambda job: (order(job, now_s), job.id))
 
     def _left_s(self, job: Job, done: int) -> float:
         """Predicted time for the prompt's tokens after the first `done`."""
-        return max(0.0, job.work_s - self.prefill_time.until_s(done))
+        until_s = self.prefill_time.until_s
+        return max(0.0, until_s(job.prompt) - until_s(done)) if done < job.prompt else 0.0
 
-    def _loads(self, job: Job, rows: int, ends: bool) -> dict[int, Load]:
-        loads = {}
-        for shard in range(self.growth.seen_by(job.issued + rows)):
-            load = loads[self.growth.group(job.home, shard)] = Load()
-            load.add_chunk(self.growth, shard, job.issued, rows, ends)
-        return loads
+    # --------------------------------------------------------------------- admission, preemption
 
-    def _fits(self, loads: Iterable[Load]) -> bool:
-        return all(self.cost.crossing_s(load) <= self.tbt_s for load in loads)
+    def _admit(self, now_s: float) -> None:
+        """Place waiting requests in the policy's order. One without room is overtaken while it is in time."""
+        passed = 0
+        for job in self._in_order(self.waiting, now_s):
+            if self._place(job, now_s):
+                continue
+            if passed == 0 and self._make_room(job, now_s) and self._place(job, now_s):
+                continue
+            passed += 1
+            if passed == MOST_OVERTAKEN or job.slack_s(now_s) <= 0:
+                break
+        self._retry_s = now_s + self.workload.tbt_s if self.waiting else -math.inf
+
+    def _place(self, job: Job, now_s: float) -> bool:
+        """Admit the job, where most of its prefix is if that is half of it, else on the emptiest home."""
+        page_size = self.plan.page_size
+        tokens = min(job.kv_tokens, job.prompt + OUTPUT_PAGES * page_size)
+        hashes = (job.hashes or [])[: (job.prompt - 1) // page_size]
+        best: tuple[int, int, int] | None = None
+        for home in range(self.growth.kvp):
+            found = self.book.found(home, hashes)
+            if self.book.fits(home, tokens, hashes[:found]):
+                worth = found if 2 * found * page_size >= job.prompt else 0
+                best = max(best or (-1, 0, 0), (worth, self.book.available(home), -home))
+        if best is None:
+            return False
+        job.home = -best[2]
+        hits = hashes[: self.book.found(job.home, hashes)]
+        job.sid = next(self._sids)
+        pages = self.book.admit(job.sid, job.home, tokens, hits)
+        job.issued = job.processed = job.cached = len(hits) * page_size
+        job.covered = tokens
+        job.left_s = self._left_s(job, job.issued)
+        job.started_s = now_s if job.started_s is None else job.started_s
+        self.counts.hit_tokens += job.issued
+        del self.waiting[job.id]
+        self.running[job.sid] = self._prefilling[job.sid] = job
+        self.book.changes.append(Admitted(job, job.sid, job.home, job.generated, job.cached, pages))
+        return True
+
+    def _make_room(self, job: Job, now_s: float) -> bool:
+        """Preempt prompts that have far more time than this one, if that is enough."""
+        if self.policy.preempts is None:
+            return False
+        limit = self.policy.order(job, now_s) + self.policy.preempts
+        victims = [
+            other
+            for other in reversed(self._in_order(self._prefilling, now_s))
+            if self.policy.order(other, now_s) > limit and other.preemptions < MOST_PREEMPTIONS
+        ]
+        needs = max(self.book.needs(job.prompt + 1))
+        held = sum(max(self.book.needs(other.covered)) for other in victims)
+        most = max(self.book.available(group) for group in range(self.growth.kvp))
+        if most + held < needs:
+            return False
+        for victim in victims:
+            self._preempt(victim)
+            if any(self.book.available(group) >= needs for group in range(self.growth.kvp)):
+                return True
+        return False
+
+    def _extend(self, job: Job) -> None:
+        """Pages for the next token; at need, of whoever came last: it may be the job itself."""
+        tokens = min(job.kv_tokens, job.covered + self.plan.page_size)
+        while (group := self.book.extend(job.sid, tokens)) is not None:
+            holders = (one for one in self.running.values() if self.book.holds(one.sid, group))
+            last = max(holders, key=lambda one: (one.arrival_s, one.id))
+            self._preempt(last)
+            if last is job:
+                return
+        job.covered = tokens
+
+    def _preempt(self, job: Job) -> None:
+        """The job waits, to go on behind what it has generated."""
+        self._leave(job)
+        job.prompt += job.tokens - job.generated
+        job.generated = job.tokens
+        job.issued = job.processed = job.cached = job.covered = 0
+        job.left_s = self.prefill_time.until_s(job.prompt)
+        job.preemptions += 1
+        self.counts.preemptions += 1
+        self.waiting[job.id] = job
+
+    def _leave(self, job: Job) -> None:
+        """A running job gives its pages back."""
+        del self.running[job.sid]
+        self._prefilling.pop(job.sid, None)
+        self._ready.pop(job.sid, None)
+        self.book.release(job.sid)
+        job.sid = -1
+        self._retry_s = -math.inf
+
+    def _swap_from(self, cost: Cost) -> int | None:
+        """Tokens before a page from which on two copies of it are quicker than computing it again."""
+        page_size = self.plan.page_size
+        copies_s = 2 * cost.swap_s(1)
+        tokens = 0
+        while tokens < self.workload.context and math.isfinite(copies_s):
+            chunk = self.plan.chunk_at(tokens)
+            rise_s = self.prefill_time.until_s(tokens + chunk) - self.prefill_time.until_s(tokens)
+            if rise_s * page_size / chunk > copies_s:
+                return tokens
+            tokens = max(2 * tokens, page_size)
+        return None

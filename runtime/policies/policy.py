@@ -1,0 +1,28 @@
+"""What a policy says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..job import Job
+
+
+@dataclass(frozen=True)
+class Policy:
+    """An order of prompts, and what a long one yields to short ones.
+
+    order: (job, now in seconds) → a number; the lowest goes first, and at a tie whoever came first
+    room: the largest share of an iteration that a long prompt leaves to others: its relative slack, up to
+        that
+    stretch: how many times the TBT promise an iteration may take for a prompt that would be late otherwise,
+        as long as every decode in it is so far ahead of its own promise that none of its tokens is late
+    preempts: by how much less, in the order's own unit, a waiting request must have than a running prompt
+        to get its pages; None: it waits until they are free
+    """
+
+    name: str
+    order: Callable[[Job, float], float]
+    room: float = 0.0
+    stretch: float = 1.0
+    preempts: float | None = None
