@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ...artifact import Plan
 from ..cost import Cost, Load
 from ..growth import Growth
 from ..job import Admitted, Job, MicroBatch
 from ..protocol import Copies
 from ..request import Handle
-from ...artifact import Plan
 from .histogram import Histogram
 from .machine import Machine
 from .result import ClassResult, PageEvents, Spread
@@ -89,13 +89,17 @@ _COUNTS = (
 
 
 def _spread(histogram: Histogram) -> Spread:
-    percentiles = (histogram.percentile(percent) for percent in (50, 90, 99, 99.9))
-    return Spread(histogram.mean, *percentiles, histogram.greatest)
+    p50, p90, p99, p999 = (histogram.percentile(percent) for percent in (50, 90, 99, 99.9))
+    return Spread(histogram.mean, p50, p90, p99, p999, histogram.greatest)
 
 
 @dataclass(eq=False, slots=True)
 class _Known:
-    """A request that has been admitted. reached: its tokens that have been in pages; hits: found there at first."""
+    """A request that has been admitted.
+
+    hits: tokens of it that were in pages when it came first; reached: that have been there since
+    generated: by its latest admission; idle_s: TTFT with the engine to itself
+    """
 
     job: Job
     queued_s: float

@@ -1,8 +1,8 @@
 """What a plan's machine could do, and what requests need of it: for shares of its peaks (MFU, MBU).
 
-Per token and layer, products of 2·D·(2·h_q + 2·h_kv)·d + 2·3·D·F flops; per query–key pair and layer, 4·h_q·d;
-per sampled token, the head's 2·D·V. A micro-batch reads on each KVP group that has rows in it the weights of
-all stages, and the keys and values that its queries see.
+Per token and layer, products of 2·D·(2·h_q + 2·h_kv)·d + 2·3·D·F flops; per query–key pair and layer,
+4·h_q·d; per sampled token, the head's 2·D·V. A micro-batch reads, on each KVP group that has rows in it, the
+weights of all stages, and the keys and values that its queries see.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class Machine:
-    """flops: by what; bytes: of weights by part, of a token's keys and values; peaks: of all devices together.
+    """Over all layers and devices: flops by what they are for, bytes of weights and of a token's K and V.
 
-    layer_bytes: of attention's inputs, and of all that helix cuts over groups (output projection and FFN)
+    repeated_bytes: of QKV, which every KVP group has; cut_bytes: of what helix cuts over groups, the rest
     peak_flops, peak_bytes: per second; None where the plan's cluster does not say
     """
 

@@ -292,8 +292,9 @@ class _Azure:
             time = datetime.fromisoformat(text)
             self._begin = self._begin or time
             return (time - self._begin).total_seconds()
-        except (ValueError, TypeError):  # a TypeError: some rows with a time zone, some without
-            raise line.wrong("TIMESTAMP is not such a time as the rows above have", got=text)
+        except (ValueError, TypeError) as error:  # a TypeError: only some rows have a time zone
+            what = "TIMESTAMP is not such a time as the rows above have"
+            raise line.wrong(what, got=text) from error
 
     def _count(self, line: Line, text: str, name: str) -> int:
         return line.count(

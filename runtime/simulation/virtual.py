@@ -8,8 +8,8 @@ were sent, each when it is there and the station is free:
 Groups that share a request (its rows are computed on all of them, its partial results swapped in each layer)
 begin together and take as long as the slowest of them; under helix that is all groups. Others go their own
 ways. On a GPU a link carries rows while both its ends compute, so it is a station of its own, and the hop is
-not in the stage's seconds (as the planner counts it, `planner/outlook.py`). Pages copied to or from host memory
-hold up their group in each stage before its rows.
+not in the stage's seconds (as the planner counts it, `planner/outlook.py`). Pages copied to or from host
+memory hold up their group in each stage before its rows.
 
 Nothing here knows of tokens: whatever asks for one gets 0.
 """
@@ -98,6 +98,11 @@ class Stations:
         self._jobs: dict[int, Job] = {}
         self._wide: set[int] = set()  # of them, those that will have more than one shard
         self._done: list[tuple[float, int, int, Done]] = []
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether links are stations of their own."""
+        return self._times.overlaps
 
     @property
     def next_s(self) -> float | None:

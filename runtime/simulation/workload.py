@@ -139,10 +139,10 @@ def _read(path: Path, name: str) -> Workload:
 def _kind(table: _Table, arriving: Arriving) -> Kind:
     name = table.text("name")
     prompt, output = (_length(table.table(side)) for side in ("prompt", "output"))
-    promised = [
+    ttft_s, tbt_s = (
         table.number(key, 1e-6, MOST_SECONDS) if key in table else None
         for key in ("ttft_s", "tbt_s")
-    ]
+    )
     priority = table.count("priority", -MOST_TOKENS) if "priority" in table else 0
     kind = Kind(
         name,
@@ -150,7 +150,7 @@ def _kind(table: _Table, arriving: Arriving) -> Kind:
         prompt,
         output,
         table.count("most") if "most" in table else None,
-        Promise(*promised, priority),
+        Promise(ttft_s, tbt_s, priority),
         _arriving(table.table("arrivals")) if "arrivals" in table else arriving,
     )
     table.finish()
