@@ -45,6 +45,7 @@ class WholePrefill:
 
 @dataclass(eq=False)
 class FixedChunk:
+    plan: Plan
     growth: Growth
     budget: int = BUDGET
     alone: bool = False
@@ -53,7 +54,7 @@ class FixedChunk:
         self, prompts: Sequence[Job], decodes: Sequence[Job], loads: dict[int, Load], now_s: float
     ) -> list[Packed]:
         packed = []
-        left = self.budget - len(decodes)
+        left = min(self.budget, self.plan.max_rows) - len(decodes)
         for job in prompts:
             if left <= 0:
                 break

@@ -258,7 +258,7 @@ def _packing(asked: Asked, manifest: Manifest) -> Packing | None:
     growth = Growth.of(manifest.plan)
     packings: dict[str, Callable[[], Packing]] = {
         "whole-prefill": lambda: WholePrefill(manifest.plan, growth),
-        "fixed-chunk": lambda: FixedChunk(growth),
+        "fixed-chunk": lambda: FixedChunk(manifest.plan, growth),
     }
     return packings[asked.engine]() if asked.engine in packings else None
 

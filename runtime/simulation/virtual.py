@@ -46,31 +46,24 @@ class Watch(Protocol):
 
 
 class Times:
-    """Seconds of a micro-batch's way, of one group's load: each stage without hop, and the hop.
-
-    Stages that are made up alike (all between the first and the last, mostly) are asked for once.
-    """
+    """Seconds of a micro-batch's way, of one group's load: each stage without hop, and the hop."""
 
     def __init__(self, cost: ModuleType, plan: Plan) -> None:
         self._cost = cost
+        self._stages = cost.STAGES
         self.overlaps = plan.target != "cpu" and plan.layout.spp > 1
-        kinds = list(dict.fromkeys(cost.STAGES))
-        self._asked = [cost.STAGES.index(kind) for kind in kinds]
-        self._kind = [kinds.index(stage) for stage in cost.STAGES]
 
     def of(self, load: Load) -> tuple[list[float], float]:
         """([seconds of each stage], seconds on each link). The hop is 0 where it is in the stages."""
-        counts = (load.T, load.R, load.QK, load.KV, load.KD, load.X)
-        seconds = [self._cost.stage_s(stage, *counts) for stage in self._asked]
-        if not self.overlaps:
-            return [seconds[kind] for kind in self._kind], 0.0
-        hop_s = sum(self._cost.hop_parts_s(*counts))
-        last = len(self._kind) - 1
+        every, embed, layer, head, hop = self._cost.blocks_s(
+            load.T, load.R, load.QK, load.KV, load.KD, load.X
+        )
+        inside, link = (0.0, hop) if self.overlaps else (hop, 0.0)
         stages = [
-            seconds[kind] - (hop_s if stage < last else 0.0)
-            for stage, kind in enumerate(self._kind)
+            every + layers * layer + embeds * embed + heads * head + sends * inside
+            for layers, embeds, heads, sends in self._stages
         ]
-        return stages, hop_s
+        return stages, link
 
     def swap_s(self, pages: int) -> float:
         """Seconds that a stage's ranks take to copy so many pages."""
