@@ -102,9 +102,9 @@ class _Known:
     """
 
     job: Job
-    queued_s: float
     hits: int
     idle_s: float
+    queued_s: float | None = None
     reached: int = 0
     generated: int = 0
 
@@ -158,7 +158,7 @@ class Collector:
         self.bytes += self._machine.bytes(micro_batch.loads.values())
         for change in micro_batch.changes:
             if isinstance(change, Admitted):
-                self._admitted(change, now_s)
+                self._admitted(change)
             elif isinstance(change, int):
                 self._running.pop(change, None)
             elif isinstance(change, Copies) and change.out:
@@ -166,15 +166,17 @@ class Collector:
             elif isinstance(change, Copies):
                 self._swapped_in += len(change.pairs)
         for chunk in micro_batch.chunks:
-            self._running[chunk.sid].reached = chunk.start + chunk.rows
+            known = self._running[chunk.sid]
+            known.reached = chunk.start + chunk.rows
+            if known.queued_s is None:
+                known.queued_s = now_s - known.job.arrival_s
 
-    def _admitted(self, change: Admitted, now_s: float) -> None:
+    def _admitted(self, change: Admitted) -> None:
         job = change.job
         known = self._known.get(job.id)
         if known is None:
             idle_s = self._idle.of(job.prompt, job.work_s)
-            known = _Known(job, now_s - job.arrival_s, change.cached, idle_s)
-            self._known[job.id] = known
+            known = self._known[job.id] = _Known(job, change.cached, idle_s)
             self._hits += change.cached
         else:
             if (
@@ -217,6 +219,7 @@ class Collector:
         cell.slowdown_squares += slowdown * slowdown
         cell.slowdown.add(slowdown)
         cell.ttft.add(ttft_s)
+        assert known.queued_s is not None, "it has tokens, so it had a chunk"
         cell.queued.add(known.queued_s)
         self.last_s = max(self.last_s, float(times_s[-1]))
         cell.e2e.add(float(times_s[-1]) - job.arrival_s)

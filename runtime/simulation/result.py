@@ -25,7 +25,7 @@ class ClassResult:
 
     kept: share of the requests that kept both promises: the first token in time, and no token later than
         first + i·promise; in_time: the first alone; late_tokens: share of the tokens behind the first
-    ttft, e2e: from arrival to the first and to the last token; queued: to being admitted
+    ttft, e2e: from arrival to the first and to the last token; queued: until its first chunk set out
     tbt: gaps between tokens; lateness: behind first + i·promise, of all tokens (0 if not)
     slowdown: TTFT over that of the same request with the engine to itself; jain: (Σx)²/(n·Σx²) of it, 1 where
         all are slowed down alike
