@@ -53,6 +53,7 @@ def make_manifest(spp: int = 2, kvp: int = 1, ffn: str = "repeated", **changes: 
         "num_pages": 4000,
         "stripe_tokens": 160 if kvp > 1 else 100_000,
         "max_batch": 64,
+        "max_rows": 4096,
         "predicted": Prediction(1.0, 1.0, 1.0, {}, {}),
         "memory": Memory(0, 0, 0, 0, 0, 0, 0, ""),
         "optimality": Optimality("gpus", 1.0, 1.0, 0.0),
