@@ -75,16 +75,7 @@ def loaded_by(*arguments: str) -> set[str]:
 
 def test_simulating_loads_no_torch(tmp_path: Path) -> None:
     promise = ("--context", "16K", "--ttft", "1h", "--tbt", "10s", "--no-calibrate")
-    where = (
-        "--cluster",
-        "dgx-h100",
-        "--target",
-        "cpu",
-        "--gpus",
-        "1",
-        "-o",
-        str(tmp_path / "plan"),
-    )
+    where = ("--cluster", "local", "--gpus", "1", "-o", str(tmp_path / "plan"))
     loaded_by("plan", "tiny-llama", *promise, *where)
     loaded = loaded_by(
         "simulate", str(tmp_path / "plan"), "--workload", "sharegpt", "--duration", "20s"

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from mnemoc.cli import main
 
-
 MANY_MACHINES = """
 name = "many"
 device = "CPU core"
