@@ -92,9 +92,7 @@ class Serving(RuleBasedStateMachine):
         pages=st.sampled_from([PAGES, 2 * PAGES]),
         tbt_s=st.sampled_from([0.003, 0.08]),
     )
-    def begin(
-        self, layout: str, policy: str, host_pages: int, pages: int, tbt_s: float
-    ) -> None:
+    def begin(self, layout: str, policy: str, host_pages: int, pages: int, tbt_s: float) -> None:
         shape, stripe = LAYOUTS[layout]
         plan = dataclasses.replace(
             PLAN, layout=shape, stripe_tokens=stripe, num_pages=pages, host_pages=host_pages
@@ -220,6 +218,8 @@ class Serving(RuleBasedStateMachine):
                 del self.tables[change], self.held[change]
         assert len(micro_batch.decodes) <= self.plan.max_batch
         for sid in micro_batch.decodes:
+            asked = self.tables[sid][0]
+            assert self.held[sid] == asked.prompt + asked.job.tokens - 1, "the newest token is read"
             self.write(sid, 1)
         for chunk in micro_batch.chunks:
             assert self.held[chunk.sid] == chunk.start
