@@ -206,10 +206,8 @@ def test_a_slot_that_is_read_back_is_not_written_before() -> None:
     book.admit(2, 0, 40, HASHES)
     *outs, back = (change for change in book.changes if isinstance(change, Copies))
     assert not back.out
-    read, written = (
-        {slot for _, slot in pairs}
-        for pairs in (back.pairs, sum((list(out.pairs) for out in outs), []))
-    )
+    read = {slot for _, slot in back.pairs}
+    written = {slot for out in outs for _, slot in out.pairs}
     assert (len(read), len(written)) == (10, 2)
     assert not read & written
     book.audit()

@@ -146,7 +146,7 @@ def test_a_request_may_promise_its_client_more_than_the_plan_does() -> None:
 def test_short_prompts_share_a_micro_batch_as_far_as_promise_and_memory_go(
     tbt_s: float, together: int
 ) -> None:
-    """30 rows take about 60 ms in two stages; the plan's largest chunk, 50 rows, is what it has memory for."""
+    """30 rows take about 60 ms in two stages; the plan has memory for its largest chunk, 50 rows."""
     scheduler = make(tbt_s=tbt_s)
     for id in range(4):
         scheduler.add(id, 15, 15, now_s=0.0)
