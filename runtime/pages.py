@@ -271,7 +271,7 @@ class PageBook:
         self.changes = []
 
     def audit(self) -> None:
-        """Assert that every page is free, one block's or one admission's own, and that readers are counted."""
+        """Assert that each page is free, a block's, or one admission's own, and that readers are counted."""
         readers: Counter[tuple[int, Key]] = Counter()
         private: list[list[int]] = [[] for _ in self._groups]
         for held in self._held.values():
