@@ -110,8 +110,8 @@ class Request:
             raise BadInput("max_tokens must be 1 or more", got=self.max_tokens)
         if self.sampling.min_tokens > self.max_tokens:
             raise BadInput(
-                "min_tokens must be at most max_tokens",
-                got=f"{self.sampling.min_tokens} and {self.max_tokens}",
+                f"min_tokens must be at most max_tokens, {self.max_tokens}",
+                got=self.sampling.min_tokens,
             )
 
     def check_ids(self, vocab: int) -> None:
@@ -179,7 +179,7 @@ class Handle:
     """A submitted request: iterate it for tokens (`for token in handle`), or `events()` for progress too.
 
     Iteration raises the error that ended the request, if one did. With a `sink` there is nothing to
-    iterate. Times are seconds on time.monotonic's clock.
+    iterate. Times are seconds on time.monotonic's clock; logprobs are those of the tokens, where asked for.
     """
 
     request: Request
@@ -190,6 +190,7 @@ class Handle:
     vocab: int
     token_times_s: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
+    logprobs: list[tuple[float, Top]] = field(default_factory=list)
     logits_bytes: list[bytes] = field(default_factory=list)
     scheduled_s: float | None = None
     progress: Progress | None = None
@@ -247,6 +248,8 @@ class Handle:
             self.progress = event
         elif isinstance(event, Token):
             self.tokens.append(event.id)
+            if event.logprob is not None:
+                self.logprobs.append((event.logprob, event.top_logprobs))
             self.token_times_s.append(event.time_s)
             self.finish_reason = event.finish
         else:

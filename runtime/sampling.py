@@ -85,15 +85,14 @@ def choose(logits_RV: torch.Tensor, draws: Sequence[Draw], eos: Iterable[int]) -
 
 def sample(logits_SV: torch.Tensor, draws: Sequence[Draw], eos: Iterable[int]) -> torch.Tensor:
     """Tokens [S] of rows that are float32 and may be written to."""
-    _bias(logits_SV, draws, eos)
-    _penalise(logits_SV, draws)
+    shape(logits_SV, draws, eos)
     hot = [i for i, draw in enumerate(draws) if draw.sampling.temperature > 0]
     if not hot:
         return logits_SV.argmax(1)
     device = logits_SV.device
     samplings, places = [draws[i].sampling for i in hot], _ints(hot, device)
     rows = logits_SV[places] / _floats([max(s.temperature, _COLDEST) for s in samplings], device)
-    _cut(rows, samplings)
+    cut(rows, samplings)
     mass = torch.softmax(rows, 1, dtype=torch.float64).cumsum(1)
     points = [uniform(draws[i].sampling.seed or 0, draws[i].history.length) for i in hot]
     point = _floats(points, device, torch.float64) * mass[:, -1:]
@@ -101,6 +100,35 @@ def sample(logits_SV: torch.Tensor, draws: Sequence[Draw], eos: Iterable[int]) -
     drawn = torch.searchsorted(mass, point, right=True).flatten()
     tokens[places] = drawn.clamp_(max=logits_SV.shape[1] - 1)  # logits may be no numbers
     return tokens
+
+
+def shape(logits_SV: torch.Tensor, draws: Sequence[Draw], eos: Iterable[int]) -> None:
+    """All that comes before the temperature, in place."""
+    _bias(logits_SV, draws, eos)
+    _penalise_repetition(logits_SV, draws)
+    _penalise_counts(logits_SV, draws)
+
+
+def cut(logits_SV: torch.Tensor, samplings: Sequence[Sampling]) -> None:
+    """Logits below their row's threshold become −inf, in place."""
+    device, vocab = logits_SV.device, logits_SV.shape[1]
+    if any(s.min_p for s in samplings):
+        logs = [math.log(s.min_p) if s.min_p else _OFF for s in samplings]
+        _drop_below(logits_SV, logits_SV.amax(1, keepdim=True) + _floats(logs, device))
+    cutting = [i for i, s in enumerate(samplings) if s.top_k or s.top_p < 1]
+    if not cutting:
+        return
+    places, counts = _ints(cutting, device), [samplings[i].top_k or vocab for i in cutting]
+    values = logits_SV[places].topk(min(max(counts), vocab), 1).values
+    ranks = torch.arange(values.shape[1], device=device)
+    values.masked_fill_(ranks >= _ints(counts, device)[:, None], _OFF)
+    weights = torch.softmax(values, 1, dtype=torch.float64)
+    before = weights.cumsum(1) - weights
+    top_p = _floats([samplings[i].top_p for i in cutting], device, torch.float64)
+    kept = ((before < top_p) & (values > _OFF)).sum(1, keepdim=True)
+    thresholds = values.new_full((logits_SV.shape[0], 1), _OFF)
+    thresholds[places] = values.gather(1, kept.clamp_(min=1) - 1)
+    _drop_below(logits_SV, thresholds)
 
 
 def uniform(seed: int, position: int) -> float:
@@ -133,8 +161,7 @@ def _bias(logits: torch.Tensor, draws: Sequence[Draw], eos: Iterable[int]) -> No
     _add(logits, found)
 
 
-def _penalise(logits: torch.Tensor, draws: Sequence[Draw]) -> None:
-    _penalise_repetition(logits, draws)
+def _penalise_counts(logits: torch.Tensor, draws: Sequence[Draw]) -> None:
     _add(
         logits,
         [
@@ -160,28 +187,6 @@ def _penalise_repetition(logits: torch.Tensor, draws: Sequence[Draw]) -> None:
         row, id, factor = torch.cat(rows), torch.cat(ids), torch.cat(factors)
         old = logits[row, id]
         logits[row, id] = torch.where(old > 0, old / factor, old * factor)
-
-
-def _cut(logits: torch.Tensor, samplings: Sequence[Sampling]) -> None:
-    """Logits below their row's threshold become −inf."""
-    device, vocab = logits.device, logits.shape[1]
-    if any(s.min_p for s in samplings):
-        logs = [math.log(s.min_p) if s.min_p else _OFF for s in samplings]
-        _drop_below(logits, logits.amax(1, keepdim=True) + _floats(logs, device))
-    cutting = [i for i, s in enumerate(samplings) if s.top_k or s.top_p < 1]
-    if not cutting:
-        return
-    places, counts = _ints(cutting, device), [samplings[i].top_k or vocab for i in cutting]
-    values = logits[places].topk(min(max(counts), vocab), 1).values
-    ranks = torch.arange(values.shape[1], device=device)
-    values.masked_fill_(ranks >= _ints(counts, device)[:, None], _OFF)
-    weights = torch.softmax(values, 1, dtype=torch.float64)
-    before = weights.cumsum(1) - weights
-    top_p = _floats([samplings[i].top_p for i in cutting], device, torch.float64)
-    kept = ((before < top_p) & (values > _OFF)).sum(1, keepdim=True)
-    thresholds = values.new_full((logits.shape[0], 1), _OFF)
-    thresholds[places] = values.gather(1, kept.clamp_(min=1) - 1)
-    _drop_below(logits, thresholds)
 
 
 def _drop_below(logits: torch.Tensor, thresholds: torch.Tensor) -> None:
