@@ -271,6 +271,7 @@ class Plan:
     """What the planner decided.
 
     page_size: tokens per KV page; num_pages: pages per rank and layer.
+    host_pages: KV pages that a rank's share of host memory keeps; 0: none
     stripe_tokens: KVP growth: a request's tokens are dealt to its groups in stripes of so many, so it takes
         on its next group after each, until all have joined.
     max_batch: sequences that may decode together.

@@ -22,6 +22,8 @@ from mnemoc.artifact import Layout, Plan, Workload
 from mnemoc.ir.model import load_model
 from mnemoc.planner import load_cluster, make_plan
 from mnemoc.runtime import comm, cores
+from mnemoc.runtime.growth import Growth
+from mnemoc.runtime.pages import Run
 from mnemoc.runtime.protocol import Admission, Step
 from mnemoc.runtime.request import Sampling
 from mnemoc.runtime.settings import Settings
@@ -98,23 +100,27 @@ def planned(model: Path, workload: Workload, layout: Layout) -> Plan:
     return make_plan(load_model(str(model)), cluster, workload, pinned=pins).plan
 
 
-def admitted(plan: Plan, workload: Workload) -> list[Admission | int]:
-    """All requests; where one group serves several, on pages that earlier ones have left scattered."""
-    total = workload.context + workload.output_tokens
-    groups = min(plan.layout.kvp, math.ceil(total / plan.stripe_tokens))
-    requests = range(workload.concurrency)
+def admitted(plan: Plan, workload: Workload) -> list[Admission]:
+    """All requests; where one group serves several, on pages that lie scattered."""
+    total, growth = workload.context + workload.output_tokens, Growth.of(plan)
+    groups = min(growth.kvp, math.ceil(total / plan.stripe_tokens))
     prompt = array("i", [1] * workload.context)
-    new = [
-        Admission(id, id * groups % plan.layout.kvp, total, Sampling(), "none", prompt)
-        for id in requests
-    ]
-    if plan.layout.kvp > 1 or workload.concurrency == 1:
-        return list(new)
-    half = math.ceil(total / plan.page_size) // 2 * plan.page_size
-    halves = [100 + i for i in range(2 * workload.concurrency)]
-    old = [Admission(id, 0, half, Sampling(), "none", prompt[:1]) for id in halves]
-    left = [id for odd in (0, 1) for id in halves[odd::2]]
-    return [*old, *(change for i in requests for change in (*left[2 * i : 2 * i + 2], new[i]))]
+    free = [0] * growth.kvp
+    come = []
+    for id in range(workload.concurrency):
+        home, pages = id * groups % growth.kvp, []
+        for group in range(growth.kvp):
+            count = math.ceil(growth.held(growth.shard(home, group), total) / plan.page_size)
+            first, free[group] = free[group], free[group] + count
+            pages.append(((first, count),) if growth.kvp > 1 else _scattered(first, count))
+        come.append(Admission(id, home, total, Sampling(), "none", prompt, 0, 0, tuple(pages)))
+    return come
+
+
+def _scattered(first: int, count: int) -> tuple[Run, ...]:
+    """Pages in several runs, none behind another."""
+    middle = first + count // 2
+    return (middle, first + count - middle), (first, middle - first)
 
 
 def steps_of(plan: Plan, workload: Workload) -> list[Step]:
