@@ -107,7 +107,7 @@ def test_parts_of_a_gauge_add_up_to_its_share(report):
 def test_weights_and_kv_of_the_stages_are_those_that_the_planner_counted(planned, report):
     held = planned.plan.memory
     fullest = max(stage_bytes(planned.plan, report.planned), key=sum)
-    assert sum(fullest) == held.weights_bytes + held.kv_bytes
+    assert sum(fullest) == held.weights_bytes + held.kv_bytes + held.room_kv_bytes
     bars = memory(planned.workload, planned.plan, report.planned).bars
     for bar, stage in zip(bars, planned.plan.stages, strict=True):
         assert bar.layers.startswith(f"layers {stage.first_layer} to")
