@@ -77,7 +77,8 @@ FIELDS: Mapping[str, str] = {
     "price.device_hour": "price",
 }
 HOST = tuple(key for key in FIELDS if key.startswith("host."))
-"""A node's own memory and each device's way to it: given all together or not at all."""
+"""A node's own memory, the share of it that pages may take, and each device's way to it, as it is reached;
+latency is that of a layer's pages. Given all together or not at all."""
 OPTIONAL = {
     "memory.communicator",
     "peak.bfloat16",

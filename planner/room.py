@@ -147,6 +147,6 @@ def swap_of(plan: Plan, cluster: Cluster, held: Footprint) -> Swap | None:
     """How pages of the rank with the most layers go to host memory; None where none do."""
     if not plan.host_pages:
         return None
-    rate = cluster["host.bandwidth"] * cluster["efficiency.link"]
     layers = max(stage.num_layers for stage in plan.stages)
-    return Swap(cluster["host.latency"], page_bytes(held, plan.page_size, layers) / rate)
+    page_s = page_bytes(held, plan.page_size, layers) / cluster["host.bandwidth"]
+    return Swap(layers * cluster["host.latency"], page_s)

@@ -115,9 +115,8 @@ def test_pages_are_copied_over_the_link_to_the_host_or_not_at_all(planned, cost)
     layers = max(stage.num_layers for stage in plan.stages)
     page_bytes = layers * plan.page_size * 2 * 1 * 128 * 2  # of one KV head
     assert plan.host_pages == 10**12 // 8 // page_bytes
-    rate = cluster["host.bandwidth"] * cluster["efficiency.link"]
     for pages in (1, 1000):
-        expected = cluster["host.latency"] + pages * page_bytes / rate
+        expected = layers * cluster["host.latency"] + pages * page_bytes / cluster["host.bandwidth"]
         assert cost.swap_s(pages) == pytest.approx(expected, rel=1e-12)
     assert cost_of(dataclasses.replace(planned, swap=None)).swap_s(1) == math.inf
 

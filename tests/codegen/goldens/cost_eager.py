@@ -141,4 +141,4 @@ def crossing_s(T, R, QK, KV, KD, X):
 
 def swap_s(pages):
     """Time to copy so many KV pages, of all layers of a rank, to host memory or back."""
-    return 2e-05 + 7.04e-06 * pages
+    return 0.000264 + 7.04e-06 * pages
