@@ -14,11 +14,10 @@ from .calibration import Steps, rising, way_figures
 from .errors import BadInput
 
 if TYPE_CHECKING:
+    from .calibration import Figure
     from .console import Progress
     from .planner import Cluster
     from .runtime.probes_gpu import Figures, Points
-
-    Figure = tuple[float | Points, str, str]
 
 SHIPPED: Mapping[str, str] = {
     "H200": "dgx-h200",

@@ -20,9 +20,9 @@ def memory_parts(held: Memory) -> dict[str, int]:
 
 
 def room_words(plan: Plan) -> str:
-    """What the plan's memory beyond the promise is for."""
+    """What can be served with the memory beyond the promise: in all."""
     tokens = plan.num_pages * plan.page_size * plan.layout.kvp
-    return f"{format_count(tokens)} tokens of KV in all, up to {plan.max_batch:,} decodes together"
+    return f"{format_count(tokens)} tokens of KV, {plan.max_batch:,} decodes at once"
 
 
 def dtypes(dtype: str, precision: Precision) -> str:

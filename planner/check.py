@@ -135,8 +135,8 @@ def _memory(plan: Plan, spec: ModelSpec, cluster: Cluster) -> Iterator[str]:
     step = held.activation_bytes + held.workspace_bytes + held.communication_bytes
     if fullest + step + held.room_step_bytes + reserve > capacity:
         yield "the fullest rank does not fit"
-    layers = max(stage.num_layers for stage in plan.stages)
-    if plan.host_pages * layers * plan.page_size * kv_token > cluster.host_bytes:
+    tallest = max(stage.num_layers for stage in plan.stages)
+    if plan.host_pages * tallest * plan.page_size * kv_token > cluster.host_bytes:
         yield f"{plan.host_pages} pages do not fit in host memory"
 
 
@@ -172,12 +172,13 @@ def _step_memory(
     if plan.max_batch == workload.concurrency:
         return
     kept += 8 * layout.kvp * plan.page_size * (plan.num_pages - plan.promised_pages)
-    for what, needed in (
-        ("rows", plan.max_rows * row),
+    most = planned + held.room_step_bytes - kept - library
+    for what, least in (
+        ("rows", int(plan.max_rows * row)),
         ("decodes' logits", plan.max_batch * spec.vocab * 4),
     ):
-        if planned + held.room_step_bytes < needed + kept + library:
-            yield f"{held.room_step_bytes} bytes of room: {what} need {needed + kept + library} in all"
+        if most < least:
+            yield f"{most} bytes with room for more: {what} need {least}"
 
 
 def _rank_elements(name: str, shape: tuple[int, ...], tp: int, kv_rows: int, ranks: int) -> int:

@@ -43,7 +43,6 @@ def render_plan(
     """
     body: list[RenderableType] = [
         _layout(plan),
-        Text(),
         _promises(workload, plan),
         Text(),
         _parts(plan),

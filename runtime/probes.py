@@ -289,12 +289,12 @@ class _Bench:
         memory is the device's own. Each run takes other pages, which no cache has.
         """
         turns = max(1, COLD_BYTES // (count * self.page_size * self.token_bytes))
-        pages = torch.randperm(self.pages)[: turns * count].split(count)
+        pages = torch.randperm(self.pages)[: turns * count].view(turns, count)
         slots = torch.randperm(count)
         hosts = [
             cache.new_empty(self.kv_heads, count, *cache.shape[2:]) for cache in (self.k, self.v)
         ]
-        turn = itertools.cycle(chosen for chosen in pages if len(chosen) == count)
+        turn = itertools.cycle(pages)
 
         def run() -> None:
             chosen = next(turn)
