@@ -20,7 +20,7 @@ def memory_parts(held: Memory) -> dict[str, int]:
 
 
 def room_words(plan: Plan) -> str:
-    """What can be served with the memory beyond the promise: in all."""
+    """What memory has room for, the promise and more."""
     tokens = plan.num_pages * plan.page_size * plan.layout.kvp
     return f"{format_count(tokens)} tokens of KV, {plan.max_batch:,} decodes at once"
 

@@ -65,7 +65,7 @@ def promise(workload: Workload, plan: Plan) -> Promise:
     remarks = (
         f"{said.throughput_tokens_per_s:,.0f} tokens per second in steady decode, "
         f"{_prefill_rate(workload, said):,.0f} in prefill.",
-        *([f"Memory that is left serves more, in all {room_words(plan)}."] if held.room_bytes else []),
+        *([f"All that memory has room for: {room_words(plan)}."] if held.room_bytes else []),
     )
     return Promise(all(gauge.kept for gauge in gauges), gauges, remarks)
 
