@@ -40,6 +40,7 @@ PLAN = Plan(
     num_pages=100,
     stripe_tokens=1000,
     max_batch=4,
+    max_rows=1024,
     predicted=Prediction(1.0, 1.0, 1.0, {}, {}),
     memory=Memory(0, 0, 0, 0, 0, 0, 0, ""),
     optimality=Optimality("gpus", 1.0, 1.0, 0.0),
