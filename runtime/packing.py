@@ -93,11 +93,11 @@ class Adaptive:
             allowed_s = budget_s
             if job.long and len(prompts) > 1:
                 allowed_s *= 1 - min(self.policy.room, max(0.0, job.relative_slack(now_s)))
-            most = min(left, job.prompt - job.issued)
+            most = min(left, job.prompt - job.issued - (not ends_left))
             if not decodes:
                 most = min(most, self.plan.chunk_at(job.issued))
-            if not ends_left:
-                most = min(most, job.prompt - job.issued - 1)
+            if not most:
+                continue
             rows, added = self._fitting(job, most, loads, allowed_s)
             if not rows:
                 full |= groups

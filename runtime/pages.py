@@ -279,8 +279,8 @@ class PageBook:
             readers.update(keys)
             blocks = Counter(number for number, _ in keys)
             for shard, pages in enumerate(held.pages):
-                group = self.growth.group(held.home, shard)
-                private[group] += pages[blocks[group] :]
+                at = self.growth.group(held.home, shard)
+                private[at] += pages[blocks[at] :]
         for number, group in enumerate(self._groups):
             for key, block in group.blocks.items():
                 assert block.readers == readers[number, key], "a block counts its readers"

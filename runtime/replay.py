@@ -33,8 +33,7 @@ from ..artifact import Layout, Memory, Plan
 from ..units import format_count
 from .alone import Alone, Supply, fill_normal, weight_bytes
 from .loader import ArtifactModules
-from .pages import Run
-from .protocol import Admission, Step
+from .protocol import Admission, Run, Step
 from .request import Sampling
 from .settings import Settings
 from .stage import Launched, Stage

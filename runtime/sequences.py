@@ -14,8 +14,7 @@ import torch
 
 from .growth import Growth
 from .history import History
-from .pages import Run
-from .protocol import Admission, Copies, MorePages, Step
+from .protocol import Admission, Copies, MorePages, Run, Step
 from .request import Logits, Sampling
 from .transfer import to_device
 
