@@ -185,6 +185,7 @@ def test_a_history_that_grew_is_the_one_that_comes_back_after_a_preemption(
         sample(second, [Draw(0, sampling, again)], EOS),
     )
     assert torch.equal(first, second)
+    assert grown.length == again.length == len(prompt) + len(answer) + len(more[0])
 
 
 def test_random_numbers_are_spread_evenly_over_seeds_and_positions() -> None:
