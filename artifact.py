@@ -27,7 +27,7 @@ from typing import Any
 from .codec import from_json, to_json
 from .errors import BadInput
 
-FORMAT = 4
+FORMAT = 5
 MANIFEST = "manifest.json"
 
 
@@ -140,12 +140,14 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the fullest rank, for the micro-batch that needs most.
+    """Bytes on the fullest rank: what the promise needs, for the micro-batch that needs most, and then room.
 
     activation: rows as they go through the program; workspace: of kernels, page tables and token ids;
     communication: what is sent and received, and the library's own buffers; reserve: left to the device's
     context and the allocator; capacity: the device's, reserve and all
     step: that micro-batch, in words
+    room: what is left serves more than was promised: KV pages beyond the promise's, and beyond its step what
+    `max_rows` rows need, with the ids and page tables of further requests
     """
 
     weights_bytes: int
@@ -156,10 +158,12 @@ class Memory:
     reserve_bytes: int
     capacity_bytes: int
     step: str
+    room_kv_bytes: int = 0
+    room_step_bytes: int = 0
 
     @property
     def parts(self) -> Mapping[str, int]:
-        """What fills the rank, by name."""
+        """What the promise needs, by name."""
         return {
             "weights": self.weights_bytes,
             "kv": self.kv_bytes,
@@ -170,8 +174,16 @@ class Memory:
         }
 
     @property
-    def used_bytes(self) -> int:
+    def promised_bytes(self) -> int:
         return sum(self.parts.values())
+
+    @property
+    def room_bytes(self) -> int:
+        return self.room_kv_bytes + self.room_step_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        return self.promised_bytes + self.room_bytes
 
     @property
     def fits(self) -> bool:
@@ -270,11 +282,13 @@ class Workload:
 class Plan:
     """What the planner decided.
 
-    page_size: tokens per KV page; num_pages: pages per rank and layer.
+    page_size: tokens per KV page; num_pages: pages per rank and layer: all that memory has room for.
+    host_pages: KV pages that a rank's share of host memory keeps; 0: none
     stripe_tokens: KVP growth: a request's tokens are dealt to its groups in stripes of so many, so it takes
         on its next group after each, until all have joined.
-    max_batch: sequences that may decode together.
-    host_pages: KV pages that a rank's share of host memory keeps; 0: none
+    max_batch: sequences that may decode together: at least those promised.
+    max_rows: the most rows of a micro-batch for which memory was counted, those of a KVP group; of them
+        max_batch + 1 may want logits.
     precision: what is not kept as dtype; eager: kernels are launched one by one, not by CUDA graphs.
     binding: the constraint without which the objective would be better: a name of the program, or "none".
     marginals, frontier: what else could be had and at what price; the frontier only where asked for.
@@ -289,6 +303,7 @@ class Plan:
     num_pages: int
     stripe_tokens: int
     max_batch: int
+    max_rows: int
     predicted: Prediction
     memory: Memory
     optimality: Optimality
@@ -304,6 +319,12 @@ class Plan:
     @property
     def gpus(self) -> int:
         return self.layout.gpus
+
+    @property
+    def promised_pages(self) -> int:
+        """Of num_pages, those that the promised requests fill."""
+        held = self.memory
+        return self.num_pages * held.kv_bytes // max(1, held.kv_bytes + held.room_kv_bytes)
 
     def chunk_at(self, cached: int) -> int:
         """Planned chunk size for a prompt of which `cached` tokens are done."""

@@ -115,11 +115,7 @@ def _write(path: Path, figures: Mapping[str, Figure]) -> Cluster:
 
 def _figures(measured: Figures, source: str) -> dict[str, Figure]:
     """Keys of the cluster file from what was measured; what overheads explain is still zero."""
-    from .planner import through
-
     peak, stream = measured.peak_flops, measured.bandwidth
-    best = max(rate for _, rate in measured.link)
-    link = through(rising(measured.link, best), "B", source)
     points: dict[str, tuple[Points, float, str]] = {
         "matmul": (measured.matmul, peak, "rows"),
         "attention_prefill": (measured.attention_prefill, peak, "rows"),
@@ -138,9 +134,21 @@ def _figures(measured: Figures, source: str) -> dict[str, Figure]:
         "overhead.iteration": (0.0, "s", source),
     }
     for where in LINKS:
-        figures[f"{where}.bandwidth"] = (best * link.full, "B/s", source)
-        figures[f"{where}.latency"] = (link.half / (best * link.full), "s", source)
-    return figures
+        figures |= way_figures(where, measured.link, source)
+    return figures | way_figures("host", measured.host, source)
+
+
+def way_figures(where: str, rates: Points, source: str) -> dict[str, Figure]:
+    """Bandwidth and latency of a way that bytes take: a curve again, as people write it for what is sent."""
+    from .planner import through
+
+    best = max(rate for _, rate in rates)
+    curve = through(rising(rates, best), "B", source)
+    bandwidth = best * curve.full
+    return {
+        f"{where}.bandwidth": (bandwidth, "B/s", source),
+        f"{where}.latency": (curve.half / bandwidth, "s", source),
+    }
 
 
 def source_of(others: float) -> str:

@@ -10,15 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .calibration import Steps, rising
+from .calibration import Steps, rising, way_figures
 from .errors import BadInput
 
 if TYPE_CHECKING:
+    from .calibration import Figure
     from .console import Progress
     from .planner import Cluster
     from .runtime.probes_gpu import Figures, Points
-
-    Figure = tuple[float | Points, str, str]
 
 SHIPPED: Mapping[str, str] = {
     "H200": "dgx-h200",
@@ -127,6 +126,7 @@ def write(path: Path, name: str, device: str, memory_bytes: int, measured: Figur
         },
         "overhead.launch": (measured.launch_s, "s", CALIBRATED),
         "overhead.launch_captured": (measured.gap_s, "s", CALIBRATED),
+        **way_figures("host", measured.host, CALIBRATED),
     }
     target = load_cluster(name).target
     return write_cluster(path, name=name, device=device, target=target, figures=figures)

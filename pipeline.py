@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .ir.interpret import Interpreter
     from .ir.model import ModelSpec
     from .planner import Cluster, Configuration, Forecast, StageFormulas, WhatIf
+    from .speeds import Swap
 
 Progress = Callable[[str], None]
 VERIFY_TOKENS = 2048
@@ -36,13 +37,14 @@ def _silent(message: str) -> None:
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan with what it was made from, and the formulas that priced it."""
+    """A plan with what it was made from, the formulas that priced it, and the price of a copy of pages."""
 
     spec: ModelSpec
     cluster: Cluster
     workload: Workload
     plan: Plan
     formulas: StageFormulas
+    swap: Swap | None
 
 
 def plan(
@@ -84,7 +86,14 @@ def plan_for(question: WhatIf, *, pareto: bool = False) -> Planned:
     from .planner import plan_of
 
     made = plan_of(question, pareto=pareto)
-    return Planned(question.spec, question.cluster, question.workload, made.plan, made.formulas)
+    return Planned(
+        question.spec,
+        question.cluster,
+        question.workload,
+        made.plan,
+        made.formulas,
+        made.swap,
+    )
 
 
 def predict(model: str, cluster: str, asked: Configuration) -> tuple[ModelSpec, Cluster, Forecast]:
@@ -158,7 +167,17 @@ def _files(
     parts = {block: formula.parts for block, formula in planned.formulas.items()}
     host_s = {block: formula.host_s for block, formula in planned.formulas.items()}
     workload, speeds = planned.workload, planned.cluster.kernels
-    job = Emission(planned.spec, planned.plan, source, module, parts, host_s, workload, speeds)
+    job = Emission(
+        planned.spec,
+        planned.plan,
+        source,
+        module,
+        parts,
+        host_s,
+        workload,
+        speeds,
+        planned.swap,
+    )
     return emit_files(job, progress)
 
 

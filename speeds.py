@@ -1,4 +1,4 @@
-"""How fast kernels of an op were measured to be: what a cluster file may hold and codegen chooses by."""
+"""Speeds that codegen is told: of kernels, as measured, by which it chooses them; of copies of pages."""
 
 from __future__ import annotations
 
@@ -18,6 +18,14 @@ class Speeds:
     points: tuple[tuple[float, float, float], ...]
     unit: str
     source: str
+
+
+@dataclass(frozen=True)
+class Swap:
+    """Seconds of a copy to or from host memory: to begin with, and per KV page of a rank's layers."""
+
+    latency_s: float
+    page_s: float
 
 
 KernelSpeeds: TypeAlias = Mapping[str, Mapping[str, Speeds]]

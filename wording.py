@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .artifact import FP8, Marginal, Memory, Plan, Precision
-from .units import format_duration
+from .units import format_count, format_duration
 
 _PARTS = {"kv": "KV", "activation": "activations"}
 _CHANGES = {"ttft": "TTFT", "tbt": "TBT", "node": "one node", "device": "one device"}
@@ -17,6 +17,12 @@ def devices_word(plan: Plan) -> str:
 def memory_parts(held: Memory) -> dict[str, int]:
     """What fills a rank, in words; what takes nothing is left out."""
     return {_PARTS.get(name, name): size for name, size in held.parts.items() if size}
+
+
+def room_words(plan: Plan) -> str:
+    """What memory has room for, the promise and more."""
+    tokens = plan.num_pages * plan.page_size * plan.layout.kvp
+    return f"{format_count(tokens)} tokens of KV, {plan.max_batch:,} decodes at once"
 
 
 def dtypes(dtype: str, precision: Precision) -> str:

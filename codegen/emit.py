@@ -11,7 +11,7 @@ from ..artifact import FP8, Plan, Workload
 from ..ir.graph import Module
 from ..ir.model import ModelSpec
 from ..ir.text import print_module
-from ..speeds import KernelSpeeds
+from ..speeds import KernelSpeeds, Swap
 from .aot import compile_kernels
 from .cost import render_cost
 from .kernels import FLOAT8, KernelSpec, render_kernels
@@ -23,7 +23,7 @@ from .schedule import render_schedule
 class Emission:
     """What codegen is given. `source` is the module before planning, `planned` the lowered one.
 
-    formulas, host_s: what prices each block (see `cost.render_cost`)
+    formulas, host_s, swap: what prices each block, and copies of pages (see `cost.render_cost`)
     workload, speeds: what the plan is for, and measured speeds of kernels, for the choice of `providers`
     """
 
@@ -35,6 +35,7 @@ class Emission:
     host_s: Mapping[str, float]
     workload: Workload
     speeds: KernelSpeeds
+    swap: Swap | None = None
 
 
 def emit(job: Emission, progress: Callable[[str], None] = lambda message: None) -> dict[str, bytes]:
@@ -49,7 +50,7 @@ def emit(job: Emission, progress: Callable[[str], None] = lambda message: None) 
         **kernels,
         **provided,
         **render_schedule(job.planned, job.plan),
-        "cost.py": render_cost(job.formulas, job.host_s, job.plan),
+        "cost.py": render_cost(job.formulas, job.host_s, job.plan, job.swap),
     }
     files = {path: text.encode() for path, text in texts.items()}
     if job.plan.target.startswith("cuda"):

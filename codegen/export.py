@@ -58,6 +58,11 @@ class Subject:
         return [stage.num_layers for stage in self.plan.stages]
 
     @property
+    def at_once(self) -> int:
+        """Requests that are promised. Room for more is of our own layout, and of our own chunks."""
+        return self.workload.concurrency
+
+    @property
     def uneven(self) -> bool:
         return len(set(self.split)) > 1
 
@@ -104,8 +109,8 @@ def vllm(it: Subject) -> Export:
         ("--dtype", plan.dtype),
         ("--kv-cache-dtype", "auto"),
         ("--max-model-len", str(it.tokens)),
-        ("--max-num-seqs", str(plan.max_batch)),
-        ("--max-num-batched-tokens", str(_smallest(plan) + plan.max_batch)),
+        ("--max-num-seqs", str(it.at_once)),
+        ("--max-num-batched-tokens", str(_smallest(plan) + it.at_once)),
         ("--block-size", str(plan.page_size)),
         ("--kv-cache-memory-bytes", str(kv_bytes)),
         ("--tensor-parallel-size", str(tp)),
@@ -162,7 +167,7 @@ def sglang(it: Subject) -> Export:
         ("--dtype", plan.dtype),
         ("--kv-cache-dtype", "auto"),
         ("--context-length", str(it.tokens)),
-        ("--max-running-requests", str(plan.max_batch)),
+        ("--max-running-requests", str(it.at_once)),
         ("--chunked-prefill-size", str(chunk)),
         *((("--enable-dynamic-chunking", ""),) if dynamic else (("--enable-mixed-chunk", ""),)),
         ("--page-size", str(plan.page_size)),
@@ -199,16 +204,14 @@ def trtllm(it: Subject) -> Export:
     """A file for `trtllm-serve --config`."""
     plan, layout = it.plan, it.plan.layout
     block = plan.page_size
-    budget = max(
-        _in_pages(_smallest(plan) + plan.max_batch, block), block * -(-plan.max_batch // block)
-    )
+    budget = max(_in_pages(_smallest(plan) + it.at_once, block), block * -(-it.at_once // block))
     settings: dict[str, object] = {
         "tensor_parallel_size": layout.tp,
         "pipeline_parallel_size": layout.spp,
         "gpus_per_node": it.gpus_per_node,
         "dtype": plan.dtype,
         "max_seq_len": it.tokens,
-        "max_batch_size": plan.max_batch,
+        "max_batch_size": it.at_once,
         "max_num_tokens": budget,
         "enable_chunked_prefill": True,
     }
@@ -312,7 +315,7 @@ def _common(it: Subject, tp: int, kv_bytes: int) -> list[Gap]:
     held, layout = it.plan.memory, it.plan.layout
     gaps = []
     needed = _weights_bytes(it) * layout.tp // tp + kv_bytes
-    needed += held.used_bytes - held.weights_bytes - held.kv_bytes
+    needed += held.promised_bytes - held.weights_bytes - held.kv_bytes
     if needed > held.capacity_bytes:
         have = format_bytes(held.capacity_bytes)
         gaps.append(Gap("Memory", f"{format_bytes(needed)} needed on a rank that may fill {have}"))
@@ -341,19 +344,19 @@ def _kv_bytes(it: Subject, tp: int, shards: int) -> int:
     """KV of the promised requests on a rank of the fullest stage, cut in `shards` along the sequence."""
     plan, kv_heads = it.plan, it.spec.num_kv_heads
     tokens = _in_pages(-(-_promised_tokens(it) // shards) + plan.page_size - 1, plan.page_size)
-    planned = plan.num_pages * plan.page_size * max(1, kv_heads // plan.layout.tp)
+    planned = plan.promised_pages * plan.page_size * max(1, kv_heads // plan.layout.tp)
     return plan.memory.kv_bytes * tokens * max(1, kv_heads // tp) // planned
 
 
 def _promised_tokens(it: Subject) -> int:
     """Of all the promised requests, each in whole pages."""
     page = it.plan.page_size
-    return it.workload.concurrency * page * -(-it.tokens // page)
+    return it.at_once * page * -(-it.tokens // page)
 
 
 def _pool_tokens(it: Subject) -> int:
     """What the KV pool holds where each rank holds requests whole: at least what was planned."""
-    return max(_promised_tokens(it), it.plan.num_pages * it.plan.page_size)
+    return max(_promised_tokens(it), it.plan.promised_pages * it.plan.page_size)
 
 
 def _smallest(plan: Plan) -> int:

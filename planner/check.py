@@ -89,10 +89,15 @@ def _pages(plan: Plan, workload: Workload) -> Iterator[str]:
             here = min(plan.stripe_tokens, total - i * plan.stripe_tokens)
             used[(group + i) % kvp] += math.ceil(here / plan.page_size)
         group += stripes if stripes <= kvp else 0
-    if max(used) > plan.num_pages:
-        yield f"{max(used)} pages needed, {plan.num_pages} planned"
+    if max(used) > plan.promised_pages:
+        yield f"{max(used)} pages needed, {plan.promised_pages} of {plan.num_pages} planned"
     if plan.max_batch < workload.concurrency:
         yield "too few sequences may decode together"
+    if plan.max_batch > plan.num_pages * kvp:
+        yield f"{plan.max_batch} sequences may decode together, on fewer pages"
+    _, sizes = lay_out(plan, workload)
+    if plan.max_rows < sizes.max() + plan.max_batch:
+        yield f"{plan.max_rows} rows are fewer than a chunk and {plan.max_batch} decodes"
 
 
 def _memory(plan: Plan, spec: ModelSpec, cluster: Cluster) -> Iterator[str]:
@@ -120,7 +125,7 @@ def _memory(plan: Plan, spec: ModelSpec, cluster: Cluster) -> Iterator[str]:
         weights += head + sizes["model.norm.weight"] if s == len(plan.stages) - 1 else 0
         kv = stage.num_layers * plan.num_pages * plan.page_size * kv_token
         fullest = max(fullest, weights + kv)
-    planned = plan.memory.weights_bytes + plan.memory.kv_bytes
+    planned = plan.memory.weights_bytes + plan.memory.kv_bytes + plan.memory.room_kv_bytes
     if planned != fullest:
         yield f"{planned} bytes of weights and KV planned, {fullest} counted"
     capacity, reserve = int(cluster["memory.capacity"]), int(cluster["memory.reserve"])
@@ -128,8 +133,11 @@ def _memory(plan: Plan, spec: ModelSpec, cluster: Cluster) -> Iterator[str]:
     if (held.capacity_bytes, held.reserve_bytes) != (capacity, reserve):
         yield "capacity and reserve are not the cluster's"
     step = held.activation_bytes + held.workspace_bytes + held.communication_bytes
-    if fullest + step + reserve > capacity:
+    if fullest + step + held.room_step_bytes + reserve > capacity:
         yield "the fullest rank does not fit"
+    tallest = max(stage.num_layers for stage in plan.stages)
+    if plan.host_pages * tallest * plan.page_size * kv_token > cluster.host_bytes:
+        yield f"{plan.host_pages} pages do not fit in host memory"
 
 
 def _step_memory(
@@ -140,15 +148,14 @@ def _step_memory(
     layout, item = plan.layout, ITEM_BYTES[plan.dtype]
     ranks = layout.tp * layout.kvp if layout.helix else layout.tp
     ffn, heads = spec.ffn / ranks, spec.num_heads / layout.tp
-    in_ffn = (
-        sizes * item * (2 * spec.hidden + 3 * ffn)
-    )  # input, residual, gate and up, their product
+    row = item * (2 * spec.hidden + 3 * ffn)  # input, residual, gate and up, their product
+    in_ffn = sizes * row
     peers = np.minimum(np.ceil((starts + sizes) / plan.stripe_tokens), layout.kvp) - 1
     swapped = 2 * sizes * peers * spec.num_heads / ranks * (spec.head_dim * item + LSE_BYTES)
     in_merge = sizes * item * (spec.hidden + 2 * heads * spec.head_dim) + swapped
     on_links = layout.spp + 1 + (layout.spp > 2)  # sent, and by a stage between two also received
     sent = on_links * sizes * spec.hidden * item * (layout.spp > 1)
-    kept = 8 * workload.context * workload.concurrency + 4 * plan.num_pages
+    kept = 8 * workload.context * workload.concurrency + 4 * plan.promised_pages
     groups = sum(degree > 1 for degree in (layout.tp, layout.spp, layout.kvp)) + layout.helix
     library = groups * cluster.communicator_bytes if groups else 0
     held = plan.memory
@@ -162,6 +169,16 @@ def _step_memory(
         yield f"{planned} bytes planned for decodes whose logits need {logits}"
     if held.workspace_bytes < kept or held.communication_bytes < library:
         yield "workspace and communication do not hold what is kept from step to step"
+    if plan.max_batch == workload.concurrency:
+        return
+    kept += 8 * layout.kvp * plan.page_size * (plan.num_pages - plan.promised_pages)
+    most = planned + held.room_step_bytes - kept - library
+    for what, least in (
+        ("rows", int(plan.max_rows * row)),
+        ("decodes' logits", plan.max_batch * spec.vocab * 4),
+    ):
+        if most < least:
+            yield f"{most} bytes with room for more: {what} need {least}"
 
 
 def _rank_elements(name: str, shape: tuple[int, ...], tp: int, kv_rows: int, ranks: int) -> int:

@@ -41,7 +41,7 @@ _SHIPPED = Path(__file__).parent / "clusters"
 UNITS: Mapping[str, Mapping[str, float]] = {
     "speed": {"FLOP/s": 1.0, "GFLOP/s": 1e9, "TFLOP/s": 1e12},
     "bandwidth": {"B/s": 1.0, "GB/s": 1e9, "TB/s": 1e12},
-    "size": {"B": 1.0, "GB": 1e9, "MiB": 2.0**20, "GiB": 2.0**30},
+    "size": {"B": 1.0, "GB": 1e9, "TB": 1e12, "MiB": 2.0**20, "GiB": 2.0**30},
     "time": {"s": 1.0, "ms": 1e-3, "us": 1e-6},
     "share": {"1": 1.0},
     "nodes": {"nodes": 1.0},
@@ -70,8 +70,15 @@ FIELDS: Mapping[str, str] = {
     "links.intra.bandwidth": "bandwidth",
     "links.inter.latency": "time",
     "links.inter.bandwidth": "bandwidth",
+    "host.latency": "time",
+    "host.bandwidth": "bandwidth",
+    "host.memory": "size",
+    "host.share": "share",
     "price.device_hour": "price",
 }
+HOST = tuple(key for key in FIELDS if key.startswith("host."))
+"""A node's own memory, the share of it that pages may take, and each device's way to it, as it is reached;
+latency is that of a layer's pages. Given all together or not at all."""
 OPTIONAL = {
     "memory.communicator",
     "peak.bfloat16",
@@ -82,6 +89,7 @@ OPTIONAL = {
     "memory.shared_bandwidth",
     "overhead.launch_captured",
     "price.device_hour",
+    *HOST,
 }
 
 # Every curve, by dotted key → the unit of its sizes.
@@ -99,9 +107,10 @@ _MAY_BE_ZERO = {
     "overhead.launch",
     "overhead.launch_captured",
     "overhead.iteration",
+    "host.latency",
     "price.device_hour",
 }
-_AUTO = {"devices_per_node", "memory.capacity"}
+_AUTO = {"devices_per_node", "memory.capacity", "host.memory"}
 
 
 @dataclass(frozen=True)
@@ -178,6 +187,13 @@ class Cluster:
     def usable_bytes(self) -> int:
         """Memory that a plan may fill on one device."""
         return int(self["memory.capacity"] - self["memory.reserve"])
+
+    @property
+    def host_bytes(self) -> int:
+        """What a device may keep of its node's own memory; 0 where nothing is said of that."""
+        if "host.memory" not in self.numbers:
+            return 0
+        return int(self["host.memory"] * self["host.share"] / self.devices_per_node)
 
     @property
     def communicator_bytes(self) -> int:
@@ -286,6 +302,10 @@ def _parse(text: str, where: str) -> Cluster:
             curves[key.rpartition(".")[2]] = read_curve(entry, key, units, where)
         elif key not in OPTIONAL:
             raise BadInput(f"key {key!r} is missing", where=where)
+    lacking = [key for key in HOST if key not in numbers]
+    if 0 < len(lacking) < len(HOST):
+        do = "say all of [host] or nothing"
+        raise BadInput(f"key {lacking[0]!r} is missing", where=where, do=do)
     if not any(key.startswith("peak.") for key in numbers):
         raise BadInput("no peak speed is given", where=where, do="add [peak] with a dtype")
     if numbers["memory.reserve"].value >= numbers["memory.capacity"].value:
@@ -365,9 +385,9 @@ def _units(kind: str) -> str:
 
 
 def _machine(key: str) -> int:
-    """Cores of this machine, or one core's share of its memory in bytes."""
+    """Cores of this machine, its memory in bytes, or one core's share of that."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if not cores:
         raise BadInput("cannot tell how many cores this machine has")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return cores if key == "devices_per_node" else memory // cores
+    return {"devices_per_node": cores, "host.memory": memory}.get(key, memory // cores)

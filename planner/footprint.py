@@ -48,6 +48,8 @@ _SWAP_BYTES = 2 * 2 * 8
 _JOINED_BYTES, _PLACE_BYTES = 8 + 4, 4
 """The rows for all peers as one list, and places of rows among those received, by which they are merged."""
 
+_ID_BYTES, _PAGE_ID_BYTES = 8, 4
+
 _TABLES = 9
 """Page tables: each request's own, and those of up to 8 sets of requests that ran together."""
 
@@ -151,9 +153,14 @@ class Footprint:
 
 
 def kept(tokens: int, growth: Growth, group_bytes: int) -> Kept:
-    """Token ids of prompts of so many tokens (int64), page tables (int32), buffers of process groups."""
-    ids, tables = 8 * tokens * growth.concurrency, 4 * _TABLES * growth.pages
+    """Token ids of prompts of so many tokens, page tables, buffers of process groups."""
+    ids, tables = _ID_BYTES * tokens * growth.concurrency, _PAGE_ID_BYTES * _TABLES * growth.pages
     return Kept(ids + tables, group_bytes)
+
+
+def kept_per_page(growth: Growth) -> int:
+    """Of one more page on each group: its tokens' ids, which all groups know, and its place in tables."""
+    return _ID_BYTES * growth.kvp * growth.page_size + _PAGE_ID_BYTES * _TABLES
 
 
 def footprint(module: Module, target: str) -> Footprint:

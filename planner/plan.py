@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..artifact import AUTO, Optimality, Plan, Precision, Stage, Workload
 from ..ir.model import ModelSpec
+from ..speeds import Swap
 from .check import violations
 from .cluster import CALIBRATED, Cluster
 from .cost import StageFormulas
@@ -15,6 +16,7 @@ from .frontier import frontier
 from .infeasible import infeasible
 from .precision import precision_notes
 from .predict import chunk_rules, memory, predict
+from .room import host_pages, room, swap_of
 from .search import Finding
 from .space import Pins
 from .what_if import WhatIf
@@ -23,10 +25,11 @@ from .workload import workload_notes
 
 @dataclass(frozen=True)
 class Made:
-    """A plan, and the formulas that priced it: block → part → seconds (see `cost`)."""
+    """A plan, and what priced it: formulas, block → part → seconds (see `cost`); swap: copies of pages."""
 
     plan: Plan
     formulas: StageFormulas
+    swap: Swap | None
 
 
 def make_plan(
@@ -76,6 +79,7 @@ def plan_of(question: WhatIf, *, pareto: bool = False) -> Made:
     found = Finding(candidate, choice, candidate.ttft_s(choice))
     outlook, growth = candidate.outlook, candidate.outlook.growth
     formulas = pricer.formulas(outlook.layout)
+    left = room(found, cluster)
 
     plan = Plan(
         target=question.target,
@@ -84,11 +88,12 @@ def plan_of(question: WhatIf, *, pareto: bool = False) -> Made:
         stages=_stages(candidate.split),
         chunks=chunk_rules(found, pricer),
         page_size=growth.page_size,
-        num_pages=growth.pages,
+        num_pages=growth.pages + left.pages,
         stripe_tokens=growth.stripe,
-        max_batch=workload.concurrency,
+        max_batch=left.max_batch,
+        max_rows=left.max_rows,
         predicted=predict(found, formulas, pricer),
-        memory=memory(found, pricer),
+        memory=memory(found, pricer, left),
         optimality=Optimality(workload.objective, solution.objective, solution.bound, solution.gap),
         binding=binding(search, found, promise, workload.objective),
         alternatives=alternatives(search, found, promise, workload.objective),
@@ -103,11 +108,12 @@ def plan_of(question: WhatIf, *, pareto: bool = False) -> Made:
         ),
         precision=question.precision,
         eager=question.eager,
+        host_pages=host_pages(found, cluster),
     )
     wrong = violations(plan, spec, cluster, workload, formulas)
     if wrong:
         raise AssertionError(f"the plan fails its re-check: {'; '.join(wrong)}")
-    return Made(plan, formulas)
+    return Made(plan, formulas, swap_of(plan, cluster, outlook.footprint))
 
 
 def _stages(split: tuple[int, ...]) -> tuple[Stage, ...]:

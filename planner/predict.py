@@ -16,6 +16,7 @@ from .cost import PARTS, StageFormulas, compile_parts
 from .footprint import Step
 from .outlook import Outlook
 from .price import Pricer
+from .room import NONE, Room
 from .search import Finding
 
 Parts = Mapping[str, NDArray[np.float64]]
@@ -62,8 +63,8 @@ def predict(finding: Finding, formulas: StageFormulas, pricer: Pricer) -> Predic
     )
 
 
-def memory(finding: Finding, pricer: Pricer) -> Memory:
-    """Bytes on the fullest rank, for the dearest of the chosen chunks and decodes."""
+def memory(finding: Finding, pricer: Pricer, room: Room) -> Memory:
+    """Bytes on the fullest rank, for the dearest of the chosen chunks and decodes, and room beyond."""
     outlook, rows = finding.outlook, np.arange(len(finding.choice))
     samples = outlook.chunks.samples
     used = samples.weight[:, rows, finding.choice] > 0
@@ -72,7 +73,7 @@ def memory(finding: Finding, pricer: Pricer) -> Memory:
         for values in (samples.start, samples.size, *vars(outlook.chunks.sizes).values())
     )
     needs = outlook.step(Sizes(*counts))
-    return held(outlook, finding.candidate.split, pricer.cluster, (starts, sizes), needs)
+    return held(outlook, finding.candidate.split, pricer.cluster, (starts, sizes), needs, room)
 
 
 def held(
@@ -81,11 +82,15 @@ def held(
     cluster: Cluster,
     chunks: tuple[Floats, Floats],
     needs: Step,
+    room: Room = NONE,
 ) -> Memory:
     """Bytes on the fullest rank, for the dearest of some chunks (starts, sizes) and what they need."""
-    sizes, growth = outlook.stage_bytes(split), outlook.growth
+    promised, growth = outlook.stage_bytes(split), outlook.growth
+    page = growth.page_size * outlook.footprint.kv_per_token
+    more = [layers * room.pages * page for layers in split]
+    sizes = [size + beyond for size, beyond in zip(promised, more, strict=True)]
     fullest = sizes.index(max(sizes))
-    kv = split[fullest] * growth.pages * growth.page_size * outlook.footprint.kv_per_token
+    kv = split[fullest] * growth.pages * page
     at = int(needs.total.argmax())
     start, rows = (int(values[at]) for values in chunks)
     step = f"a chunk of {rows:,} tokens after {start:,}"
@@ -94,7 +99,7 @@ def held(
         step = f"{growth.concurrency:,} decodes"
     activation, workspace, communication = (int(part[at]) for part in needs.parts)
     return Memory(
-        weights_bytes=sizes[fullest] - kv,
+        weights_bytes=promised[fullest] - kv,
         kv_bytes=kv,
         activation_bytes=activation,
         workspace_bytes=workspace,
@@ -102,6 +107,8 @@ def held(
         reserve_bytes=int(cluster["memory.reserve"]),
         capacity_bytes=int(cluster["memory.capacity"]),
         step=step,
+        room_kv_bytes=more[fullest],
+        room_step_bytes=room.step_bytes,
     )
 
 

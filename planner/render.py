@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..artifact import ChunkRule, Plan, Workload
 from ..units import format_bytes, format_count, format_duration
-from ..wording import devices_word, dtypes, growth_words, memory_parts, what_ifs
+from ..wording import devices_word, dtypes, growth_words, memory_parts, room_words, what_ifs
 from .render_frontier import render_frontier
 
 _COLOURS = {
@@ -43,7 +43,6 @@ def render_plan(
     """
     body: list[RenderableType] = [
         _layout(plan),
-        Text(),
         _promises(workload, plan),
         Text(),
         _parts(plan),
@@ -97,7 +96,7 @@ def _counts(layers: list[int]) -> str:
 def _promises(workload: Workload, plan: Plan) -> Table:
     table = Table.grid(padding=(0, 3))
     said, memory = plan.predicted, plan.memory
-    used = memory.used_bytes
+    used, room = memory.promised_bytes, memory.room_bytes
     parts = [f"{name} {format_bytes(size)}" for name, size in memory_parts(memory).items()]
     for name, got, limit, share, detail in (
         ("TTFT", format_duration(said.ttft_s), format_duration(workload.ttft_s),
@@ -114,6 +113,14 @@ def _promises(workload: Workload, plan: Plan) -> Table:
             Text(f"of {limit}", style="dim"),
             _gauge(share),
             Text(detail, style="dim"),
+        )
+    if room:
+        table.add_row(
+            Text("room", style="bold"),
+            Text(format_bytes(room), style="bold", justify="right"),
+            Text("for more", style="dim"),
+            _gauge(room / memory.capacity_bytes),
+            Text(room_words(plan), style="dim"),
         )
     return table
 

@@ -13,17 +13,22 @@ from dataclasses import dataclass
 
 from ..errors import MnemocError
 from .engine import Engine
+from .logprobs import Scored
 from .request import Event, FinishReason, Handle, Progress, Request, Token
 from .tokenizer import Detokenizer, Tokenizer
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some text of answer `index`; finish: why it ends here, if it does."""
+    """Some text of answer `index`, and its token with logprobs, where asked for.
+
+    finish: why it ends here, if it does
+    """
 
     index: int
     text: str
     finish: FinishReason | None = None
+    scored: Scored | None = None
 
 
 class StopStrings:
@@ -60,10 +65,15 @@ class StopStrings:
 class _Answer:
     """One answer as it grows."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer | None, stops: Sequence[str]) -> None:
+    def __init__(
+        self, index: int, tokenizer: Tokenizer | None, stops: Sequence[str], min_tokens: int
+    ) -> None:
         self.index = index
+        self.tokenizer = tokenizer
         self.detokenizer = Detokenizer(tokenizer) if tokenizer else None
         self.stops = StopStrings(stops)
+        self.min_tokens = min_tokens
+        self.characters = 0
         self.open = True
 
     def push(self, token: Token) -> Piece:
@@ -72,12 +82,15 @@ class _Answer:
         if self.detokenizer is not None:
             text = "" if token.finish == "stop" else self.detokenizer.push(token.id)
             text += self.detokenizer.rest() if token.finish else ""
-        shown, stopped = self.stops.push(text)
+        scored = Scored.of(token, self.characters, self.tokenizer)
+        self.characters += len(text)
+        early = token.index < self.min_tokens
+        shown, stopped = (text, False) if early else self.stops.push(text)
         finish: FinishReason | None = "stop" if stopped else token.finish
         if finish and not stopped:
             shown += self.stops.rest()
         self.open = finish is None
-        return Piece(self.index, shown, finish)
+        return Piece(self.index, shown, finish, scored)
 
 
 class Answers:
@@ -98,7 +111,10 @@ class Answers:
         self._on_finish = on_finish
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        self._answers = [_Answer(i, tokenizer, stops) for i in range(len(requests))]
+        self._answers = [
+            _Answer(i, tokenizer, stops, request.sampling.min_tokens)
+            for i, request in enumerate(requests)
+        ]
         self.handles: list[Handle] = []
         try:
             for index, request in enumerate(requests):

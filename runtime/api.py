@@ -13,28 +13,22 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..errors import BadInput
-from .request import Request, Sampling
+from .request import MOST_LOGPROBS, Promise, Request, Sampling
 from .tokenizer import Tokenizer
 
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "best_of": (1,),
     "echo": (False,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "min_p": (0,),
-    "presence_penalty": (0,),
-    "priority": (0,),
-    "repetition_penalty": (1,),
     "suffix": ("",),
     "tool_choice": ("none",),
     "tools": ([],),
-    "top_logprobs": (0,),
 }
 REMARKS = frozenset({"metadata", "request_id", "service_tier", "store", "user"})
 DEFAULT_COMPLETION_TOKENS = 16
 
 TokenId = Annotated[int, Field(strict=True)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Count = Annotated[int, Field(strict=True, ge=0, le=MOST_LOGPROBS)]
 
 
 class StreamOptions(BaseModel):
@@ -57,6 +51,12 @@ class Body(BaseModel):
     stop_token_ids: list[int] = Field(default_factory=list)
     ignore_eos: bool = False
     min_tokens: int = Field(0, ge=0)
+    min_p: float = Field(0.0, ge=0, le=1)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float = Field(1.0, gt=0, allow_inf_nan=False)
+    logit_bias: dict[int, Bias] = Field(default_factory=dict)
+    priority: int = 0
     n: int = Field(1, ge=1, le=128)
     max_tokens: int | None = Field(None, ge=1)
     stream: bool = False
@@ -90,6 +90,11 @@ class Body(BaseModel):
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
+    @property
+    def num_logprobs(self) -> int | None:
+        """As `Sampling.logprobs`."""
+        raise NotImplementedError
+
     def requests(self, prompts: list[tuple[int, ...]], max_tokens: int) -> list[Request]:
         """`n` requests for each prompt, prompt by prompt. With a seed, each has its own."""
         sampling = Sampling(
@@ -100,18 +105,34 @@ class Body(BaseModel):
             stop_ids=frozenset(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
             min_tokens=self.min_tokens,
+            min_p=self.min_p,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            logit_bias=tuple(self.logit_bias.items()),
+            logprobs=self.num_logprobs,
         )
+        promise = Promise(priority=self.priority)
         samplings = [sampling] * self.n
         if self.seed is not None:
             seeds = (self.seed + i for i in range(self.n))
             samplings = [dataclasses.replace(sampling, seed=seed) for seed in seeds]
-        return [Request(ids, max_tokens, sampling) for ids in prompts for sampling in samplings]
+        return [
+            Request(ids, max_tokens, sampling, promise=promise)
+            for ids in prompts
+            for sampling in samplings
+        ]
 
 
 class CompletionBody(Body):
     """POST /v1/completions. A prompt is a text or token ids; several are a list of either."""
 
     prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
+    logprobs: Count | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
 
     def prompts(self, tokenizer: Tokenizer | None) -> list[tuple[int, ...]]:
         if isinstance(self.prompt, str):
@@ -155,6 +176,18 @@ class ChatBody(Body):
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: Count = 0
+
+    @model_validator(mode="after")
+    def _likeliest_tokens_come_with_logprobs(self) -> ChatBody:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs is only allowed when logprobs is true")
+        return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.top_logprobs if self.logprobs else None
 
     def prompts(self, tokenizer: Tokenizer | None) -> list[tuple[int, ...]]:
         return [encode(chat_text(self.messages), tokenizer)]

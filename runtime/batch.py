@@ -37,6 +37,34 @@ class Wanted:
     send: int
 
 
+class _Table:
+    """The page tables of several sequences, one below the other.
+
+    pages: int32 [S, P]; known: how many pages of each sequence are in it
+    """
+
+    def __init__(self, sequences: Seq[Sequence], device: torch.device) -> None:
+        width = max(sequence.pages.shape[1] for sequence in sequences)
+        self.pages = torch.zeros(len(sequences), width, dtype=torch.int32, device=device)
+        for row, sequence in enumerate(sequences):
+            self.pages[row, : sequence.pages.shape[1]] = sequence.pages[0]
+        self.known = [len(sequence.page_list) for sequence in sequences]
+
+    def catch_up(self, sequences: Seq[Sequence]) -> None:
+        """Take over, in place and all at once, the pages that sequences have got meanwhile."""
+        counts = [len(sequence.page_list) for sequence in sequences]
+        if counts == self.known:
+            return
+        new = [
+            (row, column, sequences[row].page_list[column])
+            for row, (known, count) in enumerate(zip(self.known, counts, strict=True))
+            for column in range(known, count)
+        ]
+        rows, columns, pages = to_device(torch.tensor(new).T.contiguous(), self.pages.device)
+        self.pages[rows, columns] = pages.int()
+        self.known = counts
+
+
 class Batches:
     """Builds batches for one group on one device, with the tensors that can be kept kept.
 
@@ -50,7 +78,7 @@ class Batches:
         self.page_size = page_size
         self.peers = peers
         self.device = device
-        self._tables: dict[tuple[int, ...], torch.Tensor] = {}
+        self._tables: dict[tuple[int, ...], _Table] = {}
         self._arange = torch.arange(257, dtype=torch.int32, device=device)
 
     def build(self, decodes: Seq[Part], chunks: Seq[Part]) -> tuple[Batch, list[Wanted]]:
@@ -88,7 +116,7 @@ class Batches:
         """ids, pos and slots of a chunk, int64 [3, rows]."""
         n, end, shard = part.cached, part.cached + part.rows, part.sequence.shard
         rows = torch.empty(3, part.rows, dtype=torch.int64, device=self.device)
-        rows[0] = part.sequence.prompt[n:end]
+        rows[0] = part.sequence.tokens[n:end]
         torch.arange(n, end, out=rows[1])
         rows[2] = -1
         for first, stop in self.growth.stored(shard, n, part.rows):
@@ -145,12 +173,10 @@ class Batches:
         if key not in self._tables:
             if len(self._tables) >= MAX_CACHED_TABLES:
                 self._tables.clear()
-            width = max(sequence.pages.shape[1] for sequence in sequences)
-            table = torch.zeros(len(sequences), width, dtype=torch.int32, device=self.device)
-            for row, sequence in enumerate(sequences):
-                table[row, : sequence.pages.shape[1]] = sequence.pages[0]
-            self._tables[key] = table
-        return self._tables[key]
+            self._tables[key] = _Table(sequences, self.device)
+        table = self._tables[key]
+        table.catch_up(sequences)
+        return table.pages
 
     def _exchange(self, parts: Seq[Part]) -> tuple[Exchange, ...]:
         """A request's active groups send its rows to all others that compute them."""
@@ -188,7 +214,7 @@ def _wanted_rows(part: Part) -> tuple[list[int], bool, int]:
     if part.token >= 0:
         return [0], True, int(asked != "none")
     end = part.cached + part.rows
-    ends = end == part.sequence.prompt.shape[0]
+    ends = end == part.sequence.tokens.shape[0]
     rows: list[int] = []
     if asked == "all":
         rows = list(range(part.rows))

@@ -40,6 +40,7 @@ class Figures:
     memory                B/s of products of one row, by bytes of their weights
     layer_s               a whole layer for one row, after `probes.LAYER_TOKENS` tokens
     link                  B/s of messages between processes, by bytes
+    host                  B/s of K and V pages copied to another buffer, by bytes
     others                cores that other programs kept busy meanwhile
     """
 
@@ -52,6 +53,7 @@ class Figures:
     memory: Points
     layer_s: float
     link: Points
+    host: Points
     others: float
 
 
@@ -80,6 +82,7 @@ def measure(
         memory=alone["memory"],
         layer_s=1 / _best(*alone["layer"]),
         link=together["link"],
+        host=together["host"],
         others=watch.others(),
     )
 

@@ -253,7 +253,4 @@ class Engine:
                 f"than the plan has",
                 do="shorten the prompt, lower max_tokens, or plan with a larger --context",
             )
-        lowest, highest = min(request.prompt_ids), max(request.prompt_ids)
-        if lowest < 0 or highest >= self.vocab:
-            bad = lowest if lowest < 0 else highest
-            raise BadInput(f"token ids lie in 0..{self.vocab - 1}", where="prompt", got=bad)
+        request.check_ids(self.vocab)

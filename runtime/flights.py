@@ -16,7 +16,7 @@ from ..errors import MnemocError
 from .job import Admitted, Job, MicroBatch
 from .prefix import page_hash
 from .protocol import Done
-from .request import Ended, Event, FinishReason, Handle, Progress, Token
+from .request import Ended, Event, FinishReason, Handle, Progress, Token, Top
 from .scheduler import Scheduler
 from .stats import Iteration, Stats
 
@@ -115,11 +115,12 @@ class Flights:
             handle = live.get(sid)
             if handle is not None and (job := jobs.get(handle.id)) is not None and job.sid == sid:
                 handle.logits_bytes.append(rows)
+        likely = {sid: (logprob, top) for sid, logprob, top in done.logprobs}
         for sid, token in done.tokens:
             handle = live.get(sid)
             if handle is None or (job := jobs.get(handle.id)) is None or job.sid != sid:
                 continue
-            if self._token(handle, job, token, now_s):
+            if self._token(handle, job, token, now_s, *likely.get(sid, (None, ()))):
                 flight.going_on.append(sid)
         if not flight.groups:
             self._landed(done.number, flight, now_s)
@@ -158,7 +159,15 @@ class Flights:
             job.hashes.append(page_hash(job.hashes[-1] if job.hashes else b"", tokens))
             self._scheduler.book.fill(job.sid, job.hashes, job.cached)
 
-    def _token(self, handle: Handle, job: Job, token: int, now_s: float) -> bool:
+    def _token(
+        self,
+        handle: Handle,
+        job: Job,
+        token: int,
+        now_s: float,
+        logprob: float | None,
+        top: Top,
+    ) -> bool:
         """Note a token; whether its request wants another."""
         index = job.tokens
         job.tokens = index + 1
@@ -170,7 +179,7 @@ class Flights:
             self._stats.finished += 1
             self._scheduler.drop(job)
             self._forget(handle.id)
-        self._post(handle, Token(token, index, now_s, finish))
+        self._post(handle, Token(token, index, now_s, finish, logprob, top))
         return finish is None
 
     def _finish(self, handle: Handle, token: int, count: int) -> FinishReason | None:

@@ -86,8 +86,10 @@ class Growth:
         From there on each query sees one key more, and all see as many once the stripe is full: what a
         piece's two bounds can say. Before a shard's first stripe `past` is negative: these queries see none.
         """
-        first_stripe = shard * self.stripe_tokens
-        starts = [start for start, _ in self.stored(shard, cached, rows) if start > first_stripe]
+        first_stripe, starts = shard * self.stripe_tokens, []
+        if rows > 1:  # one cannot be cut, and there may be a thousand of them
+            stored = self.stored(shard, cached, rows)
+            starts = [start for start, _ in stored if start > first_stripe]
         edges = [cached, *(start for start in starts if start > cached), cached + rows]
         for first, end in itertools.pairwise(edges):
             blind = max(0, first_stripe - first)

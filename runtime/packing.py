@@ -5,6 +5,8 @@ in it already, within the TBT promise of its decodes, by the plan's cost functio
 chunk that the plan has for that context. Of long prompts one at most is in a micro-batch on a group, and it
 leaves room for others by its relative slack; short ones fill what is left.
 
+The plan has memory for `max_rows` rows, and for logits of `max_batch` + 1 of them.
+
 Where even the smallest chunk does not fit and nobody else has rows, it goes all the same.
 """
 
@@ -75,7 +77,8 @@ class Adaptive:
         if not prompts:
             return []
         packed: list[Packed] = []
-        left = max(rule.chunk for rule in self.plan.chunks)
+        left = self.plan.max_rows - len(decodes)
+        ends_left = self.plan.max_batch + 1 - len(decodes)
         promise_s = min((job.tbt_s for job in decodes), default=self.tbt_s)
         budget_s = self._stretched_s(promise_s, prompts[0], decodes, now_s)
         long: set[int] = set()  # groups with a long prompt's chunk
@@ -90,9 +93,11 @@ class Adaptive:
             allowed_s = budget_s
             if job.long and len(prompts) > 1:
                 allowed_s *= 1 - min(self.policy.room, max(0.0, job.relative_slack(now_s)))
-            most = min(left, job.prompt - job.issued)
+            most = min(left, job.prompt - job.issued - (not ends_left))
             if not decodes:
                 most = min(most, self.plan.chunk_at(job.issued))
+            if not most:
+                continue
             rows, added = self._fitting(job, most, loads, allowed_s)
             if not rows:
                 full |= groups
@@ -104,6 +109,7 @@ class Adaptive:
             if job.long:
                 long |= added.keys()
             left -= rows
+            ends_left -= job.issued + rows == job.prompt
             packed.append(Packed(job, rows))
             if left < LEAST_ROWS:
                 break

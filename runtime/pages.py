@@ -271,7 +271,7 @@ class PageBook:
         self.changes = []
 
     def audit(self) -> None:
-        """Assert that every page is free, one block's, or one admission's own, and that readers are counted."""
+        """Assert that each page is free, a block's, or one admission's own, and that readers are counted."""
         readers: Counter[tuple[int, Key]] = Counter()
         private: list[list[int]] = [[] for _ in self._groups]
         for held in self._held.values():
@@ -279,8 +279,8 @@ class PageBook:
             readers.update(keys)
             blocks = Counter(number for number, _ in keys)
             for shard, pages in enumerate(held.pages):
-                group = self.growth.group(held.home, shard)
-                private[group] += pages[blocks[group] :]
+                at = self.growth.group(held.home, shard)
+                private[at] += pages[blocks[at] :]
         for number, group in enumerate(self._groups):
             for key, block in group.blocks.items():
                 assert block.readers == readers[number, key], "a block counts its readers"

@@ -42,7 +42,7 @@ Points = list[tuple[float, float]]
 @dataclass(frozen=True)
 class Sizes:
     """What is measured: rows of products; bytes of weights for one row; chunks and contexts of prefill;
-    lengths of decode; bytes of messages.
+    lengths of decode; bytes of messages; pages copied to host memory.
     """
 
     rows: tuple[int, ...]
@@ -51,6 +51,7 @@ class Sizes:
     contexts: tuple[int, ...]
     lengths: tuple[int, ...]
     messages: tuple[int, ...]
+    copies: tuple[int, ...]
     least_s: float
 
 
@@ -61,6 +62,7 @@ FULL = Sizes(
     contexts=(1024, 8192),
     lengths=(256, 1024, 4096, 16384, 65536),
     messages=(64, 16 << 10, 256 << 10, 1 << 20, 4 << 20),
+    copies=(1, 8, 64, 512),
     least_s=0.4,
 )
 QUICK = Sizes(
@@ -70,6 +72,7 @@ QUICK = Sizes(
     contexts=(2048,),
     lengths=(256, 4096, 32768),
     messages=(64, 64 << 10, 1 << 20),
+    copies=(1, 64),
     least_s=0.15,
 )
 
@@ -183,6 +186,7 @@ class _Bench:
         yield self.decode(max(self.sizes.lengths))
         yield Probe("between", 0, 1, self.between, _REPEATS)
         yield from map(self.message, self.sizes.messages)
+        yield from map(self.copy, self.sizes.copies)
 
     def matmul(self, rows: int) -> Probe:
         """FLOP of the four products of a layer; few rows sweep weights that no cache has."""
@@ -279,6 +283,26 @@ class _Bench:
                 work.wait()
 
         return Probe("link", size, size, exchange, _REPEATS)
+
+    def copy(self, count: int) -> Probe:
+        """Bytes of scattered pages of a layer's K and V, to slots of another buffer: a swap, where the host's
+        memory is the device's own. Each run takes other pages, which no cache has.
+        """
+        turns = max(1, COLD_BYTES // (count * self.page_size * self.token_bytes))
+        pages = torch.randperm(self.pages)[: turns * count].view(turns, count)
+        slots = torch.randperm(count)
+        hosts = [
+            cache.new_empty(self.kv_heads, count, *cache.shape[2:]) for cache in (self.k, self.v)
+        ]
+        turn = itertools.cycle(pages)
+
+        def run() -> None:
+            chosen = next(turn)
+            for host, cache in zip(hosts, (self.k, self.v), strict=True):
+                host.index_copy_(1, slots, cache.index_select(1, chosen))
+
+        size = count * self.page_size * self.token_bytes
+        return Probe("host", size, size, run)
 
     def rows(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         q = torch.randn(count, self.heads, self.dim)

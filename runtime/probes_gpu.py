@@ -44,7 +44,8 @@ class Sizes:
     """What is measured: rows of products; bytes of weights for one row; chunks after pasts; lengths of
     decodes.
 
-    copy: bytes of the copy; square: side of the product that tells the peak; cold: what no cache holds
+    copy: bytes of the copy; pages: of a layer, copied to host memory; square: side of the product that tells
+    the peak; cold: what no cache holds
     launches: from Python, of which the mean is taken
     """
 
@@ -54,6 +55,7 @@ class Sizes:
     pasts: tuple[int, ...]
     lengths: tuple[int, ...]
     copy: int
+    pages: tuple[int, ...]
     square: int
     cold: int
     launches: int = 200
@@ -66,6 +68,7 @@ FULL = Sizes(
     pasts=(16 << 10, 128 << 10),
     lengths=(8 << 10, 32 << 10, 128 << 10, 1 << 20),
     copy=2 << 30,
+    pages=(1, 8, 64, 512),
     square=8192,
     cold=192 << 20,
 )
@@ -76,6 +79,7 @@ QUICK = Sizes(
     pasts=(32 << 10,),
     lengths=(8 << 10, 128 << 10),
     copy=1 << 30,
+    pages=(1, 64, 512),
     square=8192,
     cold=192 << 20,
 )
@@ -91,6 +95,7 @@ class Figures:
     attention_prefill           FLOP/s of chunks after pasts, by rows that share a KV head's keys
     attention_decode            B/s of one decode, by bytes of K and V
     memory                      B/s of products of one row, by bytes of their weights
+    host                        B/s of a layer's K and V pages on their way to pinned memory, by bytes
     launch_s                    a launch from Python; gap_s: from kernel to kernel on the device
     """
 
@@ -102,6 +107,7 @@ class Figures:
     attention_prefill: Points
     attention_decode: Points
     memory: Points
+    host: Points
     launch_s: float
     gap_s: float
 
@@ -165,6 +171,7 @@ class Probes:
             prefill = [self.prefill(chunk, k, v) for chunk in self.sizes.chunks]
             progress(0.9)
             decode = [self.decode(length, k, v) for length in self.sizes.lengths]
+            host = [self.to_host(count, k, v) for count in self.sizes.pages]
             progress(1.0)
         return Figures(
             peak_flops=max(best, *_rates(matmul), *_rates(prefill)),
@@ -175,6 +182,7 @@ class Probes:
             attention_prefill=prefill,
             attention_decode=decode,
             memory=memory,
+            host=host,
             launch_s=launch_s,
             gap_s=self.gap_s,
         )
@@ -216,6 +224,22 @@ class Probes:
             self._attend("attention_decode", 1, length, k, v, first=i * pages) for i in range(count)
         ]
         return float(read), self._rate(read, calls)
+
+    def to_host(self, count: int, k: torch.Tensor, v: torch.Tensor) -> tuple[float, float]:
+        """Bytes of scattered pages of K and V, and B/s: gathered, and copied to pinned memory."""
+        pages = torch.randperm(k.shape[1], device=self.device)[:count]
+        pinned = self.device.type == "cuda"
+        hosts = [
+            torch.empty(k.shape[0], len(pages), *k.shape[2:], dtype=k.dtype, pin_memory=pinned)
+            for _ in range(2)
+        ]
+
+        def run() -> None:
+            for host, cache in zip(hosts, (k, v), strict=True):
+                host.copy_(cache.index_select(1, pages), non_blocking=True)
+
+        size = sum(host.nbytes for host in hosts)
+        return float(size), self._rate(size, [run])
 
     def _rate(self, work: float, calls: Sequence[Callable[[], object]]) -> float:
         """Work per second of one call, of the time beyond the gap to the next."""

@@ -1,9 +1,9 @@
-"""What engine and workers say to each other: JSON headers with raw frames behind them. No torch.
+"""What engine and workers say to each other, without torch; `wire` makes messages of it.
 
-Engine → every worker, once per micro-batch, a `Step`: who comes (with the prompt, once), who goes,
-which sequences decode which token, how many more prompt tokens of which requests to prefill. All
-workers see all steps in one order, so everything else (lengths, page tables, positions) is
-replicated state that each of them derives, and never travels.
+Engine → every worker, once per micro-batch, a `Step`: who comes (with the prompt and its pages, once),
+who gets further pages, who goes, which sequences decode which token, how many more prompt tokens of which
+requests to prefill. All workers see all steps in one order, so everything else (lengths, page tables,
+positions) is replicated state that each of them derives, and never travels.
 
 Worker → engine: `Ready` or `Failed` once, then a `Done` per micro-batch from tensor-parallel rank 0
 of the last stage of every KVP group that had rows in it.
@@ -11,15 +11,10 @@ of the last stage of every KVP group that had rows in it.
 
 from __future__ import annotations
 
-import json
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from .request import Logits, Sampling
-
-Frames = list[bytes]
+from .request import Logits, Sampling, Top
 
 Run = tuple[int, int]
 """Consecutive pages: (first page, number of pages)."""
@@ -100,9 +95,10 @@ class Failed:
 
 @dataclass(frozen=True)
 class Done:
-    """A group is through with a step: sampled (request, token), and logits rows where wanted.
+    """A group is through with a step: sampled (request, token), and what else was asked for.
 
-    logits: (request, float32 rows as bytes); busy_s: what the last stage computed and waited.
+    logits: (request, float32 rows as bytes); busy_s: what the last stage computed and waited
+    logprobs: (request, its token's logprob, the likeliest tokens' (id, logprob))
     """
 
     number: int
@@ -110,60 +106,7 @@ class Done:
     tokens: Sequence[tuple[int, int]]
     logits: Sequence[tuple[int, bytes]]
     busy_s: float
+    logprobs: Sequence[tuple[int, float, Top]] = ()
 
 
 Reply = Ready | Failed | Done
-
-
-def encode_step(step: Step) -> Frames:
-    changes: list[Any] = []
-    frames = []
-    for change in step.changes:
-        if isinstance(change, int):
-            changes.append(change)
-        else:
-            s = change.sampling
-            sampling = [s.temperature, s.top_p, s.top_k, s.seed]
-            changes.append([change.id, change.home, change.kv_tokens, sampling, change.logits])
-            frames.append(change.prompt.tobytes())
-    header = [step.number, changes, step.decodes, step.chunks]
-    return [json.dumps(header).encode(), *frames]
-
-
-def decode_step(frames: Frames) -> Step:
-    number, raw, decodes, chunks = json.loads(frames[0])
-    prompts = iter(frames[1:])
-    return Step(
-        number,
-        [change if isinstance(change, int) else _admission(change, prompts) for change in raw],
-        [(id, token) for id, token in decodes],
-        [(id, rows) for id, rows in chunks],
-    )
-
-
-def _admission(raw: list[Any], prompts: Any) -> Admission:
-    id, home, kv_tokens, sampling, logits = raw
-    logits = tuple(logits) if isinstance(logits, list) else logits
-    return Admission(id, home, kv_tokens, Sampling(*sampling), logits, array("i", next(prompts)))
-
-
-def encode_reply(reply: Reply) -> Frames:
-    if isinstance(reply, Ready):
-        return [json.dumps(["ready", reply.rank]).encode()]
-    if isinstance(reply, Failed):
-        fields = [reply.rank, reply.sentence, reply.exit_code, reply.trace]
-        return [json.dumps(["failed", *fields]).encode()]
-    ids = [id for id, _ in reply.logits]
-    header = ["done", reply.number, reply.group, reply.tokens, ids, reply.busy_s]
-    return [json.dumps(header).encode(), *(rows for _, rows in reply.logits)]
-
-
-def decode_reply(frames: Frames) -> Reply:
-    kind, *fields = json.loads(frames[0])
-    if kind == "ready":
-        return Ready(*fields)
-    if kind == "failed":
-        return Failed(*fields)
-    number, group, tokens, ids, busy_s = fields
-    logits = list(zip(ids, frames[1:], strict=True))
-    return Done(number, group, [(id, token) for id, token in tokens], logits, busy_s)

@@ -33,7 +33,7 @@ from ..artifact import Layout, Memory, Plan
 from ..units import format_count
 from .alone import Alone, Supply, fill_normal, weight_bytes
 from .loader import ArtifactModules
-from .protocol import Admission, Step
+from .protocol import Admission, Run, Step
 from .request import Sampling
 from .settings import Settings
 from .stage import Launched, Stage
@@ -220,14 +220,21 @@ class Replay:
                 fill_normal(cache, 1.0, generator)
         ids = torch.randint(vocab, (walk.prompt,), dtype=torch.int32)
         prompt = array("i", ids.numpy().tobytes())
+        shard, most = walk.shard, walk.prompt + 1
+        each = -(-walk.growth.held(shard, most) // self.plan.page_size)
         new = [
-            Admission(id, walk.home, walk.prompt + 1, Sampling(), "none", prompt)
+            Admission(id, walk.home, most, Sampling(), "none", prompt, 0, 0, self._pages(id, each))
             for id in range(max(1, self.asked.decodes))
         ]
         stage.sequences.apply(Step(0, new))
         if stage.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(stage.device)
             self._before_bytes = torch.cuda.memory_allocated(stage.device)
+
+    def _pages(self, id: int, each: int) -> tuple[tuple[Run, ...], ...]:
+        """A request's pages on this rank's group: behind those of the one before it."""
+        groups = range(self.plan.layout.kvp)
+        return tuple(((id * each, each),) if group == self.stage.group else () for group in groups)
 
     def _held(self) -> Held:
         stage, step_bytes = self.stage, None

@@ -7,6 +7,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -15,7 +16,17 @@ from starlette.types import Receive, Scope, Send
 
 from ..errors import MnemocError
 from .answers import Answers, Piece
+from .logprobs import Scored, chat_logprobs, completion_logprobs
 from .request import Progress
+
+
+@dataclass
+class Whole:
+    """An answer, its pieces put together."""
+
+    text: str = ""
+    finish: str | None = None
+    scored: list[Scored] = field(default_factory=list)
 
 
 class Shape:
@@ -39,10 +50,18 @@ class Shape:
     def chunk_choice(self, text: str, first: bool) -> dict[str, Any]:
         raise NotImplementedError
 
-    def response(self, texts: list[str], finishes: list[str | None], generated: int) -> Any:
+    def logprobs(self, scored: list[Scored]) -> Any:
+        raise NotImplementedError
+
+    def response(self, wholes: list[Whole], generated: int) -> Any:
         choices = [
-            {"index": i, "logprobs": None, "finish_reason": finish, **self.whole_choice(text)}
-            for i, (text, finish) in enumerate(zip(texts, finishes, strict=True))
+            {
+                "index": i,
+                "logprobs": self.logprobs(whole.scored) if whole.scored else None,
+                "finish_reason": whole.finish,
+                **self.whole_choice(whole.text),
+            }
+            for i, whole in enumerate(wholes)
         ]
         usage = self.usage(generated)
         return {**self._head, "object": self.whole, "choices": choices, "usage": usage}
@@ -50,7 +69,7 @@ class Shape:
     def event(self, piece: Piece, first: bool) -> Any:
         choice = {
             "index": piece.index,
-            "logprobs": None,
+            "logprobs": self.logprobs([piece.scored]) if piece.scored else None,
             "finish_reason": piece.finish,
             **self.chunk_choice(piece.text, first),
         }
@@ -83,6 +102,9 @@ class CompletionShape(Shape):
     def chunk_choice(self, text: str, first: bool) -> dict[str, Any]:
         return {"text": text}
 
+    def logprobs(self, scored: list[Scored]) -> Any:
+        return completion_logprobs(scored)
+
 
 class ChatShape(Shape):
     """chat.completion objects."""
@@ -96,6 +118,9 @@ class ChatShape(Shape):
         delta = {"role": "assistant", "content": text} if first else {"content": text}
         return {"delta": delta}
 
+    def logprobs(self, scored: list[Scored]) -> Any:
+        return chat_logprobs(scored)
+
 
 async def gather(shape: Shape, answers: Answers, http: HttpRequest) -> Response:
     """The whole response; if the client goes away first, its requests are cancelled."""
@@ -105,22 +130,22 @@ async def gather(shape: Shape, answers: Answers, http: HttpRequest) -> Response:
         await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not collecting.done():
             return Response(status_code=499)  # nobody is there to read it
-        texts, finishes = collecting.result()
-        return JSONResponse(shape.response(texts, finishes, answers.generated))
+        return JSONResponse(shape.response(collecting.result(), answers.generated))
     finally:
         collecting.cancel()
         leaving.cancel()
         answers.close()
 
 
-async def _collect(answers: Answers) -> tuple[list[str], list[str | None]]:
-    texts = [""] * len(answers.handles)
-    finishes: list[str | None] = [None] * len(answers.handles)
+async def _collect(answers: Answers) -> list[Whole]:
+    wholes = [Whole() for _ in answers.handles]
     async for piece in answers.pieces():
         if isinstance(piece, Piece):
-            texts[piece.index] += piece.text
-            finishes[piece.index] = piece.finish
-    return texts, finishes
+            whole = wholes[piece.index]
+            whole.text += piece.text
+            whole.finish = piece.finish
+            whole.scored += [piece.scored] if piece.scored else []
+    return wholes
 
 
 async def _left(receive: Receive) -> None:
@@ -167,7 +192,7 @@ class EventStream(Response):
             async for piece in self.answers.pieces():
                 if isinstance(piece, Progress):
                     yield f": prefill {piece.done}/{piece.total}, {piece.eta_s:.1f} s left\n\n"
-                elif piece.text or piece.finish:
+                elif piece.text or piece.finish or piece.scored:
                     yield _data(self.shape.event(piece, piece.index not in begun))
                     begun.add(piece.index)
         except MnemocError as error:

@@ -6,7 +6,7 @@ import itertools
 import math
 import queue
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -18,15 +18,23 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "cancelled"]
 Logits = Literal["none", "last", "all"] | tuple[int, ...]
+Top = tuple[tuple[int, float], ...]
+"""(id, logprob) of the likeliest tokens, in this order."""
+
+MOST_LOGPROBS = 20
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are chosen, and when they end.
 
-    temperature 0 is greedy; top_k 0 and top_p 1 are off; the same seed gives the same tokens.
+    temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off; the same seed gives the same tokens.
     stop_ids: tokens that end the answer, beside the model's own end-of-sequence tokens;
-        ignore_eos: let only `stop_ids` end it; min_tokens: end it no sooner.
+        ignore_eos: let only `stop_ids` end it; min_tokens: so many come before any that ends it
+    presence_penalty, frequency_penalty: taken from the logit of a token that has been generated, once, and
+        for each time; repetition_penalty: above 1 it makes what is in prompt or answer less likely
+    logit_bias: (id, what is added to its logit)
+    logprobs: give with each token its logprob, and those of so many of the likeliest; None: none
     """
 
     temperature: float = 0.0
@@ -36,14 +44,36 @@ class Sampling:
     stop_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     min_tokens: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 2):
+        if not 0 <= self.temperature <= 2:
             raise BadInput("temperature must lie in 0..2", got=self.temperature)
         if not 0 < self.top_p <= 1:
             raise BadInput("top_p must lie in (0, 1]", got=self.top_p)
         if self.top_k < 0:
             raise BadInput("top_k must be 0 (off) or more", got=self.top_k)
+        if not 0 <= self.min_p <= 1:
+            raise BadInput("min_p must lie in 0..1", got=self.min_p)
+        if self.min_tokens < 0:
+            raise BadInput("min_tokens must be 0 or more", got=self.min_tokens)
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
+            raise BadInput("seed must be an integer of 64 bits", got=self.seed)
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -2 <= getattr(self, name) <= 2:
+                raise BadInput(f"{name} must lie in -2..2", got=getattr(self, name))
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise BadInput("repetition_penalty must be above 0", got=self.repetition_penalty)
+        for _, bias in self.logit_bias:
+            if not -100 <= bias <= 100:
+                raise BadInput("a bias must lie in -100..100", where="logit_bias", got=bias)
+        if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
+            raise BadInput(f"logprobs must lie in 0..{MOST_LOGPROBS}", got=self.logprobs)
 
 
 @dataclass(frozen=True)
@@ -78,6 +108,30 @@ class Request:
             raise BadInput("the prompt is empty", do="give at least one token")
         if self.max_tokens < 1:
             raise BadInput("max_tokens must be 1 or more", got=self.max_tokens)
+        if self.sampling.min_tokens > self.max_tokens:
+            raise BadInput(
+                f"min_tokens must be at most max_tokens, {self.max_tokens}",
+                got=self.sampling.min_tokens,
+            )
+
+    def check_ids(self, vocab: int) -> None:
+        """BadInput for a token id, in the prompt or the sampling, that is none of the model's."""
+        sampling = self.sampling
+        named: dict[str, Collection[int]] = {
+            "prompt": self.prompt_ids,
+            "stop_ids": sampling.stop_ids,
+            "logit_bias": [id for id, _ in sampling.logit_bias],
+        }
+        for where, ids in named.items():
+            if ids and (min(ids) < 0 or max(ids) >= vocab):
+                bad = min(ids) if min(ids) < 0 else max(ids)
+                raise BadInput(f"token ids lie in 0..{vocab - 1}", where=where, got=bad)
+        if sampling.min_tokens and len(sampling.stop_ids) == vocab:
+            raise BadInput(
+                "no token is left that does not end the answer",
+                where="min_tokens",
+                do="name fewer stop_ids",
+            )
 
     @property
     def kv_tokens(self) -> int:
@@ -96,12 +150,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class Token:
-    """One generated token. time_s: on time.monotonic's clock; finish: why it is the last, if it is."""
+    """One generated token. time_s: on time.monotonic's clock; finish: why it is the last, if it is.
+
+    logprob: log of its probability, before temperature, penalties and cuts, where asked for;
+    top_logprobs: of the likeliest tokens then
+    """
 
     id: int
     index: int
     time_s: float
     finish: FinishReason | None = None
+    logprob: float | None = None
+    top_logprobs: Top = ()
 
 
 @dataclass(frozen=True)
@@ -119,7 +179,8 @@ class Handle:
     """A submitted request: iterate it for tokens (`for token in handle`), or `events()` for progress too.
 
     Iteration raises the error that ended the request, if one did. With a `sink` there is nothing to
-    iterate. Times are seconds on time.monotonic's clock. hashes: of the prompt's pages, if it may share them.
+    iterate. Times are seconds on time.monotonic's clock; logprobs are those of the tokens, where asked for;
+    hashes: of the prompt's pages, if it may share them.
     """
 
     request: Request
@@ -131,6 +192,7 @@ class Handle:
     hashes: Sequence[bytes] | None = None
     token_times_s: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
+    logprobs: list[tuple[float, Top]] = field(default_factory=list)
     logits_bytes: list[bytes] = field(default_factory=list)
     scheduled_s: float | None = None
     progress: Progress | None = None
@@ -188,6 +250,8 @@ class Handle:
             self.progress = event
         elif isinstance(event, Token):
             self.tokens.append(event.id)
+            if event.logprob is not None:
+                self.logprobs.append((event.logprob, event.top_logprobs))
             self.token_times_s.append(event.time_s)
             self.finish_reason = event.finish
         else:

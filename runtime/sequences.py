@@ -1,18 +1,20 @@
 """The worker's replicated sequence state: who is here, how long it is, where its pages lie.
 
-Each worker applies every step's deltas and derives the rest, so page tables and positions never
-travel, and the work per step does not grow with the context.
+The engine says which pages a request gets, and only that; each worker applies every step's deltas and derives
+the rest, so page tables and positions never travel, and the work per step does not grow with the context.
 """
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
 from .growth import Growth
-from .pages import PagePool
-from .protocol import Admission, Step
+from .history import History
+from .protocol import Admission, Copies, MorePages, Run, Step
 from .request import Logits, Sampling
 from .transfer import to_device
 
@@ -22,19 +24,21 @@ class Sequence:
     """A request on this worker.
 
     shard: which shard of it lies on this group; length: tokens cached after the steps seen so far;
-    prompt: int64 [prompt tokens]; pages: int32 [1, P], all pages reserved for the shard;
-    page_list: the same as integers.
+    tokens: int64 [T], its prompt and what was generated before it was preempted;
+    pages: int32 [1, P], as wide as its shard may ever need, filled as pages come: what lies behind those
+        that hold tokens is never read; page_list: the pages that it has
     """
 
     id: int
     home: int
     shard: int
-    prompt: torch.Tensor
+    tokens: torch.Tensor
     pages: torch.Tensor
     page_list: list[int]
     sampling: Sampling
     logits: Logits
-    length: int = 0
+    history: History
+    length: int
 
 
 @dataclass(frozen=True)
@@ -52,31 +56,37 @@ class Part:
 
 
 class Sequences:
-    """All requests that this worker knows, and the pages of its group."""
+    """All requests that this worker knows, and where their pages of its group lie."""
 
-    def __init__(
-        self, growth: Growth, group: int, num_pages: int, page_size: int, device: torch.device
-    ) -> None:
+    def __init__(self, growth: Growth, group: int, page_size: int, device: torch.device) -> None:
         self.growth = growth
         self.group = group
         self.page_size = page_size
         self.device = device
-        self._pool = PagePool(num_pages)
         self._all: dict[int, Sequence] = {}
 
-    def apply(self, step: Step) -> tuple[list[Part], list[Part]]:
-        """Bring the state up to date; the decodes and the prefill chunks that concern this group.
+    def apply(self, step: Step) -> tuple[list[Part], list[Part], list[Copies]]:
+        """Bring the state up to date; the decodes, prefill chunks and copies that concern this group.
 
         A request concerns the group once a token of it is, or is being, stored here; under helix, always.
         """
+        copies = []
         for change in step.changes:
             if isinstance(change, int):
-                self._drop(change)
-            else:
+                del self._all[change]
+            elif isinstance(change, Admission):
                 self._admit(change)
-        decodes = [self._advance(id, 1, token) for id, token in step.decodes]
+            elif isinstance(change, MorePages):
+                self._grow(change)
+            elif change.group == self.group:
+                copies.append(change)
+        decodes = [self._decode(id, token) for id, token in step.decodes]
         chunks = [self._advance(id, rows, -1) for id, rows in step.chunks]
-        return list(filter(self._concerns, decodes)), list(filter(self._concerns, chunks))
+        return (
+            list(filter(self._concerns, decodes)),
+            list(filter(self._concerns, chunks)),
+            copies,
+        )
 
     def set_length(self, id: int, tokens: int) -> None:
         """As if so many tokens of a request were cached, and no more."""
@@ -84,6 +94,10 @@ class Sequences:
 
     def _concerns(self, part: Part) -> bool:
         return part.sequence.shard < self.growth.seen_by(part.cached + part.rows)
+
+    def _decode(self, id: int, token: int) -> Part:
+        self._all[id].history.append(token)
+        return self._advance(id, 1, token)
 
     def _advance(self, id: int, rows: int, token: int) -> Part:
         sequence = self._all[id]
@@ -93,23 +107,35 @@ class Sequences:
 
     def _admit(self, new: Admission) -> None:
         shard = self.growth.shard(new.home, self.group)
-        held = self.growth.held(shard, new.kv_tokens)
-        page_list: list[int] = []
-        if held:
-            for start, count in self._pool.reserve(new.id, -(-held // self.page_size)):
-                page_list.extend(range(start, start + count))
-        prompt = torch.frombuffer(new.prompt, dtype=torch.int32)
+        page_list = _listed(new.pages[self.group])
+        width = -(-self.growth.held(shard, new.kv_tokens) // self.page_size)
+        pages = torch.zeros(1, width, dtype=torch.int32)
+        pages[0, : len(page_list)] = torch.tensor(page_list, dtype=torch.int32)
+        tokens = torch.frombuffer(array("i", new.tokens), dtype=torch.int32)
+        prompt = len(tokens) - new.generated
         self._all[new.id] = Sequence(
             new.id,
             new.home,
             shard,
-            to_device(prompt.long(), self.device),
-            to_device(torch.tensor([page_list], dtype=torch.int32), self.device),
+            to_device(tokens.long(), self.device),
+            to_device(pages, self.device),
             page_list,
             new.sampling,
             new.logits,
+            History(tokens[:prompt], tokens[prompt:].tolist(), new.sampling, self.device),
+            new.cached,
         )
 
-    def _drop(self, id: int) -> None:
-        if self._all.pop(id).page_list:
-            self._pool.release(id)
+    def _grow(self, more: MorePages) -> None:
+        """In place: micro-batches that are prepared or under way read nothing behind their own tokens."""
+        if more.group != self.group:
+            return
+        sequence, new = self._all[more.id], _listed(more.pages)
+        first = len(sequence.page_list)
+        sequence.page_list += new
+        table = to_device(torch.tensor(new, dtype=torch.int32), self.device)
+        sequence.pages[0, first : first + len(new)] = table
+
+
+def _listed(runs: Iterable[Run]) -> list[int]:
+    return [page for start, count in runs for page in range(start, start + count)]

@@ -1,7 +1,8 @@
 """One rank's stage of a plan: what it holds, and how it carries out micro-batches.
 
     prepare   the replicated state brought up to date, the batch built, the receive of its rows posted
-    launch    its program run; rows on their way to the next stage, or tokens on theirs to the host
+    launch    pages copied to host memory or back, its program run; rows on their way to the next stage, or
+              tokens chosen, and on theirs to the host
     finish    what the engine is to hear, once it is there
 
 A micro-batch is prepared while the one before is computed, so that its rows cross the link meanwhile. On a
@@ -24,9 +25,10 @@ from ..microbatch import Batch
 from .batch import Batches, Wanted
 from .graphs import Graphs, cuda_capture
 from .growth import Growth
+from .host_pages import HostPages
 from .loader import ArtifactModules
-from .protocol import Done, Step
-from .sampling import sample
+from .protocol import Copies, Done, Step
+from .sampling import Chosen, Draw, choose
 from .sequences import Sequences
 from .settings import Settings
 from .surroundings import Surroundings
@@ -35,17 +37,21 @@ from .transfer import to_host
 
 @dataclass(frozen=True)
 class Prepared:
-    """A group's part of a step. arriving: its rows from the stage before, and their pending receive."""
+    """A group's part of a step. arriving: its rows from the stage before, and their pending receive.
+
+    copies: of pages, before the program runs; batch: None where they are all there is to do
+    """
 
     number: int
-    batch: Batch
+    copies: list[Copies]
+    batch: Batch | None
     wanted: list[Wanted]
     arriving: tuple[torch.Tensor, Any] | None
 
 
 @dataclass(frozen=True)
 class Launched:
-    """What a micro-batch yields: greedy tokens [R], and logits [R, vocab] where anybody needs them.
+    """What a micro-batch yields: tokens chosen, and logits [R, vocab] where anybody is to have them.
 
     ready: when both are on the host, or None where they are at once
     """
@@ -53,7 +59,7 @@ class Launched:
     number: int
     wanted: list[Wanted]
     started_s: float
-    greedy: torch.Tensor
+    chosen: Chosen
     logits: torch.Tensor | None
     ready: torch.cuda.Event | None
 
@@ -84,10 +90,12 @@ class Stage:
         layers, pages = range(self.program.NUM_LAYERS), given.num_pages(plan)
         self.kv = [_caches(self.program, pages, self.device) for _ in layers]
         growth = Growth.of(plan)
-        self.sequences = Sequences(growth, self.group, pages, plan.page_size, self.device)
+        self.host_pages = HostPages(self.kv, plan.host_pages)
+        self.sequences = Sequences(growth, self.group, plan.page_size, self.device)
         peers = [layout.rank(stage, group, tp_rank) for group in range(layout.kvp)]
         self.batches = Batches(growth, plan.page_size, peers, self.device)
         self.comm = given.connect(layout, self.device)
+        self._eos = frozenset(manifest.model["eos"])
         self._max_sends = layout.spp + 1
         self._sends: deque[Any] = deque()
         cuda = self.device.type == "cuda"
@@ -101,11 +109,12 @@ class Stage:
 
     def prepare(self, step: Step) -> Prepared | None:
         """The group's part of a step, if it has one."""
-        decodes, chunks = self.sequences.apply(step)
+        decodes, chunks, copies = self.sequences.apply(step)
         if not decodes and not chunks:
-            return None
+            return Prepared(step.number, copies, None, [], None) if copies else None
         batch, wanted = self.batches.build(decodes, chunks)
-        return Prepared(step.number, batch, wanted, None if self.first else self._receive(batch))
+        arriving = None if self.first else self._receive(batch)
+        return Prepared(step.number, copies, batch, wanted, arriving)
 
     def _receive(self, batch: Batch) -> tuple[torch.Tensor, Any]:
         """Posted on a stream of its own: on the computing one it would wait for what is queued there."""
@@ -119,6 +128,10 @@ class Stage:
     def launch(self, prepared: Prepared) -> Launched | None:
         """Run the program; what will be there to finish, if it is this rank that tells the engine."""
         started_s = time.perf_counter()
+        for copies in prepared.copies:
+            self.host_pages.carry_out(copies)
+        if prepared.batch is None:
+            return None
         arrived: tuple[torch.Tensor, ...] = ()
         if prepared.arriving is not None:
             rows, work = prepared.arriving
@@ -140,38 +153,46 @@ class Stage:
     def _results(
         self, prepared: Prepared, logits_RV: torch.Tensor | None, started_s: float
     ) -> Launched:
-        """On their way to the host."""
+        """Tokens chosen; they, and logits that are to be sent, on their way to the host."""
         wanted = prepared.wanted
-        greedy = torch.empty(0, dtype=torch.int64) if logits_RV is None else logits_RV.argmax(1)
-        if all(w.send == 0 and w.sequence.sampling.temperature == 0 for w in wanted):
+        draws = [
+            Draw(w.first + w.count - 1, w.sequence.sampling, w.sequence.history)
+            for w in wanted
+            if w.sample
+        ]
+        chosen = Chosen(torch.empty(0, dtype=torch.int64))
+        if logits_RV is not None and draws:
+            chosen = choose(logits_RV, draws, self._eos)
+        if not any(w.send for w in wanted):
             logits_RV = None
         if self.device.type == "cpu":
-            return Launched(prepared.number, wanted, started_s, greedy, logits_RV, None)
-        greedy = to_host(greedy)
+            return Launched(prepared.number, wanted, started_s, chosen, logits_RV, None)
+        chosen = chosen.to_host()
         logits_RV = None if logits_RV is None else to_host(logits_RV)
         ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ready.record()
-        return Launched(prepared.number, wanted, started_s, greedy, logits_RV, ready)
+        return Launched(prepared.number, wanted, started_s, chosen, logits_RV, ready)
 
     def finish(self, launched: Launched) -> Done:
         """Sampled tokens and logits of a micro-batch that this rank answers for."""
         if launched.ready is not None:
             launched.ready.synchronize()
-        tokens, sent = [], []
+        sampled = [want.sequence for want in launched.wanted if want.sample]
+        ids = launched.chosen.tokens.tolist()
+        tokens = [(sequence.id, id) for sequence, id in zip(sampled, ids, strict=True)]
+        logprobs = [
+            (sequence.id, *launched.chosen.logprobs(i, sequence.sampling.logprobs))
+            for i, sequence in enumerate(sampled)
+            if sequence.sampling.logprobs is not None
+        ]
+        sent = []
         for want in launched.wanted:
-            last, sampling = want.first + want.count - 1, want.sequence.sampling
-            if want.sample and sampling.temperature == 0:
-                tokens.append((want.sequence.id, int(launched.greedy[last])))
-            elif want.sample:
-                assert launched.logits is not None, "whoever samples has the logits copied"
-                position = want.sequence.length
-                tokens.append((want.sequence.id, sample(launched.logits[last], sampling, position)))
             if want.send:
                 assert launched.logits is not None, "whoever sends has the logits copied"
                 rows = launched.logits[want.first : want.first + want.send]
                 sent.append((want.sequence.id, rows.contiguous().numpy().tobytes()))
         busy_s = time.perf_counter() - launched.started_s
-        return Done(launched.number, self.group, tokens, sent, busy_s)
+        return Done(launched.number, self.group, tokens, sent, busy_s, logprobs)
 
 
 def _device(target: str, settings: Settings) -> torch.device:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
@@ -11,6 +13,18 @@ from ..errors import BadInput
 
 FILE = "tokenizer.json"
 _UNFINISHED = "\ufffd"  # what a decoder makes of bytes that are not yet a whole character
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a byte in vocabularies of characters
+
+
+def _byte_names() -> Iterator[tuple[str, int]]:
+    """How vocabularies of bytes write each: as itself where it is visible, else as a letter from 256 on."""
+    others = itertools.count(256)
+    for byte in range(256):
+        visible = 33 <= byte <= 126 or 161 <= byte <= 172 or byte >= 174
+        yield chr(byte if visible else next(others)), byte
+
+
+_BYTE_OF: Mapping[str, int] = dict(_byte_names())
 
 
 class Tokenizer:
@@ -39,6 +53,25 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
         return str(self._backend.decode(list(ids), skip_special_tokens=True))
+
+    def token(self, id: int) -> str:
+        """A token's own text, with the space before it, also if it is a special one."""
+        alone, twice = (
+            self._backend.decode(ids, skip_special_tokens=False) for ids in ([id], [id, id])
+        )
+        return str(twice[len(alone) :])
+
+    def token_bytes(self, id: int) -> bytes:
+        """A token's bytes: also of one that is only part of a character."""
+        text = self.token(id)
+        if _UNFINISHED not in text:
+            return text.encode()
+        name = str(self._backend.id_to_token(id))
+        if _BYTE.fullmatch(name):
+            return bytes.fromhex(name[3:5])
+        if all(character in _BYTE_OF for character in name):
+            return bytes(_BYTE_OF[character] for character in name)
+        return text.encode()
 
 
 class Detokenizer:

@@ -23,9 +23,10 @@ import torch.distributed as dist
 import zmq
 
 from ..errors import MnemocError, RuntimeFault
-from .protocol import Failed, Ready, Reply, Step, decode_step, encode_reply
+from .protocol import Failed, Ready, Reply, Step
 from .settings import Settings
 from .stage import Launched, Prepared, Stage
+from .wire import decode_step, encode_reply
 
 PREPARED = 2
 """Micro-batches prepared at most: the one to compute, and one whose rows arrive meanwhile."""

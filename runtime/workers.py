@@ -23,7 +23,8 @@ from typing import IO, Any, cast
 import zmq
 
 from ..errors import BadInput, MnemocError, RuntimeFault
-from .protocol import Done, Failed, Step, decode_reply, encode_step
+from .protocol import Done, Failed, Step
+from .wire import decode_reply, encode_step
 
 GRACE_S = 0.3
 """After the first sign of a fault, wait this long for the sign that names its cause."""

@@ -33,6 +33,7 @@ PLAN = Plan(
     num_pages=64,
     stripe_tokens=1024,
     max_batch=4,
+    max_rows=1024,
     predicted=Prediction(1.5, 0.1, 20.0, {"linear": 1.0, "attention": 0.5}, {"linear": 0.1}),
     memory=Memory(1, 2, 3, 4, 5, 6, 7, "a step"),
     optimality=Optimality("gpus", 4.0, 4.0, 0.0),

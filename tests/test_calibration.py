@@ -45,6 +45,7 @@ def test_a_machine_is_measured_with_the_kernels_of_a_plan(
         ("memory.bandwidth", 1e9, 1e12),
         ("memory.shared_bandwidth", 1e9, 1e13),
         ("links.intra.bandwidth", 1e7, 1e11),
+        ("host.bandwidth", 1e8, 1e12),
     ):
         assert least < cluster[key] < most
         assert CALIBRATED in cluster.numbers[key].source
@@ -109,6 +110,7 @@ def test_a_gpu_takes_the_place_of_what_one_gpu_can_tell(tmp_path: Path) -> None:
         attention_prefill=[(128, 3e14), (8192, 6e14)],
         attention_decode=[(1e6, 5e11), (1e9, 2.7e12)],
         memory=[(1e6, 1e12), (1e8, 2.5e12)],
+        host=[(1e6, 2e10), (1e9, 5e10)],
         launch_s=5e-6,
         gap_s=1e-6,
     )
@@ -118,7 +120,10 @@ def test_a_gpu_takes_the_place_of_what_one_gpu_can_tell(tmp_path: Path) -> None:
     assert found.curve("attention_prefill").points == ((128, 0.375), (8192, 0.75))
     assert kind(found.curves["memory"].source) == "measured"
     assert found.device == "NVIDIA H100 80GB HBM3"
-    for kept in ("links.inter.bandwidth", "devices_per_node", "memory.reserve"):
+    for size, rate in ((1e6, 2e10), (1e9, 5e10)):
+        took_s = found["host.latency"] + size / found["host.bandwidth"]
+        assert size / took_s == pytest.approx(rate, rel=0.01)
+    for kept in ("links.inter.bandwidth", "host.memory", "devices_per_node", "memory.reserve"):
         assert found.numbers[kept] == shipped.numbers[kept]
 
 

@@ -23,6 +23,7 @@ TINY = Sizes(
     pasts=(64,),
     lengths=(64, 128),
     copy=1 << 16,
+    pages=(1, 2),
     square=64,
     cold=1 << 14,
     launches=5,

@@ -104,7 +104,7 @@ def emit(name: str, target: str, cluster: Cluster, out: Path) -> Path:
     spec = load_model(asked.model)
     plan = dataclasses.replace(held.plan, target=target)
     formulas = _formulas(name, cluster)
-    planned = pipeline.Planned(spec, cluster, held.workload, plan, formulas)
+    planned = pipeline.Planned(spec, cluster, held.workload, plan, formulas, None)
     _, module = pipeline.apply(planned)
     texts = {
         **render_kernels(kernel_spec(spec, plan)),

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mnemoc.artifact import Plan
+from mnemoc.artifact import Plan, Workload
 from mnemoc.planner import Cluster, load_cluster
 from mnemoc.runtime.loader import ArtifactModules
 from mnemoc.runtime.replay import Replay
@@ -46,23 +46,23 @@ def _replayed(setup: Setup, name: str) -> list[Figures]:
         asked = Asked(
             QUESTIONS[name].rank,
             prompt=held.workload.context,
-            decodes=held.plan.max_batch,
+            decodes=held.workload.concurrency,
             steps=1,
         )
         with Replay.open(folder, asked) as replay:
             calibrated = _priced(setup, name, replay.walk)
             rows = [
                 _measured(name, replay, batch, calibrated)
-                for batch in micro_batches(held.plan, held.workload.context)
+                for batch in micro_batches(held.plan, held.workload)
             ]
         del replay
         device.release()  # weights and pages of one plan make room for the next one's
     return rows
 
 
-def micro_batches(plan: Plan, context: int) -> list[MicroBatch]:
-    """Chunks of several sizes along the context, and decodes of one request and of all."""
-    found = []
+def micro_batches(plan: Plan, workload: Workload) -> list[MicroBatch]:
+    """Chunks of several sizes along the context, and decodes of one request and of all that are promised."""
+    found, context = [], workload.context
     for place in PLACES:
         cached = int(place * context) // plan.page_size * plan.page_size
         for rows in sorted({plan.chunk_at(cached), *CHUNKS}):
@@ -70,7 +70,7 @@ def micro_batches(plan: Plan, context: int) -> list[MicroBatch]:
             if cut >= 0 and MicroBatch("prefill", rows, cut) not in found:
                 found.append(MicroBatch("prefill", rows, cut))
     for cached in sorted({context // 16, context}):
-        for rows in sorted({1, plan.max_batch}):
+        for rows in sorted({1, workload.concurrency}):
             found.append(MicroBatch("decode", rows, cached))
     return found
 

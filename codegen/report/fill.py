@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from ...artifact import Plan, Prediction, Workload
 from ...ir.graph import Module
 from ...units import format_bytes, format_duration
-from ...wording import growth_words
+from ...wording import growth_words, room_words
 
-_LABELS = {"kv": "KV cache", "activation": "activations", "bubble": "pipeline fill"}
+_LABELS = {
+    "kv": "KV cache",
+    "activation": "activations",
+    "room": "room for more",
+    "bubble": "pipeline fill",
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ def promise(workload: Workload, plan: Plan) -> Promise:
         _gauge(
             "Memory",
             "of the fullest rank",
-            (held.used_bytes, held.capacity_bytes),
+            (held.promised_bytes, held.capacity_bytes),
             format_bytes,
             held.parts,
         ),
@@ -60,6 +65,7 @@ def promise(workload: Workload, plan: Plan) -> Promise:
     remarks = (
         f"{said.throughput_tokens_per_s:,.0f} tokens per second in steady decode, "
         f"{_prefill_rate(workload, said):,.0f} in prefill.",
+        *([f"All that memory has room for: {room_words(plan)}."] if held.room_bytes else []),
     )
     return Promise(all(gauge.kept for gauge in gauges), gauges, remarks)
 
@@ -122,12 +128,16 @@ class Filling:
 
 
 def memory(workload: Workload, plan: Plan, planned: Module) -> Filling:
-    """What each stage's ranks hold: weights and KV from the stage's own program, the rest as planned."""
+    """What each stage's ranks hold: weights and KV from the stage's own program, the rest as planned; what is
+    beyond the promise last.
+    """
     capacity = plan.memory.capacity_bytes
     shared = {k: v for k, v in plan.memory.parts.items() if k not in ("weights", "kv")}
     bars: list[Bar] = []
     for stage, (weights, kv) in zip(plan.stages, stage_bytes(plan, planned), strict=True):
-        parts = {"weights": weights, "kv": kv, **shared}
+        promised = kv * plan.promised_pages // plan.num_pages
+        room = kv - promised + plan.memory.room_step_bytes
+        parts = {"weights": weights, "kv": promised, **shared, "room": room}
         first, last = stage.first_layer, stage.first_layer + stage.num_layers - 1
         bars.append(
             Bar(
@@ -141,7 +151,10 @@ def memory(workload: Workload, plan: Plan, planned: Module) -> Filling:
                 ),
             )
         )
-    pages = f"{plan.num_pages:,} pages of {plan.page_size} tokens in each layer"
+    pages = f"{plan.num_pages:,} pages of {plan.page_size} tokens in each layer, "
+    pages += f"{plan.promised_pages:,} of them for the promise"
+    if plan.host_pages:
+        pages += f"; {plan.host_pages:,} more find room in a rank's share of host memory"
     if plan.layout.kvp > 1:
         tokens = workload.context + workload.output_tokens
         pages += f"; a request {growth_words(plan.layout.kvp, plan.stripe_tokens, tokens)}"

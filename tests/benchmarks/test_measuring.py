@@ -179,7 +179,7 @@ def test_programs_of_the_plans_that_are_replayed_are_emitted_anywhere(
     role = manifest.plan.stages[stage].role
     for path in (f"schedule/{role}.py", "cost.py", "kernels/attention_prefill.py"):
         ast.parse(contents[path])
-    batches = gpu("stage").micro_batches(manifest.plan, manifest.workload.context)
+    batches = gpu("stage").micro_batches(manifest.plan, manifest.workload)
     assert {batch.kind for batch in batches} == {"prefill", "decode"}
     for batch in batches:
         rows = batch.rows if batch.kind == "prefill" else 0

@@ -77,6 +77,8 @@ def test_the_json_says_all_that_a_machine_needs(mnemoc: Any) -> None:
         "reserve_bytes",
         "capacity_bytes",
         "step",
+        "room_kv_bytes",
+        "room_step_bytes",
     }
     assert {"objective", "bound", "gap"} <= set(plan["optimality"])
     assert plan["binding"]

@@ -1,12 +1,15 @@
 """cost.py says what the planner's formulas say."""
 
+import dataclasses
+import functools
+import math
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mnemoc import pipeline
-from mnemoc.artifact import Workload
+from mnemoc.artifact import Stage, Workload
 from mnemoc.codegen.cost import render_cost
 from mnemoc.ir.sizes import SYMBOLS
 from mnemoc.runtime.loader import ArtifactModules
@@ -22,13 +25,21 @@ def planned(request):
 def text_of(planned):
     parts = {block: formula.parts for block, formula in planned.formulas.items()}
     host_s = {block: formula.host_s for block, formula in planned.formulas.items()}
-    return render_cost(parts, host_s, planned.plan)
+    return render_cost(parts, host_s, planned.plan, planned.swap)
+
+
+@functools.cache
+def loaded(text):
+    return ArtifactModules(Path("plan"), {"cost.py": text.encode()}, ("cost",)).load("cost")
+
+
+def cost_of(planned):
+    return loaded(text_of(planned))
 
 
 @pytest.fixture(scope="module")
 def cost(planned):
-    contents = {"cost.py": text_of(planned).encode()}
-    return ArtifactModules(Path("plan"), contents, ("cost",)).load("cost")
+    return cost_of(planned)
 
 
 def stage_by_hand(planned, index, values):
@@ -45,19 +56,20 @@ def stage_by_hand(planned, index, values):
     )
 
 
-@settings(max_examples=15)
-@given(
-    st.fixed_dictionaries(
-        {
-            "T": st.integers(1, 8192),
-            "R": st.integers(0, 64),
-            "QK": st.integers(0, 10**10),
-            "KV": st.integers(0, 10**7),
-            "KD": st.integers(0, 10**7),
-            "X": st.integers(0, 8192),
-        }
-    )
+SIZES = st.fixed_dictionaries(
+    {
+        "T": st.integers(1, 8192),
+        "R": st.integers(0, 64),
+        "QK": st.integers(0, 10**10),
+        "KV": st.integers(0, 10**7),
+        "KD": st.integers(0, 10**7),
+        "X": st.integers(0, 8192),
+    }
 )
+
+
+@settings(max_examples=15)
+@given(SIZES)
 def test_every_stage_costs_what_its_formulas_say(planned, cost, values):
     expected = [stage_by_hand(planned, i, values) for i in range(3)]
     stages = [cost.stage_s(i, **values) for i in range(3)]
@@ -70,6 +82,43 @@ def test_every_stage_costs_what_its_formulas_say(planned, cost, values):
         parts = cost.stage_parts_s(index, **values)
         assert len(parts) == len(cost.PARTS)
         assert sum(parts) == pytest.approx(seconds)
+
+
+def by_parts(cost, values, *, overlaps):
+    """(pace, crossing) from the parts of each stage, one by one."""
+    stages = [sum(cost.stage_parts_s(s, **values)) for s in range(len(cost.STAGES))]
+    if not overlaps:
+        return max(stages), sum(stages)
+    hop_s = sum(cost.hop_parts_s(**values))
+    return max(hop_s, stages[-1], *(seconds - hop_s for seconds in stages[:-1])), sum(stages)
+
+
+@pytest.mark.parametrize("overlaps", [True, False], ids=["overlapping", "one by one"])
+@pytest.mark.parametrize("layers", [(5,), (3, 4), (3, 4, 2, 4, 1), (4, 4, 4, 3)], ids=str)
+@settings(max_examples=20)
+@given(values=SIZES)
+def test_totals_are_their_parts_for_any_stages(planned, layers, overlaps, values):
+    stages = tuple(Stage(f"stage_{i}", 0, count) for i, count in enumerate(layers))
+    target = planned.plan.target if overlaps else "cpu"
+    plan = dataclasses.replace(planned.plan, stages=stages, target=target)
+    cost = cost_of(dataclasses.replace(planned, plan=plan))
+    pace_s, crossing_s = by_parts(cost, values, overlaps=overlaps and len(layers) > 1)
+    assert cost.pace_s(**values) == pytest.approx(pace_s, rel=1e-12)
+    assert cost.crossing_s(**values) == pytest.approx(crossing_s, rel=1e-12)
+    for stage in range(len(layers)):
+        parts = cost.stage_parts_s(stage, **values)
+        assert cost.stage_s(stage, **values) == pytest.approx(sum(parts), rel=1e-12)
+
+
+def test_pages_are_copied_over_the_link_to_the_host_or_not_at_all(planned, cost):
+    plan, cluster = planned.plan, planned.cluster
+    layers = max(stage.num_layers for stage in plan.stages)
+    page_bytes = layers * plan.page_size * 2 * 1 * 128 * 2  # of one KV head
+    assert plan.host_pages == 10**12 // 8 // page_bytes
+    for pages in (1, 1000):
+        expected = layers * cluster["host.latency"] + pages * page_bytes / cluster["host.bandwidth"]
+        assert cost.swap_s(pages) == pytest.approx(expected, rel=1e-12)
+    assert cost_of(dataclasses.replace(planned, swap=None)).swap_s(1) == math.inf
 
 
 def test_the_text_is_pure_python_and_golden(planned, golden):

@@ -152,7 +152,8 @@ def test_budgets_are_whole_pages_where_the_engine_asks_for_them(short):
 
 def test_a_rest_at_the_end_does_not_become_the_budget(short):
     rules = (ChunkRule(0, 4000, 1000, 1, 0.01), ChunkRule(4000, 4096, 96, 1, 0.01))
-    made = export("vllm", laid_out(short, chunks=rules, max_batch=5))
+    five = dataclasses.replace(short.workload, concurrency=5)
+    made = export("vllm", dataclasses.replace(laid_out(short, chunks=rules), workload=five))
     assert options(made.text)["--max-num-batched-tokens"] == "1005"
 
 

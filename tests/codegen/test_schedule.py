@@ -57,6 +57,7 @@ def make_plan(layout, layers, dtype="float32", target="cpu", precision=AUTO):
         num_pages=64,
         stripe_tokens=1024,
         max_batch=4,
+        max_rows=1024,
         predicted=Prediction(1.0, 1.0, 1.0, {}, {}),
         memory=Memory(1, 1, 1, 1, 1, 1, 1, ""),
         optimality=Optimality("gpus", 1.0, 1.0, 0.0),

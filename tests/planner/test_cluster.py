@@ -86,6 +86,7 @@ def test_what_is_unknown_is_an_error() -> None:
         ("value = 32,", "value = 2.5,", "nodes must be a whole number"),
         ("value = 3, unit", "value = 90, unit", "memory.reserve leaves nothing"),
         ("capacity = ", "# capacity = ", "key 'memory.capacity' is missing"),
+        ("share = ", "# share = ", "key 'host.share' is missing; say all of [host] or nothing"),
         ('target = "cuda:sm_90"', 'target = "rocm"', "unknown target 'rocm'"),
         ('name = "dgx-h100"', "name = 3", "key 'name' must be a text"),
         ('source = "datasheet: H100 SXM, 80 GB"', 'source = " "', "memory.capacity has no source"),

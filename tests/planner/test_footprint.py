@@ -107,9 +107,9 @@ def test_chunks_are_as_large_as_memory_has_room_for() -> None:
     spec, workload = small_model(), Workload(4000, 1e6, 1e6, objective="ttft")
     pins = {"tp": 1, "spp": 1, "kvp": 1}
     roomy = make_plan(spec, small_cluster(), workload, pinned=pins).plan
-    used = roomy.memory.used_bytes
+    used = roomy.memory.promised_bytes
     same = make_plan(spec, small_cluster(memory__capacity=used), workload, pinned=pins).plan
     assert same.chunks == roomy.chunks
     tight = make_plan(spec, small_cluster(memory__capacity=used - 1), workload, pinned=pins).plan
-    assert tight.memory.used_bytes < used
+    assert tight.memory.promised_bytes < used
     assert tight.predicted.ttft_s > roomy.predicted.ttft_s

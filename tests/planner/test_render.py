@@ -30,6 +30,8 @@ def test_the_screen_says_what_was_decided_why_and_what_next() -> None:
         "TTFT",
         "TBT",
         "memory",
+        "room",
+        "decodes at once",
         "chunk",
         "instead",
         "why not",

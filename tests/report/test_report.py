@@ -107,11 +107,13 @@ def test_parts_of_a_gauge_add_up_to_its_share(report):
 def test_weights_and_kv_of_the_stages_are_those_that_the_planner_counted(planned, report):
     held = planned.plan.memory
     fullest = max(stage_bytes(planned.plan, report.planned), key=sum)
-    assert sum(fullest) == held.weights_bytes + held.kv_bytes
+    assert sum(fullest) == held.weights_bytes + held.kv_bytes + held.room_kv_bytes
     bars = memory(planned.workload, planned.plan, report.planned).bars
     for bar, stage in zip(bars, planned.plan.stages, strict=True):
         assert bar.layers.startswith(f"layers {stage.first_layer} to")
-        assert sum(part.share for part in bar.parts) < 100
+        assert sum(part.share for part in bar.parts) < 100.1
+    room = [{part.name: part.share for part in bar.parts}["room"] for bar in bars]
+    assert max(room) == pytest.approx(100 * held.room_bytes / held.capacity_bytes, abs=0.01)
 
 
 def test_it_says_how_a_request_comes_to_lie_on_its_groups(planned, report):

@@ -113,6 +113,7 @@ def hand_made_plan(layout: Layout, num_layers: int, **changes: Any) -> Plan:
         num_pages=64,
         stripe_tokens=96 if layout.kvp > 1 else 4096,
         max_batch=8,
+        max_rows=1024,
         predicted=Prediction(1.0, 1.0, 1.0, {}, {}),
         memory=Memory(0, 0, 0, 0, 0, 0, 0, ""),
         optimality=Optimality("gpus", 1.0, 1.0, 0.0),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from array import array
 from collections import defaultdict
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -18,30 +19,32 @@ from hypothesis import strategies as st
 from mnemoc.microbatch import Batch, Segments
 from mnemoc.runtime.batch import Batches, Wanted
 from mnemoc.runtime.growth import Growth
-from mnemoc.runtime.protocol import Admission, Step
+from mnemoc.runtime.protocol import Admission, Change, MorePages, Step
 from mnemoc.runtime.request import Logits, Sampling
 from mnemoc.runtime.sequences import Sequences
 
 PAGE, NUM_PAGES = 4, 80
 CPU = torch.device("cpu")
 Row = tuple[int, int]  # request, position
+PREEMPTED = 100
+"""What is added to a request's id each time that it comes again."""
 
 
 class Group:
     """One KVP group: its state, and a cache of (request, position) by slot."""
 
     def __init__(self, growth: Growth, group: int) -> None:
-        self.sequences = Sequences(growth, group, NUM_PAGES, PAGE, CPU)
+        self.sequences = Sequences(growth, group, PAGE, CPU)
         self.batches = Batches(growth, PAGE, range(growth.kvp), CPU)
         self.cache: dict[int, Row] = {}
 
     def run(self, step: Step) -> tuple[Batch | None, list[Wanted], list[Row]]:
-        decodes, chunks = self.sequences.apply(step)
+        decodes, chunks, _ = self.sequences.apply(step)
         if not decodes and not chunks:
             return None, [], []
         batch, wanted = self.batches.build(decodes, chunks)
         rows = [
-            (part.sequence.id, part.cached + i)
+            (part.sequence.id % PREEMPTED, part.cached + i)
             for part in [*decodes, *chunks]
             for i in range(part.rows)
         ]
@@ -65,9 +68,73 @@ class Group:
         return seen
 
 
-def admit(id: int, home: int, prompt: int, new: int, logits: Logits = "none") -> Admission:
-    ids = array("i", [(id * 31 + position) % 97 for position in range(prompt)])
-    return Admission(id, home, prompt + new - 1, Sampling(), logits, ids)
+class Pages:
+    """The engine's part: who holds which pages of each group. They are given in any order."""
+
+    def __init__(self, growth: Growth, choose: random.Random) -> None:
+        self.growth = growth
+        self.free = [choose.sample(range(NUM_PAGES), NUM_PAGES) for _ in range(growth.kvp)]
+        self.held: dict[int, list[list[int]]] = {}
+
+    def admit(
+        self,
+        id: int,
+        home: int,
+        prompt: int,
+        new: int,
+        logits: Logits = "none",
+        room: int | None = None,
+    ) -> Admission:
+        """A request, with pages for its first `room` tokens (None: for all)."""
+        ids = array("i", [(id * 31 + position) % 97 for position in range(prompt)])
+        self.held[id] = [[] for _ in self.free]
+        self.more(id, home, prompt + new - 1 if room is None else room)
+        return Admission(id, home, prompt + new - 1, Sampling(), logits, ids, 0, 0, self.runs(id))
+
+    def runs(self, id: int) -> tuple[tuple[tuple[int, int], ...], ...]:
+        return tuple(tuple((page, 1) for page in pages) for pages in self.held[id])
+
+    def more(self, id: int, home: int, tokens: int) -> list[MorePages]:
+        """What a request lacks for so many tokens."""
+        given = []
+        for group, pages in enumerate(self.held[id]):
+            held = self.growth.held(self.growth.shard(home, group), tokens)
+            new = [self.free[group].pop() for _ in range(-(-held // PAGE) - len(pages))]
+            pages.extend(new)
+            if new:
+                given.append(MorePages(id, group, tuple((page, 1) for page in new)))
+        return given
+
+    def drop(self, id: int) -> None:
+        for free, pages in zip(self.free, self.held.pop(id), strict=True):
+            free.extend(pages)
+
+
+@dataclass
+class Live:
+    """A request as the engine sees it. tokens: prompt and answer; prefilled: those that come as chunks."""
+
+    id: int
+    home: int
+    tokens: array[int]
+    generated: int
+    prefilled: int
+    cached: int
+    end: int
+
+    def preempt(self, choose: random.Random, pages: Pages) -> list[Change]:
+        """It goes, and comes back with some of its tokens still in its pages."""
+        old, self.id = self.id, self.id + PREEMPTED
+        self.cached = choose.randint(0, min(self.cached, len(self.tokens) - 1))
+        self.prefilled = len(self.tokens)
+        pages.held[self.id] = pages.held.pop(old)
+        runs = pages.runs(self.id)
+        tokens = array("i", self.tokens)
+        back = Admission(
+            *(self.id, self.home, self.end, Sampling(), "none"),
+            *(tokens, self.generated, self.cached, runs),
+        )
+        return [old, back]
 
 
 @given(
@@ -78,33 +145,48 @@ def admit(id: int, home: int, prompt: int, new: int, logits: Logits = "none") ->
 def test_all_groups_together_see_every_token_once(
     growth: Growth, requests: list[tuple[int, int]], seed: int
 ) -> None:
+    """Whatever pages they are on, as they grow page by page, and come back after they were preempted."""
     choose = random.Random(seed)
     groups = [Group(growth, group) for group in range(growth.kvp)]
-    changes: list[Admission | int] = [
-        admit(id, choose.randrange(growth.kvp), prompt, new)
-        for id, (prompt, new) in enumerate(requests)
-    ]
-    prompts = {id: prompt for id, (prompt, _) in enumerate(requests)}
-    ends = {id: prompt + new - 1 for id, (prompt, new) in enumerate(requests)}
-    cached = dict.fromkeys(ends, 0)
-    while ends:
-        decodes = [(id, 7) for id in ends if cached[id] >= prompts[id]]
-        chunks = [
-            (id, choose.randint(1, min(25, prompts[id] - cached[id])))
-            for id in ends
-            if cached[id] < prompts[id] and choose.random() < 0.6
-        ]
-        expect(groups, Step(0, changes, decodes, chunks), cached)
-        for id, rows in [(id, 1) for id, _ in decodes] + chunks:
-            cached[id] += rows
-        changes = [id for id in ends if cached[id] == ends[id]]
-        ends = {id: end for id, end in ends.items() if cached[id] < end}
+    pages = Pages(growth, choose)
+    changes: list[Change] = []
+    live: list[Live] = []
+    for id, (prompt, new) in enumerate(requests):
+        come = pages.admit(id, choose.randrange(growth.kvp), prompt, new, room=0)
+        live.append(Live(id, come.home, array("i", come.tokens), 0, prompt, 0, come.kv_tokens))
+        changes.append(come)
+    while live:
+        for one in live:
+            if choose.random() < 0.1:
+                changes += one.preempt(choose, pages)
+        chunks = {
+            one.id: choose.randint(1, min(25, one.prefilled - one.cached))
+            for one in live
+            if one.cached < one.prefilled and choose.random() < 0.6
+        }
+        decoding = [one for one in live if one.cached >= one.prefilled]
+        cached = {one.id: one.cached for one in live}
+        for one in decoding:
+            one.tokens.append(7)
+            one.generated += 1
+        for one in live:
+            one.cached += chunks.get(one.id, 1 if one in decoding else 0)
+            changes += pages.more(one.id, one.home, one.cached)
+        decodes = [(one.id, 7) for one in decoding]
+        expect(groups, Step(0, changes, decodes, list(chunks.items())), cached)
+        changes = [one.id for one in live if one.cached == one.end]
+        for gone in changes:
+            assert isinstance(gone, int)
+            pages.drop(gone)
+        live = [one for one in live if one.cached < one.end]
 
 
 def expect(groups: list[Group], step: Step, cached: dict[int, int]) -> None:
     """Run the step on all groups and compare what its rows see with causal attention."""
     want = {
-        (id, cached[id] + i): [(id, position) for position in range(cached[id] + i + 1)]
+        (id % PREEMPTED, cached[id] + i): [
+            (id % PREEMPTED, position) for position in range(cached[id] + i + 1)
+        ]
         for id, rows in [(id, 1) for id, _ in step.decodes] + list(step.chunks)
         for i in range(rows)
     }
@@ -141,13 +223,15 @@ def expect(groups: list[Group], step: Step, cached: dict[int, int]) -> None:
         assert all(sorted(rows_) == sorted(want) for rows_ in computed.values())
         assert len(computed) == len(groups) or not want
     assert len(set(answers)) == len(answers), "one group answers for a row"
-    assert {id for id, _ in step.decodes} <= {id for id, _ in answers}
+    assert {id % PREEMPTED for id, _ in step.decodes} <= {id for id, _ in answers}
 
 
 def test_rows_that_no_peer_shares_are_not_swapped() -> None:
     growth = Growth(kvp=2, stripe_tokens=10)
     groups = [Group(growth, 0), Group(growth, 1)]
-    step = Step(0, [admit(0, 0, 15, 2), admit(1, 1, 4, 2)], [], [(0, 15), (1, 4)])
+    pages = Pages(growth, random.Random(0))
+    come = [pages.admit(0, 0, 15, 2), pages.admit(1, 1, 4, 2)]
+    step = Step(0, come, [], [(0, 15), (1, 4)])
     (first, _, _), (second, _, _) = (group.run(step) for group in groups)
     assert first is not None
     assert second is not None
@@ -163,7 +247,9 @@ def test_rows_that_no_peer_shares_are_not_swapped() -> None:
 def test_under_helix_all_groups_have_all_rows_in_one_order_and_blind_ones_only_listen() -> None:
     growth = Growth(kvp=2, stripe_tokens=10, helix=True)
     groups = [Group(growth, 0), Group(growth, 1)]
-    step = Step(0, [admit(0, 0, 15, 2), admit(1, 1, 4, 2)], [], [(0, 15), (1, 4)])
+    pages = Pages(growth, random.Random(0))
+    come = [pages.admit(0, 0, 15, 2), pages.admit(1, 1, 4, 2)]
+    step = Step(0, come, [], [(0, 15), (1, 4)])
     (first, wanted, rows), (second, others, others_rows) = (group.run(step) for group in groups)
     assert first is not None
     assert second is not None
@@ -185,20 +271,28 @@ def test_under_helix_all_groups_have_all_rows_in_one_order_and_blind_ones_only_l
 def test_logits_are_made_for_the_rows_that_are_asked_for(
     logits: Logits, rows: list[int], send: int
 ) -> None:
-    group = Group(Growth(1, 100), 0)
-    batch, wanted, _ = group.run(Step(0, [admit(0, 0, 6, 2, logits)], [], [(0, 6)]))
+    growth = Growth(1, 100)
+    come = Pages(growth, random.Random(0)).admit(0, 0, 6, 2, logits)
+    batch, wanted, _ = Group(growth, 0).run(Step(0, [come], [], [(0, 6)]))
     assert batch is not None
     assert batch.last.tolist() == rows
     assert [(want.sample, want.send) for want in wanted] == [(True, send)]
 
 
-def test_the_page_table_is_the_same_tensor_as_long_as_nothing_changes() -> None:
-    group = Group(Growth(1, 100), 0)
-    group.run(Step(0, [admit(0, 0, 6, 9), admit(1, 0, 3, 9)], [], [(0, 6), (1, 3)]))
+def test_the_page_table_is_one_tensor_that_grows_as_long_as_the_same_are_together() -> None:
+    growth = Growth(1, 100)
+    group, pages = Group(growth, 0), Pages(growth, random.Random(0))
+    come = [pages.admit(0, 0, 6, 9, room=8), pages.admit(1, 0, 3, 9, room=4)]
+    group.run(Step(0, come, [], [(0, 6), (1, 3)]))
     tables = []
-    for number in (1, 2):
-        batch, _, _ = group.run(Step(number, [], [(0, 1), (1, 1)], []))
+    for number in range(5):
+        more = [*pages.more(0, 0, 7 + number), *pages.more(1, 0, 4 + number)]
+        batch, _, _ = group.run(Step(number, more, [(0, 1), (1, 1)], []))
         assert batch is not None
         assert batch.decode is not None
+        group.seen(batch.decode, 0)
         tables.append(batch.decode.pages)
-    assert tables[0] is tables[1]
+    assert all(table is tables[0] for table in tables)
+    held = [pages.held[id][0] for id in (0, 1)]
+    assert [len(pages) for pages in held] == [3, 2]
+    assert tables[0].tolist() == [[*held[0], 0], [*held[1], 0, 0]]

@@ -34,7 +34,8 @@ def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def logits_of(plan: Path, model: Path) -> npt.NDArray[np.float32]:
     """Of a prompt in two chunks, and of two decodes behind it."""
-    request = Admission(7, 0, len(PROMPT) + 2, Sampling(), "all", array("i", PROMPT))
+    pages, ids = (((0, 2),),), array("i", PROMPT)
+    request = Admission(7, 0, len(PROMPT) + 2, Sampling(), "all", ids, 0, 0, pages)
     steps = [
         Step(0, [request], (), [(7, 16)]),
         Step(0, (), (), [(7, len(PROMPT) - 16)]),

@@ -46,7 +46,8 @@ def alone(directory: Path, model: Path) -> Stage:
 
 
 def admission(id: int, tokens: list[int]) -> Admission:
-    return Admission(id, 0, len(tokens) + 40, Sampling(), "last", array("i", tokens))
+    pages, ids = (((20 * id, -(-(len(tokens) + 40) // 16)),),), array("i", tokens)
+    return Admission(id, 0, len(tokens) + 40, Sampling(), "last", ids, 0, 0, pages)
 
 
 def traffic() -> list[Step]:

@@ -22,6 +22,8 @@ from mnemoc.artifact import Layout, Plan, Workload
 from mnemoc.ir.model import load_model
 from mnemoc.planner import load_cluster, make_plan
 from mnemoc.runtime import comm, cores
+from mnemoc.runtime.growth import Growth
+from mnemoc.runtime.pages import Run
 from mnemoc.runtime.protocol import Admission, Step
 from mnemoc.runtime.request import Sampling
 from mnemoc.runtime.settings import Settings
@@ -92,29 +94,36 @@ def lonely(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def planned(model: Path, workload: Workload, layout: Layout) -> Plan:
-    """A plan for CPU workers that are as quick as GPUs."""
-    cluster = dataclasses.replace(load_cluster("dgx-h100"), target="cpu")
+    """A plan for CPU workers that are as quick as GPUs, and have room for a few pages more than promised."""
+    h100 = load_cluster("dgx-h100")
+    capacity = dataclasses.replace(h100.numbers["memory.capacity"], value=8e9)
+    numbers = {**h100.numbers, "memory.capacity": capacity}
+    cluster = dataclasses.replace(h100, target="cpu", numbers=numbers)
     pins = dataclasses.asdict(layout)
     return make_plan(load_model(str(model)), cluster, workload, pinned=pins).plan
 
 
-def admitted(plan: Plan, workload: Workload) -> list[Admission | int]:
-    """All requests; where one group serves several, on pages that earlier ones have left scattered."""
-    total = workload.context + workload.output_tokens
-    groups = min(plan.layout.kvp, math.ceil(total / plan.stripe_tokens))
-    requests = range(workload.concurrency)
+def admitted(plan: Plan, workload: Workload) -> list[Admission]:
+    """All requests; where one group serves several, on pages that lie scattered."""
+    total, growth = workload.context + workload.output_tokens, Growth.of(plan)
+    groups = min(growth.kvp, math.ceil(total / plan.stripe_tokens))
     prompt = array("i", [1] * workload.context)
-    new = [
-        Admission(id, id * groups % plan.layout.kvp, total, Sampling(), "none", prompt)
-        for id in requests
-    ]
-    if plan.layout.kvp > 1 or workload.concurrency == 1:
-        return list(new)
-    half = math.ceil(total / plan.page_size) // 2 * plan.page_size
-    halves = [100 + i for i in range(2 * workload.concurrency)]
-    old = [Admission(id, 0, half, Sampling(), "none", prompt[:1]) for id in halves]
-    left = [id for odd in (0, 1) for id in halves[odd::2]]
-    return [*old, *(change for i in requests for change in (*left[2 * i : 2 * i + 2], new[i]))]
+    free = [0] * growth.kvp
+    come = []
+    for id in range(workload.concurrency):
+        home, pages = id * groups % growth.kvp, []
+        for group in range(growth.kvp):
+            count = math.ceil(growth.held(growth.shard(home, group), total) / plan.page_size)
+            first, free[group] = free[group], free[group] + count
+            pages.append(((first, count),) if growth.kvp > 1 else _scattered(first, count))
+        come.append(Admission(id, home, total, Sampling(), "none", prompt, 0, 0, tuple(pages)))
+    return come
+
+
+def _scattered(first: int, count: int) -> tuple[Run, ...]:
+    """Pages in several runs, none behind another."""
+    middle = first + count // 2
+    return (middle, first + count - middle), (first, middle - first)
 
 
 def steps_of(plan: Plan, workload: Workload) -> list[Step]:
@@ -176,7 +185,8 @@ def test_a_rank_holds_what_the_plan_says(
     places = [(stage, group) for stage in range(layout.spp) for group in range(layout.kvp)]
     found = [held(directory, model, layout.rank(*place, 0), plan, steps) for place in places]
     said = plan.memory
-    assert max(fixed for fixed, _ in found) == said.weights_bytes + said.kv_bytes
+    planned_bytes = said.weights_bytes + said.kv_bytes + said.room_kv_bytes
+    assert max(fixed for fixed, _ in found) == planned_bytes
     needed = max(peak for _, peak in found)
     promised = said.activation_bytes + said.workspace_bytes + said.communication_bytes
     error = promised / needed - 1

@@ -77,7 +77,8 @@ def test_a_rank_that_has_no_peers_computes_what_the_engine_does(
         Replay.open(plan, Asked(0, model, prompt=150, pages=40)) as replay,
         torch.inference_mode(),
     ):
-        request = Admission(7, 0, 154, Sampling(), "all", array("i", prompt))
+        tokens, pages = array("i", prompt), (((0, 10),),)
+        request = Admission(7, 0, 154, Sampling(), "all", tokens, 0, 0, pages)
         steps = [Step(0, [request]), *(Step(0, (), (), [(7, rows)]) for rows in sizes)]
         steps += [Step(0, (), [(7, token)]) for token in expected.tokens[:-1]]
         done = []

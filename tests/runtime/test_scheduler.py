@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import random
+import math
+from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from mnemoc.artifact import ChunkRule, Layout, Memory, Optimality, Plan, Prediction, Stage
+from mnemoc.artifact import ChunkRule, Layout, Memory, Optimality, Plan, Prediction, Stage, Workload
 from mnemoc.runtime.cost import Load, PrefillTime
 from mnemoc.runtime.growth import Growth
-from mnemoc.runtime.scheduler import MicroBatch, Scheduler
+from mnemoc.runtime.job import Admitted, Job, MicroBatch
+from mnemoc.runtime.policies import POLICIES
+from mnemoc.runtime.prefix import page_hashes
+from mnemoc.runtime.request import Promise
+from mnemoc.runtime.scheduler import Scheduler
 
 
 class Rate:
@@ -22,6 +25,9 @@ class Rate:
 
     def crossing_s(self, load: Load) -> float:
         return 2 * self.pace_s(load)
+
+    def swap_s(self, pages: int) -> float:
+        return math.inf
 
 
 PLAN = Plan(
@@ -34,6 +40,7 @@ PLAN = Plan(
     num_pages=100,
     stripe_tokens=1000,
     max_batch=4,
+    max_rows=1024,
     predicted=Prediction(1.0, 1.0, 1.0, {}, {}),
     memory=Memory(0, 0, 0, 0, 0, 0, 0, ""),
     optimality=Optimality("gpus", 1.0, 1.0, 0.0),
@@ -44,83 +51,188 @@ ON_TWO_GROUPS = dataclasses.replace(PLAN, layout=Layout(1, 2, 2), stripe_tokens=
 HELIX = dataclasses.replace(ON_TWO_GROUPS, layout=Layout(1, 2, 2, "helix"))
 
 
-def make(plan: Plan = PLAN, tbt_s: float = 1.0) -> Scheduler:
-    return Scheduler(plan, Rate(), context=1000, tbt_s=tbt_s)
+def make(
+    plan: Plan = PLAN, tbt_s: float = 1.0, policy: str = "lars", ttft_s: float = 100.0
+) -> Scheduler:
+    return Scheduler(plan, Rate(), Workload(1000, ttft_s, tbt_s), POLICIES[policy])
 
 
-def rows(micro_batch: MicroBatch | None) -> dict[int, int]:
-    """Chunk rows by request."""
-    return {chunk.id: chunk.rows for chunk in micro_batch.chunks} if micro_batch else {}
+def step(scheduler: Scheduler, now_s: float = 0.0) -> MicroBatch:
+    """A micro-batch that must be there."""
+    micro_batch = scheduler.next(now_s)
+    assert micro_batch is not None
+    return micro_batch
+
+
+def rows(scheduler: Scheduler, now_s: float = 0.0) -> dict[int, int]:
+    """The next micro-batch's chunk rows, by request."""
+    micro_batch = scheduler.next(now_s)
+    chunks = micro_batch.chunks if micro_batch else ()
+    return {scheduler.running[chunk.sid].id: chunk.rows for chunk in chunks}
+
+
+def decode(scheduler: Scheduler, prompts: Sequence[int], new: int = 10) -> list[Job]:
+    """Requests (numbered from 100) that have their first token, and wait for the next."""
+    jobs = [scheduler.add(100 + i, n, n + new - 1, 0.0) for i, n in enumerate(prompts)]
+    while any(job.processed < job.prompt for job in jobs):
+        micro_batch = step(scheduler)
+        going_on = [chunk.sid for chunk in micro_batch.chunks if chunk.ends]
+        for job in jobs:
+            if job.sid in going_on:
+                job.tokens, job.first_token_s = 1, 0.0
+        scheduler.settled(micro_batch, going_on)
+    return jobs
 
 
 def test_a_prompt_goes_out_in_the_plans_chunks_without_waiting_for_answers() -> None:
     scheduler = make()
     scheduler.add(0, prompt=155, kv_tokens=160, now_s=0.0)
-    sent = [rows(scheduler.next(0.0)) for _ in range(6)]
+    sent = [rows(scheduler) for _ in range(6)]
     assert sent == [{0: 50}, {0: 50}, {0: 20}, {0: 20}, {0: 15}, {}]
 
 
 def test_a_decode_waits_for_its_token_and_goes_before_prefills() -> None:
     scheduler = make()
     scheduler.add(0, prompt=10, kv_tokens=20, now_s=0.0)
-    first = scheduler.next(0.0)
-    assert first is not None
+    first = step(scheduler)
     assert first.chunks[0].ends
     assert scheduler.next(0.0) is None
     scheduler.add(1, prompt=500, kv_tokens=500, now_s=0.0)
     scheduler.settled(first, going_on=[0])
-    second = scheduler.next(0.0)
-    assert second is not None
-    assert (second.decodes, rows(second)) == ((0,), {1: 50})
-    third = scheduler.next(0.0)
-    assert third is not None
-    assert third.decodes == ()
+    second = step(scheduler)
+    assert second.decodes == (0,)
+    assert [chunk.sid for chunk in second.chunks] == [1]
+    assert step(scheduler).decodes == ()
 
 
 def test_at_most_max_batch_decode_together_and_the_others_come_next() -> None:
     scheduler = make()
-    for id in range(6):
-        scheduler.add(id, prompt=1, kv_tokens=10, now_s=0.0)
-    first = scheduler.next(0.0)
-    assert first is not None
-    scheduler.settled(first, going_on=range(6))
-    batches = [scheduler.next(0.0), scheduler.next(0.0)]
-    assert [batch and batch.decodes for batch in batches] == [(0, 1, 2, 3), (4, 5)]
+    decode(scheduler, [1] * 6)
+    assert [step(scheduler).decodes for _ in range(2)] == [(0, 1, 2, 3), (4, 5)]
 
 
 def test_only_one_long_prompt_is_in_a_batch_but_short_ones_join_it() -> None:
-    scheduler = make()
-    for id, prompt in enumerate((300, 310, 8, 9)):
+    scheduler = make(tbt_s=0.01)  # more than 32 iterations of it: long
+    long = [scheduler.add(id, prompt, prompt, now_s=0.0) for id, prompt in enumerate((400, 410))]
+    short = [scheduler.add(id, 3, 3, now_s=0.0) for id in (2, 3)]
+    assert [job.long for job in [*long, *short]] == [True, True, False, False]
+    scheduler = make(tbt_s=0.01)
+    for id, prompt in enumerate((400, 410)):
         scheduler.add(id, prompt, prompt, now_s=0.0)
-    sent = rows(scheduler.next(0.0))
-    assert {2, 3} < sent.keys()
-    assert len(sent.keys() & {0, 1}) == 1
+    assert len(rows(scheduler)) == 1
 
 
-def test_short_prompts_join_only_as_far_as_the_tbt_promise_allows() -> None:
-    scheduler = make(tbt_s=0.15)  # room for about 75 rows over two stages
-    for id, prompt in enumerate((300, 15, 15, 15)):
-        scheduler.add(id, prompt, prompt, now_s=0.0)
-    sent = rows(scheduler.next(0.0))
-    assert sent == {0: 50, 1: 15}
+@pytest.mark.parametrize("decodes", [1, 3])
+def test_beside_decodes_a_chunk_is_as_large_as_their_promise_allows(decodes: int) -> None:
+    scheduler = make(tbt_s=0.085)
+    decode(scheduler, [5] * decodes)
+    scheduler.add(0, prompt=900, kv_tokens=900, now_s=0.0)
+    micro_batch = step(scheduler)
+    (load,) = micro_batch.loads.values()
+    assert load.T - decodes == 32, (
+        "eighths of powers of two, in steps of 16: 48 would take too long"
+    )
+    assert 2 * (load.T * 1e-3 + load.QK * 1e-6) <= 0.085
+
+
+def test_a_request_may_promise_its_client_more_than_the_plan_does() -> None:
+    scheduler = make(tbt_s=10.0)
+    decode(scheduler, [5])
+    scheduler.running[0].tbt_s = 0.05
+    scheduler.add(0, prompt=900, kv_tokens=900, now_s=0.0)
+    assert rows(scheduler) == {0: 16}
+
+
+@pytest.mark.parametrize(("tbt_s", "together"), [(0.062, 2), (1.0, 3)])
+def test_short_prompts_share_a_micro_batch_as_far_as_promise_and_memory_go(
+    tbt_s: float, together: int
+) -> None:
+    """30 rows take about 60 ms in two stages; the plan has memory for its largest chunk, 50 rows."""
+    scheduler = make(tbt_s=tbt_s)
+    for id in range(4):
+        scheduler.add(id, 15, 15, now_s=0.0)
+    assert list(rows(scheduler).values()) == [15] * together
+
+
+def test_a_long_prompt_leaves_room_by_its_relative_slack() -> None:
+    """Its deadline is three times its work: so it plans for 60 % of an iteration, if others can use it."""
+    scheduler = make(tbt_s=0.02, policy="lars-slack")
+    decode(scheduler, [1])
+    scheduler.running[0].tbt_s = 0.09
+    job = scheduler.add(0, 900, 900, now_s=0.0, promise=Promise(ttft_s=3 * 1.4))
+    assert job.long
+    assert rows(scheduler)[0] == 32
+    decode_again(scheduler)
+    scheduler.add(1, 12, 12, now_s=0.0, promise=Promise(ttft_s=1000.0))
+    assert rows(scheduler) == {0: 16, 1: 12}
+
+
+def decode_again(scheduler: Scheduler) -> None:
+    scheduler.settled(MicroBatch((), (), {}, ()), [0])
+
+
+def test_decodes_ahead_of_their_promise_lend_time_to_a_late_prompt() -> None:
+    sizes = {}
+    for policy in ("lars", "lars-slack"):
+        scheduler = make(tbt_s=0.05, policy=policy)
+        (job,) = decode(scheduler, [5])
+        job.tokens = 40  # in no time: the next is due in two seconds
+        scheduler.add(0, 900, 900, now_s=-100.0)
+        sizes[policy] = rows(scheduler)[0]
+    assert sizes == {"lars": 16, "lars-slack": 32}
 
 
 def test_the_prompt_with_the_least_relative_slack_goes_first() -> None:
     scheduler = make(tbt_s=0.11)
     scheduler.add(0, prompt=400, kv_tokens=400, now_s=0.0)
     scheduler.add(1, prompt=45, kv_tokens=45, now_s=0.0)
-    assert rows(scheduler.next(0.0)) == {0: 50}, "both have time: the long one's share is smaller"
-    assert rows(scheduler.next(0.6)) == {1: 45}, "now the short one is late"
+    assert list(rows(scheduler)) == [0], "both have time: the long one's share is smaller"
+    assert list(rows(scheduler, 0.6)) == [1], "now the short one is late"
+
+
+ORDERS = {
+    "lars": [1, 2, 0],  # slack / work: 0.9, 0.25, 0.8
+    "lrs": [1, 2, 0],
+    "edf": [1, 0, 2],
+    "fcfs": [0, 1, 2],
+    "priority": [2, 0, 1],
+}
+
+
+@pytest.mark.parametrize("policy", ORDERS)
+def test_policies_order_prompts_as_their_names_say(policy: str) -> None:
+    """arrival, deadline and left as slack: 8 of 10 s of work; 0.9 of 4; 5 of 6 — by hand below."""
+    asked = (
+        # arrival, deadline, work, priority → due, slack at 2, relative
+        (0.0, 20.0, 10.0, 0),  # 20, 8.0, 0.80
+        (1.0, 6.0, 4.0, 1),  # 7, 1.0, 0.25
+        (2.0, 19.0, 12.0, -1),  # 21, 7.0, 0.58
+    )
+    jobs = [
+        Job(id, 10, 10, arrival, work, work, deadline, 1.0, priority, False, None)
+        for id, (arrival, deadline, work, priority) in enumerate(asked)
+    ]
+    order = POLICIES[policy].order
+    assert [job.id for job in sorted(jobs, key=lambda job: order(job, 2.0))] == ORDERS[policy]
+
+
+def test_absolute_slack_is_misled_where_lengths_differ() -> None:
+    long = Job(0, 10, 10, 0.0, 100.0, 100.0, 110.0, 1.0, 0, True, None)
+    short = Job(1, 10, 10, 0.0, 1.0, 1.0, 12.0, 1.0, 0, False, None)
+    lrs, lars = (POLICIES[name].order for name in ("lrs", "lars"))
+    assert lrs(long, 0.0) < lrs(short, 0.0)
+    assert lrs(long, 5.0) > lrs(short, 5.0) - 5
+    assert lars(long, 0.0) < lars(short, 0.0)
+    assert lars(long, 11.5) > lars(short, 11.5), "by now the short one has no time left"
 
 
 def test_groups_that_a_long_request_does_not_use_serve_short_ones_meanwhile() -> None:
     scheduler = make(ON_TWO_GROUPS, tbt_s=0.01)
     scheduler.add(0, prompt=90, kv_tokens=95, now_s=0.0)
     scheduler.add(1, prompt=40, kv_tokens=45, now_s=0.0)
-    micro_batch = scheduler.next(0.0)
-    assert rows(micro_batch) == {0: 50, 1: 40}
-    assert micro_batch is not None
+    micro_batch = step(scheduler)
     assert micro_batch.groups == {0, 1}
+    assert len(micro_batch.chunks) == 2
 
 
 def test_a_request_takes_on_its_next_group_in_the_middle_of_a_chunk() -> None:
@@ -136,105 +248,100 @@ def test_a_request_takes_on_its_next_group_in_the_middle_of_a_chunk() -> None:
         (120, {0, 1}),
         (140, {0, 1}),
     ]
+    assert scheduler.counts.growths == 1
 
 
 def test_under_helix_every_group_takes_part_in_every_micro_batch() -> None:
-    loads: list[Load] = []
-
-    class Seen(Rate):
-        def crossing_s(self, load: Load) -> float:
-            loads.append(load)
-            return super().crossing_s(load)
-
-    scheduler = Scheduler(HELIX, Seen(), context=1000, tbt_s=1.0)
-    scheduler.add(0, prompt=30, kv_tokens=30, now_s=0.0)
-    scheduler.add(1, prompt=40, kv_tokens=40, now_s=0.0)
-    micro_batch = scheduler.next(0.0)
-    assert micro_batch is not None
-    assert micro_batch.groups == {0, 1}
-    assert rows(micro_batch) == {0: 30, 1: 40}
-    assert [(load.T, load.X) for load in loads] == [(70, 70), (70, 70)]
-    assert sorted(load.QK for load in loads) == [30 * 31 // 2, 40 * 41 // 2]
-    assert [load.R for load in loads] == [1, 1]
+    scheduler = make(HELIX)
+    scheduler.add(0, prompt=20, kv_tokens=20, now_s=0.0)
+    scheduler.add(1, prompt=30, kv_tokens=30, now_s=0.0)
+    loads = step(scheduler).loads
+    assert set(loads) == {0, 1}
+    assert [(load.T, load.X, load.R) for load in loads.values()] == [(50, 50, 1)] * 2
+    assert sorted(load.QK for load in loads.values()) == [20 * 21 // 2, 30 * 31 // 2]
 
 
 def test_a_request_waits_until_all_its_pages_are_free_and_a_dropped_one_frees_them() -> None:
-    scheduler = make()
-    scheduler.add(0, prompt=600, kv_tokens=700, now_s=0.0)
-    scheduler.add(1, prompt=400, kv_tokens=400, now_s=0.0)
-    first = scheduler.next(0.0)
-    assert first is not None
+    scheduler = make(policy="fcfs")
+    first = scheduler.add(0, prompt=700, kv_tokens=700, now_s=0.0)
+    second = scheduler.add(1, prompt=400, kv_tokens=400, now_s=0.0)
+    micro_batch = step(scheduler)
     assert (len(scheduler.running), len(scheduler.waiting)) == (1, 1)
-    scheduler.drop(0)
-    second = scheduler.next(0.0)
-    assert second is not None
-    assert rows(second) == {1: 50}
-    assert [(change.id, change.job is None) for change in second.changes] == [(0, True), (1, False)]
-    scheduler.settled(first, going_on=[0])  # what was in flight for it comes to nothing
-    scheduler.drop(1)
+    scheduler.drop(first)
+    changes = step(scheduler).changes
+    assert [change if isinstance(change, int) else change.job.id for change in changes] == [0, 1]  # type: ignore[union-attr]
+    scheduler.settled(micro_batch, going_on=[0])  # what was in flight for it comes to nothing
+    scheduler.drop(second)
     assert scheduler.next(0.0) is None
     assert scheduler.book.used_fraction == 0
 
 
-@given(
-    st.lists(st.tuples(st.integers(1, 300), st.integers(1, 30)), min_size=1, max_size=10),
-    st.sampled_from([PLAN, ON_TWO_GROUPS, HELIX]),
-    st.integers(0, 2**32),
-)
-def test_every_request_finishes_in_order_and_leaves_nothing_behind(
-    requests: list[tuple[int, int]], plan: Plan, seed: int
-) -> None:
-    """Up to two micro-batches in flight, requests arriving and being cancelled at random."""
-    choose = random.Random(seed)
-    scheduler = make(plan, tbt_s=0.1)
-    arriving = dict(enumerate(requests))
-    left = {id: new for id, (_, new) in arriving.items()}
-    prefilled = dict.fromkeys(arriving, 0)
-    flying: list[MicroBatch] = []
-    now_s, idle = 0.0, 0
-    while left:
-        now_s += 0.01
-        if arriving and choose.random() < 0.5:
-            id, (prompt, new) = arriving.popitem()
-            scheduler.add(id, prompt, prompt + new - 1, now_s)
-        if choose.random() < 0.02:
-            id = choose.choice(list(left))
-            if id not in arriving:
-                scheduler.drop(id)
-                del left[id]
-        micro_batch = scheduler.next(now_s) if len(flying) < 2 else None
-        if micro_batch is not None:
-            flying.append(micro_batch)
-            assert len(micro_batch.decodes) <= plan.max_batch
-            for chunk in micro_batch.chunks:
-                assert chunk.start == prefilled[chunk.id]
-                prefilled[chunk.id] += chunk.rows
-                assert chunk.ends == (prefilled[chunk.id] == requests[chunk.id][0])
-        idle = idle + 1 if not flying and not arriving else 0
-        assert idle < 3, "requests are left, and nothing is done for them"
-        if flying and (micro_batch is None or len(flying) == 2):
-            land(scheduler, flying.pop(0), left)
-    while flying:
-        land(scheduler, flying.pop(0), left)
-    assert scheduler.book.used_fraction == 0
-    assert not scheduler.running
-    assert scheduler.next(now_s) is None
+def test_a_request_without_room_is_overtaken_only_while_it_is_in_time() -> None:
+    for now_s, running in ((0.0, {0, 2}), (1e6, {0})):
+        scheduler = make(policy="fcfs")
+        for id, prompt in enumerate((600, 500, 100)):
+            scheduler.add(id, prompt, prompt, now_s=0.0)
+        scheduler.next(now_s)
+        assert {job.id for job in scheduler.running.values()} == running
 
 
-def land(scheduler: Scheduler, micro_batch: MicroBatch, left: dict[int, int]) -> None:
-    """The micro-batch is through: every request with a token wants the next, or is done."""
-    tokens = [*micro_batch.decodes, *(chunk.id for chunk in micro_batch.chunks if chunk.ends)]
-    going_on = []
-    for id in tokens:
-        if id not in left:
-            continue
-        left[id] -= 1
-        if left[id]:
-            going_on.append(id)
-        else:
-            scheduler.drop(id)
-            del left[id]
-    scheduler.settled(micro_batch, going_on)
+def test_outputs_take_pages_as_they_grow_and_whoever_came_last_makes_way() -> None:
+    """100 pages of 10 tokens. Two prompts of 45 pages each, which both want 20 more."""
+    scheduler = make()
+    old, young = decode(scheduler, [450, 450], new=200)
+    preempted_at = 0
+    while old.tokens < 199:
+        micro_batch = step(scheduler)
+        for sid in micro_batch.decodes:
+            scheduler.running[sid].tokens += 1
+        scheduler.settled(micro_batch, micro_batch.decodes)
+        if young.preemptions and not preempted_at:
+            preempted_at = young.tokens
+            assert (young.prompt, young.generated) == (450 + young.tokens, young.tokens)
+        scheduler.book.audit()
+    assert old.preemptions == 0
+    assert preempted_at > 50
+    scheduler.drop(old)
+    step(scheduler)
+    assert young.sid in scheduler.running
+
+
+def test_a_preempted_request_finds_its_pages_again_if_nobody_needed_them() -> None:
+    scheduler = make()
+    hashes = page_hashes(range(95), 10)
+    job = scheduler.add(0, 95, 120, 0.0, hashes=hashes)
+    while scheduler.next(0.0):
+        pass
+    scheduler._preempt(job)
+    (again,) = (c for c in step(scheduler).changes if isinstance(c, Admitted))
+    assert again.cached == 90
+    assert scheduler.counts.hit_tokens == 90
+    assert scheduler.next(0.0) is None, "one chunk of five tokens was all there was to do"
+
+
+def test_a_prompt_in_a_hurry_takes_the_pages_of_one_that_has_time() -> None:
+    scheduler = make(tbt_s=0.05)
+    easy = scheduler.add(0, 900, 950, 0.0, Promise(ttft_s=1000.0))
+    step(scheduler)
+    scheduler.add(1, 300, 310, 0.0, Promise(ttft_s=0.1))
+    assert list(rows(scheduler, 0.06)) == [1]
+    assert (easy.preemptions, easy.sid) == (1, -1)
+    for _ in range(5):
+        scheduler.next(0.2)
+    assert easy.sid == -1, "and does not come back as long as there is no room"
+
+
+def test_a_prompt_is_put_off_for_others_only_so_often() -> None:
+    scheduler = make(tbt_s=0.05)
+    easy = scheduler.add(0, 900, 950, 0.0, Promise(ttft_s=1e6))
+    for id in range(1, 8):
+        step(scheduler, now_s=float(id))
+        urgent = scheduler.add(id, 300, 310, float(id), Promise(ttft_s=0.1))
+        scheduler.next(id + 0.1)
+        scheduler.drop(urgent)
+        scheduler.next(id + 0.2)
+    assert easy.preemptions == 3
+    assert easy.sid in scheduler.running
 
 
 def test_predicted_prefill_time_is_the_sum_over_the_plans_chunks() -> None:

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 from mnemoc.artifact import ChunkRule, Layout, Memory, Optimality, Plan, Prediction, Stage, Workload
 from mnemoc.runtime.cost import Load
 from mnemoc.runtime.growth import Growth
-from mnemoc.runtime.job import Admitted, Chunk, Job, MicroBatch
+from mnemoc.runtime.job import Admitted, Change, Chunk, Job, MicroBatch
 from mnemoc.runtime.policies import POLICIES
 from mnemoc.runtime.prefix import page_hash, page_hashes
 from mnemoc.runtime.protocol import Copies, MorePages
@@ -42,6 +42,7 @@ PLAN = Plan(
     num_pages=PAGES,
     stripe_tokens=CONTEXT,
     max_batch=4,
+    max_rows=1024,
     predicted=Prediction(1.0, 1.0, 1.0, {}, {}),
     memory=Memory(0, 0, 0, 0, 0, 0, 0, ""),
     optimality=Optimality("gpus", 1.0, 1.0, 0.0),
@@ -92,9 +93,7 @@ class Serving(RuleBasedStateMachine):
         pages=st.sampled_from([PAGES, 2 * PAGES]),
         tbt_s=st.sampled_from([0.003, 0.08]),
     )
-    def begin(
-        self, layout: str, policy: str, host_pages: int, pages: int, tbt_s: float
-    ) -> None:
+    def begin(self, layout: str, policy: str, host_pages: int, pages: int, tbt_s: float) -> None:
         shape, stripe = LAYOUTS[layout]
         plan = dataclasses.replace(
             PLAN, layout=shape, stripe_tokens=stripe, num_pages=pages, host_pages=host_pages
@@ -194,32 +193,11 @@ class Serving(RuleBasedStateMachine):
 
     def carry_out(self, micro_batch: MicroBatch) -> None:
         for change in micro_batch.changes:
-            if isinstance(change, Admitted):
-                pages = [
-                    [page for start, count in runs for page in range(start, start + count)]
-                    for runs in change.pages
-                ]
-                self.tables[change.sid] = (self.asked_of(change.job), pages)
-                self.held[change.sid] = change.cached
-                assert change.cached < change.job.prompt
-                for position in range(change.cached):
-                    self.read(change.sid, position)
-            elif isinstance(change, MorePages):
-                pages = self.tables[change.id][1]
-                for start, count in change.pages:
-                    pages[change.group].extend(range(start, start + count))
-            elif isinstance(change, Copies):
-                for page, slot in change.pairs:
-                    assert slot < self.plan.host_pages
-                    here, there = (change.group, page), (change.group, slot)
-                    if change.out:
-                        self.host[there] = list(self.pages.get(here, []))
-                    else:
-                        self.pages[here] = list(self.host.pop(there))
-            else:
-                del self.tables[change], self.held[change]
+            self.apply(change)
         assert len(micro_batch.decodes) <= self.plan.max_batch
         for sid in micro_batch.decodes:
+            asked = self.tables[sid][0]
+            assert self.held[sid] == asked.prompt + asked.job.tokens - 1, "the newest token is read"
             self.write(sid, 1)
         for chunk in micro_batch.chunks:
             assert self.held[chunk.sid] == chunk.start
@@ -229,12 +207,32 @@ class Serving(RuleBasedStateMachine):
             assert len({group for c in long for group in self.groups_of(c)}) == sum(
                 len(self.groups_of(c)) for c in long
             ), "at most one long prefill in a batch on a group"
-        owners: dict[tuple[int, int], int] = {}
-        for sid, (_, pages) in self.tables.items():
-            for group, list_ in enumerate(pages):
-                for page in list_:
-                    assert page < self.plan.num_pages
-                    owners[group, page] = sid
+
+    def apply(self, change: Change) -> None:
+        if isinstance(change, Admitted):
+            pages = [
+                [page for start, count in runs for page in range(start, start + count)]
+                for runs in change.pages
+            ]
+            self.tables[change.sid] = (self.asked_of(change.job), pages)
+            self.held[change.sid] = change.cached
+            assert change.cached < change.job.prompt
+            for position in range(change.cached):
+                self.read(change.sid, position)
+        elif isinstance(change, MorePages):
+            pages = self.tables[change.id][1]
+            for start, count in change.pages:
+                pages[change.group].extend(range(start, start + count))
+        elif isinstance(change, Copies):
+            for page, slot in change.pairs:
+                assert slot < self.plan.host_pages
+                here, there = (change.group, page), (change.group, slot)
+                if change.out:
+                    self.host[there] = list(self.pages.get(here, []))
+                else:
+                    self.pages[here] = list(self.host[there])
+        else:
+            del self.tables[change], self.held[change]
 
     def groups_of(self, chunk: Chunk) -> set[int]:
         home = self.tables[chunk.sid][0].job.home

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 import time
@@ -149,6 +150,66 @@ def test_a_seed_makes_sampling_repeatable(served: Served) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_a_bias_and_penalties_change_what_comes(served: Served) -> None:
+    with served.client as client:
+        ask = functools.partial(
+            client.completions.create, model=served.name, prompt=[5, 6], max_tokens=12
+        )
+        forced = ask(logit_bias={"65": 100}, logprobs=0, **GREEDY).choices[0]
+        fresh = ask(frequency_penalty=2, presence_penalty=2, logprobs=0, **GREEDY).choices[0]
+    assert forced.text == served.tokenizer.decode([65]) * 12
+    assert fresh.logprobs is not None
+    assert fresh.logprobs.tokens is not None
+    assert len(set(fresh.logprobs.tokens)) > len(fresh.logprobs.tokens) / 2
+
+
+def test_a_completion_gives_logprobs_whole_and_streamed(served: Served) -> None:
+    with served.client as client:
+        ask = functools.partial(
+            client.completions.create, model=served.name, prompt="how likely", max_tokens=9
+        )
+        whole = ask(logprobs=3, **GREEDY).choices[0]
+        events = [event.choices[0].logprobs for event in ask(logprobs=3, stream=True, **GREEDY)]
+    logprobs = whole.logprobs
+    assert logprobs is not None
+    assert logprobs.top_logprobs is not None
+    assert logprobs.token_logprobs == [max(top.values()) for top in logprobs.top_logprobs]
+    assert all(0 < len(top) <= 3 for top in logprobs.top_logprobs)
+    assert logprobs.text_offset is not None
+    assert logprobs.text_offset == sorted(logprobs.text_offset)
+    assert len(logprobs.tokens or ()) == 9
+    pieces = [event for event in events if event is not None]
+    for field in ("tokens", "text_offset"):
+        streamed = [value for piece in pieces for value in getattr(piece, field)]
+        assert streamed == getattr(logprobs, field)
+    streamed = [value for piece in pieces for value in piece.token_logprobs or ()]
+    assert streamed == pytest.approx(logprobs.token_logprobs, abs=1e-5)
+
+
+def test_a_chat_gives_logprobs_whole_and_streamed(served: Served) -> None:
+    with served.client as client:
+        ask = functools.partial(
+            client.chat.completions.create,
+            model=served.name,
+            messages=[{"role": "user", "content": "how likely"}],
+            max_tokens=9,
+            logprobs=True,
+            top_logprobs=2,
+        )
+        whole = ask(**GREEDY).choices[0]
+        events = [event.choices[0].logprobs for event in ask(stream=True, **GREEDY)]
+    assert whole.logprobs is not None
+    content = whole.logprobs.content or []
+    assert len(content) == 9
+    for entry in content:
+        assert entry.token == entry.top_logprobs[0].token
+        assert entry.logprob == entry.top_logprobs[0].logprob > entry.top_logprobs[1].logprob
+    said = b"".join(bytes(entry.bytes or ()) for entry in content)
+    assert said.decode(errors="replace") == whole.message.content
+    streamed = [entry for event in events if event for entry in event.content or ()]
+    assert [entry.bytes for entry in streamed] == [entry.bytes for entry in content]
+
+
 def test_many_requests_at_once_are_batched_and_each_gets_its_own_answer(served: Served) -> None:
     prompts = [f"request {i} " * (i % 7 + 1) for i in range(12)]
     alone = [served.greedy_text(prompt, 16) for prompt in prompts]
@@ -225,7 +286,10 @@ def test_models_health_and_metrics_answer(served: Served) -> None:
         ({"prompt": []}, 400, "the prompt is empty"),
         ({"prompt": "a", "temperature": 3}, 400, "temperature"),
         ({"prompt": "a", "max_tokens": 0}, 400, "max_tokens"),
-        ({"prompt": "a", "logprobs": 3}, 400, "not served"),
+        ({"prompt": "a", "logprobs": 21}, 400, "logprobs"),
+        ({"prompt": "a", "best_of": 3}, 400, "not served"),
+        ({"prompt": "a", "logit_bias": {"320": 1}}, 400, "logit_bias: token ids lie in 0..319"),
+        ({"prompt": "a", "min_tokens": 9, "max_tokens": 8}, 400, "at most max_tokens"),
         ({"prompt": "a", "colour": "red"}, 400, "colour"),
         ({"prompt": "a", "stream_options": {"include_usage": True}}, 400, "stream is true"),
         ({"max_tokens": 3}, 400, "prompt"),

@@ -1,32 +1,19 @@
-"""Text: tokens to characters as they come, stop strings, conversations, samples, messages."""
+"""Text: tokens to characters as they come, stop strings, conversations, a request's body."""
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mnemoc.errors import BadInput
-from mnemoc.runtime.answers import StopStrings
-from mnemoc.runtime.api import ChatBody, CompletionBody
-from mnemoc.runtime.protocol import (
-    Admission,
-    Done,
-    Failed,
-    Ready,
-    Reply,
-    Step,
-    decode_reply,
-    decode_step,
-    encode_reply,
-    encode_step,
-)
-from mnemoc.runtime.request import Request, Sampling
-from mnemoc.runtime.sampling import sample
+from mnemoc.runtime.answers import StopStrings, _Answer
+from mnemoc.runtime.api import Body, ChatBody, CompletionBody
+from mnemoc.runtime.logprobs import chat_logprobs, completion_logprobs
+from mnemoc.runtime.request import Request, Sampling, Token
 from mnemoc.runtime.tokenizer import Detokenizer, Tokenizer
 
 
@@ -96,10 +83,74 @@ def test_a_conversation_becomes_one_line_a_turn() -> None:
 
 
 def test_neutral_fields_pass_and_others_are_refused() -> None:
-    neutral = {"prompt": "a", "presence_penalty": 0, "logprobs": None, "user": "me", "best_of": 1}
+    neutral = {"prompt": "a", "tools": [], "logprobs": None, "user": "me", "best_of": 1}
     assert CompletionBody.model_validate(neutral).n == 1
-    with pytest.raises(ValueError, match="presence_penalty"):
-        CompletionBody.model_validate({**neutral, "presence_penalty": 0.5})
+    with pytest.raises(ValueError, match="best_of"):
+        CompletionBody.model_validate({**neutral, "best_of": 2})
+
+
+SHARED = {
+    "temperature": 0.5,
+    "min_p": 0.1,
+    "presence_penalty": 1,
+    "frequency_penalty": -2.0,
+    "repetition_penalty": 1.5,
+    "logit_bias": {"7": -100, "3": 5},
+    "priority": -3,
+}
+
+
+def test_what_a_body_says_of_sampling_reaches_the_engine() -> None:
+    chat: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], **SHARED}
+    bodies: list[tuple[Body, int | None]] = [
+        (CompletionBody.model_validate({"prompt": [1], **SHARED}), None),
+        (CompletionBody.model_validate({"prompt": [1], **SHARED, "logprobs": 0}), 0),
+        (ChatBody.model_validate({**chat, "logprobs": False}), None),
+        (ChatBody.model_validate({**chat, "logprobs": True}), 0),
+        (ChatBody.model_validate({**chat, "logprobs": True, "top_logprobs": 20}), 20),
+    ]
+    for body, logprobs in bodies:
+        (request,) = body.requests([(1, 2)], 5)
+        assert request.promise.priority == -3
+        assert request.sampling == Sampling(
+            temperature=0.5,
+            min_p=0.1,
+            presence_penalty=1,
+            frequency_penalty=-2,
+            repetition_penalty=1.5,
+            logit_bias=((7, -100), (3, 5)),
+            logprobs=logprobs,
+        )
+    with pytest.raises(ValueError, match="only allowed when logprobs is true"):
+        ChatBody.model_validate({**chat, "top_logprobs": 2})
+    for bad in ({"logit_bias": {"a": 1}}, {"logit_bias": {1: 101}}, {"logprobs": 21}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            CompletionBody.model_validate({"prompt": [1], **bad})
+
+
+def test_stop_strings_do_not_end_an_answer_too_early(tokenizer: Tokenizer) -> None:
+    answer = _Answer(0, tokenizer, ["ab"], min_tokens=3)
+    tokens = tokenizer.encode("abcabd", special=False)
+    pieces = [answer.push(Token(id, i, 0.0)) for i, id in enumerate(tokens[:5])]
+    assert "".join(piece.text for piece in pieces) == "abc"
+    assert [piece.finish for piece in pieces] == [None] * 4 + ["stop"]
+
+
+def test_tokens_with_logprobs_say_where_their_text_begins(tokenizer: Tokenizer) -> None:
+    answer = _Answer(0, tokenizer, [], min_tokens=0)
+    ids = tokenizer.encode("aé.", special=False)
+    found = [
+        answer.push(Token(id, i, 0.0, None, -0.5, ((ids[0], -1.5),))) for i, id in enumerate(ids)
+    ]
+    scored = [piece.scored for piece in found if piece.scored is not None]
+    assert b"".join(one.token.bytes for one in scored) == "aé.".encode()
+    assert [one.token.text for one in scored] == ["a", "\ufffd", "\ufffd", "."]
+    shaped = completion_logprobs(scored)
+    assert shaped["text_offset"] == [0, 1, 1, 2]
+    assert shaped["token_logprobs"] == [-0.5] * 4
+    likeliest = {"token": "a", "logprob": -1.5, "bytes": [97]}
+    last = {"token": ".", "logprob": -0.5, "bytes": [46], "top_logprobs": [likeliest]}
+    assert chat_logprobs(scored)["content"][3] == last
 
 
 def test_each_of_n_answers_has_its_own_seed() -> None:
@@ -109,57 +160,8 @@ def test_each_of_n_answers_has_its_own_seed() -> None:
     assert {request.prompt_ids for request in requests} == {(1, 2)}
 
 
-LOGITS = torch.tensor([0.5, 3.0, 2.0, 1.0, -1.0])
-
-
-def test_samples_follow_the_distribution_and_its_cuts() -> None:
-    drawn = [sample(LOGITS, Sampling(temperature=1.0, seed=1), i) for i in range(3000)]
-    share = torch.bincount(torch.tensor(drawn), minlength=5) / len(drawn)
-    assert torch.allclose(share, LOGITS.softmax(0), atol=0.03)
-    top_2 = {sample(LOGITS, Sampling(1.0, top_k=2, seed=1), i) for i in range(200)}
-    assert top_2 == {1, 2}
-    nucleus = {sample(LOGITS, Sampling(1.0, top_p=0.6, seed=1), i) for i in range(200)}
-    assert nucleus == {1}
-
-
-def test_a_sample_depends_on_seed_and_position_only() -> None:
-    hot = Sampling(temperature=2.0, seed=9)
-    assert [sample(LOGITS, hot, i) for i in range(50)] == [
-        sample(LOGITS, hot, i) for i in range(50)
-    ]
-    assert len({sample(LOGITS, hot, i) for i in range(50)}) > 2
-
-
-@pytest.mark.parametrize(
-    "sampling",
-    [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_k": -1}],
-)
-def test_impossible_sampling_is_bad_input(sampling: dict[str, float]) -> None:
-    with pytest.raises(BadInput):
-        Sampling(**sampling)  # type: ignore[arg-type]
-
-
 def test_an_empty_prompt_or_answer_is_bad_input() -> None:
     with pytest.raises(BadInput, match="empty"):
         Request(())
     with pytest.raises(BadInput, match="max_tokens"):
         Request((1,), 0)
-
-
-def test_a_step_survives_the_journey() -> None:
-    sampling = Sampling(0.5, 0.9, 40, 2**62)
-    new = Admission(3, 1, 900, sampling, (0, 5), array("i", range(1000)))
-    step = Step(7, [1, new, 2], [(4, 11)], [(3, 500)])
-    assert decode_step(encode_step(step)) == step
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [
-        Ready(3),
-        Failed(1, "no such file", 4, "trace"),
-        Done(9, 1, [(4, 77)], [(4, b"\0\1\2\3"), (5, b"")], 0.25),
-    ],
-)
-def test_a_reply_survives_the_journey(reply: Reply) -> None:
-    assert decode_reply(encode_reply(reply)) == reply

@@ -104,18 +104,35 @@ def stage_parts_s(stage, T, R, QK, KV, KD, X):
     return tuple(times)
 
 
+def blocks_s(T, R, QK, KV, KD, X):
+    """Seconds of what every stage does beside its layers, and of each other block: the parts of each as one."""
+    every = 2.00000000000000e-5 + 2.25944513241652e-10*T + 1.5e-6
+    embed = 4.69412124240515e-8*T + 1.65e-5
+    layer = 1.1768654833547e-7*T + 2.90909817723609e-8*X + max(3.15728586626246e-12*KD, 1.63013963196305e-10*KD + 2.47510439686143e-5*min(1, KD)) + max(6.05605706200006e-9*T, 4.00443198852897e-9*T + 1.8224614916683e-6) + max(9.08408559300009e-9*T, 4.22690043233614e-9*T + 2.73369223750244e-6) + max(2.11961997170002e-8*T, 5.1167742075648e-9*T + 6.37861522083904e-6) + max(4.23923994340004e-8*T, 6.67405331421495e-9*T + 1.27572304416781e-5) + max(1.20011937738431e-11*KV + 3.15728586626246e-12*QK, 1.63013963196305e-10*KV + 6.52055852785219e-10*T) + 1.2e-5*min(1, X) + 4.65035594951009e-5
+    head = 1.30296757261726e-6*R + max(1.89630286753877e-7*R, 1.74915813943384e-8*R + 5.70658254578635e-5) + 1.35035594951009e-5 if R else 0.0
+    hop = 2.048e-7*T + 1.2e-5
+    return every, embed, layer, head, hop
+
+
 def stage_s(stage, T, R, QK, KV, KD, X):
     """Seconds of one micro-batch in one stage."""
-    return sum(stage_parts_s(stage, T, R, QK, KV, KD, X))
+    layers, embeds, heads, sends = STAGES[stage]
+    every, embed, layer, head, hop = blocks_s(T, R, QK, KV, KD, X)
+    return every + layers * layer + embeds * embed + heads * head + sends * hop
 
 
 def pace_s(T, R, QK, KV, KD, X):
     """Time from one micro-batch to the next in a full pipeline, where hops run beside the stages."""
-    hop_s = sum(hop_parts_s(T, R, QK, KV, KD, X))
-    stages = [stage_s(stage, T, R, QK, KV, KD, X) for stage in range(len(STAGES))]
-    return max(hop_s, stages[-1], *(seconds - hop_s for seconds in stages[:-1]))
+    every, embed, layer, head, hop = blocks_s(T, R, QK, KV, KD, X)
+    return max(every + 10 * layer + embed, every + 11 * layer, every + 11 * layer + head, hop)
 
 
 def crossing_s(T, R, QK, KV, KD, X):
     """Time to cross all stages: what a decode in the micro-batch waits."""
-    return sum(stage_s(stage, T, R, QK, KV, KD, X) for stage in range(len(STAGES)))
+    every, embed, layer, head, hop = blocks_s(T, R, QK, KV, KD, X)
+    return 3 * every + 32 * layer + embed + head + 2 * hop
+
+
+def swap_s(pages):
+    """Time to copy so many KV pages, of all layers of a rank, to host memory or back."""
+    return 0.000264 + 7.04e-06 * pages
