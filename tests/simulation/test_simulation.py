@@ -226,20 +226,17 @@ def test_names_that_are_none_are_refused() -> None:
         Asked(engine="vllm")
 
 
-def test_progress_is_told_and_ends_at_all() -> None:
+def test_progress_is_told_as_requests_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mnemoc.runtime.simulation.engine.SECONDS_PER_NEWS", 0.0)
+    monkeypatch.setattr("mnemoc.runtime.simulation.engine.TURNS_PER_LOOK", 10)
     told: list[tuple[str, float | None, float | None]] = []
     traffic, manifest = Listed(tuple(mixed(200))), make_manifest()
     surveyed = survey(traffic, Limits.of(manifest), skip=False)
-    import mnemoc.runtime.simulation.engine as module
 
-    saved = module.SECONDS_PER_NEWS
-    module.SECONDS_PER_NEWS = 0.0
-    try:
-        Simulation(manifest, make_cost(), traffic, surveyed, Asked()).run(
-            lambda what, fraction=None, eta_s=None: told.append((what, fraction, eta_s))
-        )
-    finally:
-        module.SECONDS_PER_NEWS = saved
+    def tell(what: str, fraction: float | None = None, eta_s: float | None = None) -> None:
+        told.append((what, fraction, eta_s))
+
+    Simulation(manifest, make_cost(), traffic, surveyed, Asked()).run(tell)
     assert told and all(what.startswith("simulating: ") for what, _, _ in told)
     fractions = [fraction or 0.0 for _, fraction, _ in told]
     assert fractions == sorted(fractions) and 0 < fractions[-1] <= 1
