@@ -35,6 +35,7 @@ from .options import (
     precision_options,
     prompt_options,
     read_prompt,
+    trace_option,
     warn_if_disturbed,
     weights_option,
 )
@@ -270,6 +271,7 @@ def predict(
 @click.option("--max-tokens", type=int, default=64, show_default=True, metavar="N")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--seed", type=int, help="Of the sampling.")
+@trace_option
 @json_flag
 def run(
     directory: Path,
@@ -279,6 +281,7 @@ def run(
     max_tokens: int,
     temperature: float,
     seed: int | None,
+    trace_out: Path | None,
     as_json: bool,
 ) -> None:
     """Run one prompt through a plan, and hold what was measured against what was predicted.
@@ -295,7 +298,14 @@ def run(
     sampling = Sampling(temperature=temperature, seed=seed)
     with console.streaming(not as_json) as (write, progress):
         outcome = run_prompt(
-            directory, weights, text, max_tokens, sampling, write=write, progress=progress
+            directory,
+            weights,
+            text,
+            max_tokens,
+            sampling,
+            write=write,
+            progress=progress,
+            trace_out=trace_out,
         )
     if as_json:
         click.echo(json.dumps(to_json(outcome)))
@@ -349,7 +359,8 @@ def verify(
 @weights_option
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
-def serve(directory: Path, weights: Path, host: str, port: int) -> None:
+@trace_option
+def serve(directory: Path, weights: Path, host: str, port: int, trace_out: Path | None) -> None:
     """Serve a plan with an OpenAI-compatible API.
 
     \b
@@ -358,7 +369,7 @@ def serve(directory: Path, weights: Path, host: str, port: int) -> None:
     """
     from .runtime.server import serve as serve_forever
 
-    serve_forever(directory, weights, host, port, progress=console.remark)
+    serve_forever(directory, weights, host, port, progress=console.remark, trace_out=trace_out)
 
 
 @cli.command()

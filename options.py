@@ -78,6 +78,11 @@ def warn_if_disturbed(measured: Cluster) -> None:
         remark(f"{source}: predictions are less sure; run `mnemoc calibrate` when it is idle")
 
 
+trace_option = click.option(
+    "--trace-out", type=folder, metavar="FILE", help="What the engine did, for Perfetto."
+)
+
+
 def prompt_options(command: Callable[..., None]) -> Callable[..., None]:
     """--prompt TEXT or --prompt-file FILE."""
     file = click.option("--prompt-file", type=folder, metavar="FILE", help="UTF-8; - is stdin.")

@@ -48,6 +48,7 @@ def run_prompt(
     *,
     write: Callable[[str], None],
     progress: Progress,
+    trace_out: Path | None = None,
 ) -> Outcome:
     """Start the plan's workers, run the prompt, hand text to `write` as it becomes certain."""
     manifest, contents = artifact.load(directory)
@@ -61,7 +62,7 @@ def run_prompt(
         pieces.append(piece)
         write(piece)
 
-    with Engine.start(directory, weights, progress=progress) as engine:
+    with Engine.start(directory, weights, progress=progress, trace_out=trace_out) as engine:
         handle = engine.submit(request)
         for event in handle.events():
             if isinstance(event, Token):

@@ -35,6 +35,7 @@ from .protocol import Done
 from .request import Event, Handle, Request, Sampling, now_s
 from .scheduler import Counts, Scheduler
 from .stats import Stats
+from .tracing import Recorder
 from .weights import Checkpoint
 from .workers import Down, NurseryProcess, Up, Workers
 
@@ -49,15 +50,21 @@ class Engine:
     """A running plan. Make it with `Engine.start`; close it, or use it as a context manager."""
 
     def __init__(
-        self, manifest: Manifest, scheduler: Scheduler, workers: Workers, prefix_caching: bool
+        self,
+        manifest: Manifest,
+        scheduler: Scheduler,
+        workers: Workers,
+        prefix_caching: bool,
+        recorder: Recorder | None = None,
     ) -> None:
         self.manifest = manifest
+        self._recorder = recorder
         self._prefix_caching = prefix_caching
         self.vocab = int(manifest.model["vocab"])
         self.stats = Stats()
         self._scheduler = scheduler
         self._workers = workers
-        self._flights = Flights(manifest, scheduler, Dispatch(workers.send), self.stats)
+        self._flights = Flights(manifest, scheduler, Dispatch(workers.send), self.stats, recorder)
         self._inbox: queue.SimpleQueue[Handle | int | None] = queue.SimpleQueue()
         self._ids = itertools.count()
         self._failed: MnemocError | None = None
@@ -76,12 +83,14 @@ class Engine:
         nursery: NurseryProcess | None = None,
         policy: str = DEFAULT.name,
         prefix_caching: bool = True,
+        trace_out: Path | None = None,
     ) -> Engine:
         """Verify the artifact, start the workers, load the weights, warm up; returns when all is ready.
 
         nursery: a process that forks workers, to be shared by several engines; else one is made.
         policy: whose prompt goes first, one of `policies.POLICIES`
         prefix_caching: whether requests share the pages of a common prefix
+        trace_out: a file that gets what the engine did, for Perfetto, when it is closed
         Raises BadInput for a plan or weights that do not fit, RuntimeFault if workers cannot start.
         """
         say = progress or (lambda message: None)
@@ -90,9 +99,12 @@ class Engine:
         plan = manifest.plan
         cost = PlanCost(ArtifactModules(Path(directory), contents, ["cost.py"]).load("cost"))
         scheduler = Scheduler(plan, cost, manifest.workload, POLICIES[policy])
+        recorder = None
         say(f"starting {plan.gpus} worker{'s' if plan.gpus > 1 else ''}")
         workers = Workers(Path(directory), Path(weights), plan.gpus, nursery)
         try:
+            if trace_out is not None:
+                recorder = Recorder.open(trace_out, plan.layout)
             say("loading weights")
             workers.spawn()
             while not workers.up:
@@ -101,8 +113,10 @@ class Engine:
                         raise event.error
         except BaseException:
             workers.close()
+            if recorder is not None:
+                recorder.close(keep=False)
             raise
-        engine = cls(manifest, scheduler, workers, prefix_caching)
+        engine = cls(manifest, scheduler, workers, prefix_caching, recorder)
         engine._thread.start()
         try:
             say("warming up")
@@ -156,6 +170,8 @@ class Engine:
         """End all requests and all workers. May be called twice."""
         self._tell(None)
         self._thread.join()
+        if self._recorder is not None:
+            self._recorder.close()
 
     def __enter__(self) -> Engine:
         return self

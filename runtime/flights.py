@@ -19,6 +19,7 @@ from .protocol import Done
 from .request import Ended, Event, FinishReason, Handle, Progress, Token, Top
 from .scheduler import Scheduler
 from .stats import Iteration, Stats
+from .tracing import Recorder
 
 
 class Executor(Protocol):
@@ -44,8 +45,14 @@ class Flights:
     """All requests by id, those with pages by sid too, and the micro-batches that are on their way."""
 
     def __init__(
-        self, manifest: Manifest, scheduler: Scheduler, executor: Executor, stats: Stats
+        self,
+        manifest: Manifest,
+        scheduler: Scheduler,
+        executor: Executor,
+        stats: Stats,
+        recorder: Recorder | None = None,
     ) -> None:
+        self._recorder = recorder
         self._scheduler = scheduler
         self._executor = executor
         self._stats = stats
@@ -96,6 +103,8 @@ class Flights:
                 handle = self._live[change.sid] = self._handles[change.job.id]
                 handle.scheduled_s = change.job.started_s
         self._flights[number] = Flight(micro_batch, now_s, set(micro_batch.loads))
+        if self._recorder is not None:
+            self._recorder.sent(number, micro_batch, now_s)
         self._executor.send(number, micro_batch, self._live)
         for change in micro_batch.changes:
             if isinstance(change, int):
@@ -107,6 +116,8 @@ class Flights:
     def settle(self, done: Done, now_s: float) -> None:
         """A group is through with a micro-batch. What it says of requests preempted since counts for
         nothing."""
+        if self._recorder is not None:
+            self._recorder.done(done, now_s)
         flight = self._flights[done.number]
         flight.busy_s = max(flight.busy_s, done.busy_s)
         flight.groups.discard(done.group)
@@ -136,6 +147,8 @@ class Flights:
         for job in list(self._scheduler.running.values()):
             self._stats.failed += 1
             self._end(job.id, error)
+        if self._recorder is not None:
+            self._recorder.lost()
         self._scheduler.restart()
         self._flights.clear()
         self._live.clear()

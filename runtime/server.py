@@ -45,6 +45,7 @@ def serve(
     port: int,
     *,
     progress: Callable[[str], None] | None = None,
+    trace_out: Path | None = None,
 ) -> None:
     """Serve a plan until interrupted. The port is taken before any worker starts.
 
@@ -53,7 +54,7 @@ def serve(
     say = progress or (lambda message: None)
     with bind(host, port) as listener:
         tokenizer = Tokenizer(weights) if (weights / FILE).is_file() else None
-        with Engine.start(directory, weights, progress=progress) as engine:
+        with Engine.start(directory, weights, progress=progress, trace_out=trace_out) as engine:
             name, where = listener.getsockname()[:2]
             say(f"serving on http://{name}:{where}/v1")
             config = uvicorn.Config(

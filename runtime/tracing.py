@@ -152,6 +152,17 @@ class Recorder:
             del self._sent[done.number]
             self._rows(done.number, sent, now_s)
 
+    def lost(self) -> None:
+        """The workers are gone, and with them whatever was on its way; who is preempted waits on."""
+        for job in self._jobs.values():
+            phase = self._phases[job.id]
+            end_s = max(phase.since_s, phase.last_s)
+            self._leave(job.id, end_s)
+            if job.preemptions > phase.preemptions:
+                self._phases[job.id] = _Phase("preempted", end_s, job.preemptions)
+        self._jobs.clear()
+        self._sent.clear()
+
     def station(
         self, number: int, stage: int, group: int, begin_s: float, end_s: float, *, link: bool
     ) -> None:

@@ -93,7 +93,6 @@ class Simulation:
         plan = manifest.plan
         self.manifest, self.asked, self.surveyed = manifest, asked, surveyed
         self._traffic = traffic
-        self._recorder = recorder
         self._clock = Clock()
         self._stations = Stations(plan, cost, self._clock, recorder)
         predicted = PlanCost(cost)
@@ -102,7 +101,7 @@ class Simulation:
         self._scheduler = Scheduler(
             plan, predicted, manifest.workload, policy, _packing(asked, manifest)
         )
-        self._flights = Flights(manifest, self._scheduler, self, Stats())
+        self._flights = Flights(manifest, self._scheduler, self, Stats(), recorder)
         self._machine = Machine.of(manifest)
         self._collector = Collector(self._machine, Idle(plan, predicted))
 
@@ -130,10 +129,7 @@ class Simulation:
             else:
                 break
             while stations.next_s == clock.now_s:
-                done = stations.pop()
-                if self._recorder is not None:
-                    self._recorder.done(done, clock.now_s)
-                flights.settle(done, clock.now_s)
+                flights.settle(stations.pop(), clock.now_s)
             while coming is not None and coming.submitted_s <= clock.now_s:
                 flights.accept(coming)
                 coming = next(handles, None)
@@ -150,8 +146,6 @@ class Simulation:
     def send(self, number: int, micro_batch: MicroBatch, handles: Mapping[int, Handle]) -> None:
         """For `Flights`: a micro-batch sets out."""
         self._collector.sent(micro_batch, self._clock.now_s)
-        if self._recorder is not None:
-            self._recorder.sent(number, micro_batch, self._clock.now_s)
         self._stations.send(number, micro_batch, handles)
 
     @property
