@@ -39,6 +39,7 @@ from .options import (
     weights_option,
 )
 from .replaying import replay
+from .simulating import simulate
 from .units import format_bytes
 
 
@@ -425,3 +426,4 @@ def init_model(model: str, directory: Path, seed: int, max_shard_size: int, as_j
 cli.add_command(show)
 cli.add_command(export)
 cli.add_command(replay)
+cli.add_command(simulate)

@@ -73,6 +73,16 @@ def loaded_by(*arguments: str) -> set[str]:
     return set(names)
 
 
+def test_simulating_loads_no_torch(tmp_path: Path) -> None:
+    promise = ("--context", "16K", "--ttft", "1h", "--tbt", "10s", "--no-calibrate")
+    where = ("--cluster", "local", "--gpus", "1", "-o", str(tmp_path / "plan"))
+    loaded_by("plan", "tiny-llama", *promise, *where)
+    loaded = loaded_by(
+        "simulate", str(tmp_path / "plan"), "--workload", "sharegpt", "--duration", "20s"
+    )
+    assert not loaded & {"torch", "zmq", "sympy", "networkx", "scipy", "jinja2", "transformers"}
+
+
 def test_help_loads_next_to_nothing() -> None:
     heavy = {"torch", "numpy", "sympy", "networkx", "scipy", "jinja2", "rich", "transformers"}
     assert not loaded_by("--help") & heavy

@@ -7,6 +7,29 @@ from pathlib import Path
 import pytest
 from mnemoc.cli import main
 
+MANY_MACHINES = """
+name = "many"
+device = "CPU core"
+target = "cpu"
+nodes = { value = 16, unit = "nodes", source = "made up" }
+devices_per_node = { value = 8, unit = "devices", source = "made up" }
+peak.float32 = { value = 50, unit = "GFLOP/s", source = "made up" }
+memory.bandwidth = { value = 10, unit = "GB/s", source = "made up" }
+memory.capacity = { value = 4, unit = "GB", source = "made up" }
+memory.reserve = { value = 0.5, unit = "GB", source = "made up" }
+efficiency.link = { value = 1.0, unit = "1", source = "made up" }
+efficiency.matmul = { value = 0.8, unit = "1", source = "made up" }
+efficiency.attention_prefill = { value = 0.6, unit = "1", source = "made up" }
+efficiency.attention_decode = { value = 0.8, unit = "1", source = "made up" }
+efficiency.memory = { value = 0.8, unit = "1", source = "made up" }
+overhead.launch = { value = 5, unit = "us", source = "made up" }
+overhead.iteration = { value = 300, unit = "us", source = "made up" }
+links.intra.latency = { value = 400, unit = "us", source = "made up" }
+links.intra.bandwidth = { value = 1, unit = "GB/s", source = "made up" }
+links.inter.latency = { value = 400, unit = "us", source = "made up" }
+links.inter.bandwidth = { value = 1, unit = "GB/s", source = "made up" }
+"""
+
 
 @dataclass(frozen=True)
 class Ran:
@@ -26,6 +49,14 @@ class Ran:
 
 
 Mnemoc = Callable[..., Ran]
+
+
+@pytest.fixture(scope="session")
+def many_machines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a cluster that nobody has."""
+    file = tmp_path_factory.mktemp("machines") / "many.toml"
+    file.write_text(MANY_MACHINES)
+    return file
 
 
 @pytest.fixture

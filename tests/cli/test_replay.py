@@ -8,38 +8,15 @@ from typing import Any
 
 import pytest
 
-CLUSTER = """
-name = "many"
-device = "CPU core"
-target = "cpu"
-nodes = { value = 16, unit = "nodes", source = "made up" }
-devices_per_node = { value = 8, unit = "devices", source = "made up" }
-peak.float32 = { value = 50, unit = "GFLOP/s", source = "made up" }
-memory.bandwidth = { value = 10, unit = "GB/s", source = "made up" }
-memory.capacity = { value = 4, unit = "GB", source = "made up" }
-memory.reserve = { value = 0.5, unit = "GB", source = "made up" }
-efficiency.link = { value = 1.0, unit = "1", source = "made up" }
-efficiency.matmul = { value = 0.8, unit = "1", source = "made up" }
-efficiency.attention_prefill = { value = 0.6, unit = "1", source = "made up" }
-efficiency.attention_decode = { value = 0.8, unit = "1", source = "made up" }
-efficiency.memory = { value = 0.8, unit = "1", source = "made up" }
-overhead.launch = { value = 5, unit = "us", source = "made up" }
-overhead.iteration = { value = 300, unit = "us", source = "made up" }
-links.intra.latency = { value = 400, unit = "us", source = "made up" }
-links.intra.bandwidth = { value = 1, unit = "GB/s", source = "made up" }
-links.inter.latency = { value = 400, unit = "us", source = "made up" }
-links.inter.bandwidth = { value = 1, unit = "GB/s", source = "made up" }
-"""
 PROMISE = ("--context", "64K", "--output-tokens", "16", "--ttft", "1h", "--tbt", "10s")
 PINNED = ("--gpus", "32", "--layout", "tp=2,spp=4,kvp=4,ffn=repeated,stripe=2K")
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plan(tmp_path_factory: pytest.TempPathFactory, many_machines: Path) -> Path:
     """A plan for 32 workers on 4 machines."""
     folder = tmp_path_factory.mktemp("many")
-    (folder / "many.toml").write_text(CLUSTER)
-    command = ("plan", "tiny-llama", "--cluster", "many.toml", *PROMISE, *PINNED, "-o", "plan")
+    command = ("plan", "tiny-llama", "--cluster", many_machines, *PROMISE, *PINNED, "-o", "plan")
     words = [sys.executable, "-m", "mnemoc", *command]
     subprocess.run(words, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     return folder / "plan"

@@ -1,0 +1,31 @@
+"""The engine without machines: the same scheduler on a virtual clock, fed by traces or invented traffic."""
+
+from __future__ import annotations
+
+from .capacity import Question, find_capacity
+from .engine import ENGINES, Asked, Simulation
+from .result import Capacity, ClassResult, Result, Spread
+from .traces import Trace
+from .traffic import Arrival, Limits, Survey, Traffic, survey
+from .workload import Workload, load_workload, shipped
+
+__all__ = [
+    "ENGINES",
+    "Arrival",
+    "Asked",
+    "Capacity",
+    "ClassResult",
+    "Limits",
+    "Question",
+    "Result",
+    "Simulation",
+    "Spread",
+    "Survey",
+    "Trace",
+    "Traffic",
+    "Workload",
+    "find_capacity",
+    "load_workload",
+    "shipped",
+    "survey",
+]
