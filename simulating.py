@@ -43,7 +43,9 @@ if TYPE_CHECKING:
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the workload.")
 @click.option("--skip-unservable", is_flag=True, help="Leave out requests that can never fit.")
-@click.option("--capacity", is_flag=True, help="Search the highest rate at which 99 % keep promises.")
+@click.option(
+    "--capacity", is_flag=True, help="Search the highest rate at which 99 % keep promises."
+)
 @click.option("--perfetto", type=folder, metavar="FILE", help="Write a trace: .json or .json.gz.")
 @json_flag
 def simulate(
