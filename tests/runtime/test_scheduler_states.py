@@ -197,7 +197,8 @@ class Serving(RuleBasedStateMachine):
         assert len(micro_batch.decodes) <= self.plan.max_batch
         assert micro_batch.tokens <= self.plan.max_rows
         for load in micro_batch.loads.values():
-            assert load.R <= self.plan.max_batch + 1
+            rows_with_logits = load.R
+            assert rows_with_logits <= self.plan.max_batch + 1
         for sid in micro_batch.decodes:
             asked = self.tables[sid][0]
             assert self.held[sid] == asked.prompt + asked.job.tokens - 1, "the newest token is read"
