@@ -35,15 +35,20 @@ def _told(change: Change, handles: Mapping[int, Handle]) -> WorkersChange:
         return change
     handle, generated = handles[change.sid], change.generated
     request = handle.request
-    tokens = request.prompt_ids
+    tokens, logits = request.prompt_ids, request.logits
     if generated:
         tokens = list(itertools.chain(tokens, handle.tokens[:generated]))
+    if change.job.preemptions and logits not in ("none", "last"):  # all rows come once more
+        handle.logits_bytes.clear()
+        if isinstance(logits, tuple):
+            first = len(request.prompt_ids) - 1
+            logits = (*logits, *range(first, first + generated))
     return Admission(
         change.sid,
         change.home,
         change.job.kv_tokens,
         request.sampling,
-        request.logits,
+        logits,
         tokens,
         generated,
         change.cached,

@@ -66,13 +66,15 @@ def test_requests_that_wait_for_pages_survive_a_restart(
 ) -> None:
     model = models("llama")
     with Engine.start(plans(model, num_pages=60), model, nursery=nursery) as engine:
-        running, waiting = engine.submit(FOREVER), engine.submit(Request((5, 6), 100))
+        running = engine.submit(FOREVER)
         next(iter(running))
+        waiting = engine.submit(Request((5,) * 950, 10, Sampling(ignore_eos=True)))
+        assert until(lambda: engine.num_waiting == 1)
         assert (engine.num_running, engine.num_waiting) == (1, 1)
         os.kill(workers_of(nursery)[0].pid, signal.SIGKILL)
         with pytest.raises(RuntimeFault):
             running.result()
-        assert len(waiting.result().tokens) == 100
+        assert len(waiting.result().tokens) == 10
 
 
 def test_the_death_of_the_workers_parent_is_survived_too(

@@ -40,7 +40,7 @@ PLAN = Plan(
     num_pages=100,
     stripe_tokens=1000,
     max_batch=4,
-    max_rows=1024,
+    max_rows=54,
     predicted=Prediction(1.0, 1.0, 1.0, {}, {}),
     memory=Memory(0, 0, 0, 0, 0, 0, 0, ""),
     optimality=Optimality("gpus", 1.0, 1.0, 0.0),
@@ -71,16 +71,18 @@ def rows(scheduler: Scheduler, now_s: float = 0.0) -> dict[int, int]:
     return {scheduler.running[chunk.sid].id: chunk.rows for chunk in chunks}
 
 
-def decode(scheduler: Scheduler, prompts: Sequence[int], new: int = 10) -> list[Job]:
-    """Requests (numbered from 100) that have their first token, and wait for the next."""
-    jobs = [scheduler.add(100 + i, n, n + new - 1, 0.0) for i, n in enumerate(prompts)]
+def decode(
+    scheduler: Scheduler, prompts: Sequence[int], new: int = 10, first: int = 100
+) -> list[Job]:
+    """Requests that have their first token, and wait for the next."""
+    jobs = [scheduler.add(first + i, n, n + new - 1, 0.0) for i, n in enumerate(prompts)]
     while any(job.processed < job.prompt for job in jobs):
         micro_batch = step(scheduler)
         going_on = [chunk.sid for chunk in micro_batch.chunks if chunk.ends]
         for job in jobs:
             if job.sid in going_on:
                 job.tokens, job.first_token_s = 1, 0.0
-        scheduler.settled(micro_batch, going_on)
+        scheduler.settled(micro_batch, [*micro_batch.decodes, *going_on])
     return jobs
 
 
@@ -107,8 +109,9 @@ def test_a_decode_waits_for_its_token_and_goes_before_prefills() -> None:
 
 def test_at_most_max_batch_decode_together_and_the_others_come_next() -> None:
     scheduler = make()
-    decode(scheduler, [1] * 6)
-    assert [step(scheduler).decodes for _ in range(2)] == [(0, 1, 2, 3), (4, 5)]
+    decode(scheduler, [1] * 3)
+    decode(scheduler, [1] * 3, first=103)
+    assert [len(step(scheduler).decodes) for _ in range(2)] == [4, 2]
 
 
 def test_only_one_long_prompt_is_in_a_batch_but_short_ones_join_it() -> None:
@@ -147,7 +150,7 @@ def test_a_request_may_promise_its_client_more_than_the_plan_does() -> None:
 def test_short_prompts_share_a_micro_batch_as_far_as_promise_and_memory_go(
     tbt_s: float, together: int
 ) -> None:
-    """30 rows take about 60 ms in two stages; the plan has memory for its largest chunk, 50 rows."""
+    """30 rows take about 60 ms in two stages; the plan has memory for 54."""
     scheduler = make(tbt_s=tbt_s)
     for id in range(4):
         scheduler.add(id, 15, 15, now_s=0.0)

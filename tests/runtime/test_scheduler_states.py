@@ -42,7 +42,7 @@ PLAN = Plan(
     num_pages=PAGES,
     stripe_tokens=CONTEXT,
     max_batch=4,
-    max_rows=1024,
+    max_rows=28,
     predicted=Prediction(1.0, 1.0, 1.0, {}, {}),
     memory=Memory(0, 0, 0, 0, 0, 0, 0, ""),
     optimality=Optimality("gpus", 1.0, 1.0, 0.0),
@@ -195,6 +195,10 @@ class Serving(RuleBasedStateMachine):
         for change in micro_batch.changes:
             self.apply(change)
         assert len(micro_batch.decodes) <= self.plan.max_batch
+        assert micro_batch.tokens <= self.plan.max_rows
+        for load in micro_batch.loads.values():
+            rows_with_logits = load.R
+            assert rows_with_logits <= self.plan.max_batch + 1
         for sid in micro_batch.decodes:
             asked = self.tables[sid][0]
             assert self.held[sid] == asked.prompt + asked.job.tokens - 1, "the newest token is read"

@@ -327,7 +327,7 @@ def test_the_client_library_raises_its_own_errors(served: Served) -> None:
 
 
 def test_while_a_prompt_prefills_the_stream_tells_how_far_it_is(served: Served) -> None:
-    body = {"prompt": [1] * 600, "max_tokens": 2, "stream": True, "ignore_eos": True}
+    body = {"prompt": [9] * 600, "max_tokens": 2, "stream": True, "ignore_eos": True}
     text = httpx.post(f"{served.url}/v1/completions", json=body).text
     comments = [line for line in text.splitlines() if line.startswith(":")]
     assert comments[0].startswith(": prefill 48/600, ")
