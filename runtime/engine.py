@@ -104,7 +104,7 @@ class Engine:
         workers = Workers(Path(directory), Path(weights), plan.gpus, nursery)
         try:
             if trace_out is not None:
-                recorder = Recorder.open(trace_out, plan.layout)
+                recorder = Recorder.open(trace_out, plan.layout, now_s())
             say("loading weights")
             workers.spawn()
             while not workers.up:

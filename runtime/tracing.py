@@ -65,23 +65,23 @@ class Recorder:
     _aside: Path
     _raw: IO[bytes]
     _packed: gzip.GzipFile | None
+    _origin_s: float
     _events: list[str] = field(default_factory=list)
     _sent: dict[int, _Sent] = field(default_factory=dict)
     _jobs: dict[int, Job] = field(default_factory=dict)  # by sid
     _phases: dict[int, _Phase] = field(default_factory=dict)  # by request
     _begun: bool = False
-    _origin_s: float | None = None
 
     @classmethod
-    def open(cls, path: Path, layout: Layout) -> Recorder:
-        """BadInput if nothing can be written there."""
+    def open(cls, path: Path, layout: Layout, origin_s: float = 0.0) -> Recorder:
+        """origin_s: when time begins, on the engine's clock. BadInput if nothing can be written there."""
         try:
             number, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         except OSError as error:
             raise BadInput(f"cannot write: {error.strerror}", where=path) from error
         raw = os.fdopen(number, "wb")
         packed = gzip.GzipFile("", "wb", 1, raw, mtime=0) if path.suffix == ".gz" else None
-        recorder = cls(path, layout, Path(aside), raw, packed)
+        recorder = cls(path, layout, Path(aside), raw, packed, origin_s)
         recorder._name_tracks()
         return recorder
 
@@ -121,8 +121,6 @@ class Recorder:
 
     def sent(self, number: int, micro_batch: MicroBatch, now_s: float) -> None:
         """A micro-batch sets out."""
-        if self._origin_s is None:
-            self._origin_s = now_s
         for change in micro_batch.changes:
             if isinstance(change, Admitted):
                 self._admitted(change, now_s)
@@ -243,7 +241,7 @@ class Recorder:
         self._event("e", pid, name, max(begin_s, end_s), id=str(id), cat=cat)
 
     def _event(self, phase: str, pid: int, name: str, at_s: float, **more: object) -> None:
-        stamp = round((at_s - (self._origin_s or 0.0)) * 1e6, 3)
+        stamp = round((at_s - self._origin_s) * 1e6, 3)
         event = {"ph": phase, "pid": pid, "tid": 0, "ts": stamp, "name": name, **more}
         self._events.append(json.dumps(event))
         if len(self._events) >= BUFFERED:
@@ -261,9 +259,10 @@ class Recorder:
         return 1 + (stage + (self.layout.spp if link else 0)) * self.layout.kvp + group
 
     def _name_tracks(self) -> None:
+        at_s = self._origin_s
         for pid, title in TITLES.items():
-            self._event("M", pid, "process_name", 0.0, args={"name": title})
-            self._event("M", pid, "process_sort_index", 0.0, args={"sort_index": pid})
+            self._event("M", pid, "process_name", at_s, args={"name": title})
+            self._event("M", pid, "process_sort_index", at_s, args={"sort_index": pid})
         stages, groups = range(self.layout.spp), range(self.layout.kvp)
         for link, stage, group in itertools.product((False, True), stages, groups):
             if link and stage == self.layout.spp - 1:
@@ -271,5 +270,5 @@ class Recorder:
             name = f"link behind stage {stage}" if link else f"stage {stage}"
             name += f", group {group}" if self.layout.kvp > 1 else ""
             tid = self._track(stage, group, link=link)
-            self._event("M", RANKS, "thread_name", 0.0, tid=tid, args={"name": name})
-            self._event("M", RANKS, "thread_sort_index", 0.0, tid=tid, args={"sort_index": tid})
+            self._event("M", RANKS, "thread_name", at_s, tid=tid, args={"name": name})
+            self._event("M", RANKS, "thread_sort_index", at_s, tid=tid, args={"sort_index": tid})

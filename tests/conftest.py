@@ -1,7 +1,11 @@
 """What all tests share: which mnemoc is under test, offline, and hypothesis without a stopwatch."""
 
+import gzip
+import itertools
+import json
 import os
 import signal
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +48,62 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(), f"{path} differs: --rewrite-goldens, then read the diff"
 
     return check
+
+
+Events = list[dict[str, Any]]
+
+
+@pytest.fixture
+def read_trace() -> Callable[[Path], Events]:
+    """read_trace(path) → the events of a file for Perfetto, which keep the format's rules."""
+
+    def read(path: Path) -> Events:
+        raw = path.read_bytes()
+        body = json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
+        assert body.keys() == {"displayTimeUnit", "traceEvents"}
+        return _check_trace(body["traceEvents"])
+
+    return read
+
+
+def _check_trace(events: Events) -> Events:
+    """The rules of the Trace Event Format, as far as these phases go."""
+    begun: dict[Any, list[float]] = defaultdict(list)
+    slices: dict[Any, list[tuple[float, float]]] = defaultdict(list)
+    flows: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for event in events:
+        assert {"ph", "pid", "tid", "ts", "name"} <= event.keys()
+        assert isinstance(event["ts"], (int, float)) and event["ts"] >= 0
+        assert isinstance(event["pid"], int) and isinstance(event["tid"], int)
+        key = (event["pid"], event.get("cat"), event.get("id"))
+        match event["ph"]:
+            case "X":
+                assert event["dur"] >= 0
+                slices[event["pid"], event["tid"]].append((event["ts"], event["dur"]))
+            case "b":
+                begun[key].append(event["ts"])
+            case "e":
+                assert begun[key].pop() <= event["ts"]
+            case "n":
+                assert event["cat"] and event["id"]
+            case "s" | "t" | "f":
+                flows[event["cat"], event["id"]].append(event)
+            case "M":
+                assert event["args"].keys() <= {"name", "sort_index"}
+            case other:
+                pytest.fail(f"a phase that nobody writes: {other}")
+    assert not any(begun.values()), "what begins ends"
+    for track in slices.values():
+        track.sort()
+        for (start, length), (after, _) in itertools.pairwise(track):
+            assert start + length <= after + 0.01, "slices of a track do not overlap"
+    starts = {name: {start for start, _ in track} for name, track in slices.items()}
+    for arrow in flows.values():
+        assert arrow[0]["ph"] == "s" and arrow[-1]["ph"] == "f"
+        assert all(event["ph"] == "t" for event in arrow[1:-1])
+        for event in arrow:
+            assert event["ts"] in starts[event["pid"], event["tid"]], "arrows tie slices"
+    return events
 
 
 @pytest.fixture

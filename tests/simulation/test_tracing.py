@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
-import json
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,62 +18,33 @@ from .conftest import make_cost, make_manifest
 from .test_simulation import LAYOUTS, Listed, mixed
 
 Events = list[dict[str, Any]]
+Read = Callable[[Path], Events]
+Recorded = Callable[[Path, list[Arrival], Manifest], Events]
 
 
-def recorded(path: Path, requests: list[Arrival], manifest: Manifest) -> Events:
+@pytest.fixture
+def recorded(read_trace: Read) -> Recorded:
+    """recorded(path, requests, manifest) → the events of a simulation, which keep the format's rules."""
+
+    def simulate(path: Path, requests: list[Arrival], manifest: Manifest) -> Events:
+        _simulate(path, requests, manifest)
+        return read_trace(path)
+
+    return simulate
+
+
+def _simulate(path: Path, requests: list[Arrival], manifest: Manifest) -> None:
     traffic, layout = Listed(tuple(requests)), manifest.plan.layout
     surveyed = survey(traffic, Limits.of(manifest), skip=False)
     with Recorder.open(path, layout) as recorder:
         cost = make_cost(layout.spp)
         Simulation(manifest, cost, traffic, surveyed, Asked(), recorder).run()
-    raw = path.read_bytes()
-    body = json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
-    assert body.keys() == {"displayTimeUnit", "traceEvents"}
-    return check(body["traceEvents"])
-
-
-def check(events: Events) -> Events:
-    """The rules of the Trace Event Format, as far as these phases go."""
-    begun: dict[Any, list[float]] = defaultdict(list)
-    slices: dict[Any, list[tuple[float, float]]] = defaultdict(list)
-    flows: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for event in events:
-        assert {"ph", "pid", "tid", "ts", "name"} <= event.keys()
-        assert isinstance(event["ts"], (int, float)) and event["ts"] >= 0
-        assert isinstance(event["pid"], int) and isinstance(event["tid"], int)
-        key = (event["pid"], event.get("cat"), event.get("id"))
-        match event["ph"]:
-            case "X":
-                assert event["dur"] >= 0
-                slices[event["pid"], event["tid"]].append((event["ts"], event["dur"]))
-            case "b":
-                begun[key].append(event["ts"])
-            case "e":
-                assert begun[key].pop() <= event["ts"]
-            case "n":
-                assert event["cat"] and event["id"]
-            case "s" | "t" | "f":
-                flows[event["cat"], event["id"]].append(event)
-            case "M":
-                assert event["args"].keys() <= {"name", "sort_index"}
-            case other:
-                pytest.fail(f"a phase that nobody writes: {other}")
-    assert not any(begun.values()), "what begins ends"
-    for track in slices.values():
-        track.sort()
-        for (start, length), (after, _) in itertools.pairwise(track):
-            assert start + length <= after + 0.01, "slices of a track do not overlap"
-    starts = {name: {start for start, _ in track} for name, track in slices.items()}
-    for arrow in flows.values():
-        assert arrow[0]["ph"] == "s" and arrow[-1]["ph"] == "f"
-        assert all(event["ph"] == "t" for event in arrow[1:-1])
-        for event in arrow:
-            assert event["ts"] in starts[event["pid"], event["tid"]], "arrows tie slices"
-    return events
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_simulation_is_recorded_by_the_rules(tmp_path: Path, layout: str) -> None:
+def test_a_simulation_is_recorded_by_the_rules(
+    tmp_path: Path, recorded: Recorded, layout: str
+) -> None:
     manifest = make_manifest(**LAYOUTS[layout])
     events = recorded(tmp_path / "trace.json", mixed(30), manifest)
     spp, kvp = manifest.plan.layout.spp, manifest.plan.layout.kvp
@@ -89,7 +59,9 @@ def test_a_simulation_is_recorded_by_the_rules(tmp_path: Path, layout: str) -> N
     assert list(tmp_path.iterdir()) == [tmp_path / "trace.json"]
 
 
-def test_a_requests_phases_follow_one_another_through_preemption(tmp_path: Path) -> None:
+def test_a_requests_phases_follow_one_another_through_preemption(
+    tmp_path: Path, recorded: Recorded
+) -> None:
     requests = [Arrival(0.01 * i, 300, 200) for i in range(20)]
     events = recorded(tmp_path / "trace.json.gz", requests, make_manifest(num_pages=100))
     spans: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
@@ -104,7 +76,7 @@ def test_a_requests_phases_follow_one_another_through_preemption(tmp_path: Path)
         assert all(a[1] == pytest.approx(b[0], abs=0.01) for a, b in itertools.pairwise(one))
 
 
-def test_chunks_and_decodes_are_all_there(tmp_path: Path) -> None:
+def test_chunks_and_decodes_are_all_there(tmp_path: Path, recorded: Recorded) -> None:
     events = recorded(tmp_path / "t.json", [Arrival(0.0, 1100, 4)], make_manifest())
     rows = [e["name"] for e in events if e["pid"] == 3 and e["ph"] == "b"]
     assert rows[:2] == ["chunk of 100 after 0", "chunk of 100 after 100"]
