@@ -70,6 +70,7 @@ class Recorder:
     _sent: dict[int, _Sent] = field(default_factory=dict)
     _jobs: dict[int, Job] = field(default_factory=dict)  # by sid
     _phases: dict[int, _Phase] = field(default_factory=dict)  # by request
+    _worked_s: dict[int, float] = field(default_factory=dict)  # until when, by group
     _begun: bool = False
 
     @classmethod
@@ -140,7 +141,8 @@ class Recorder:
         title = f"{done.number}, group {done.group}" if self.layout.kvp > 1 else f"{done.number}"
         self._span(MICRO_BATCHES, f"micro-batch {title}", where, sent.at_s, now_s)
         if not sent.stations and done.busy_s > 0:
-            begin_s = max(sent.at_s, now_s - done.busy_s)
+            begin_s = max(sent.at_s, now_s - done.busy_s, self._worked_s.get(done.group, 0.0))
+            self._worked_s[done.group] = now_s  # replies are a little late, and may seem to overlap
             self._work(done.number, self.layout.spp - 1, done.group, begin_s, now_s, link=False)
         for sid, _ in done.tokens:
             job = self._jobs.get(sid)
