@@ -14,7 +14,7 @@ import click
 
 from . import console
 from .errors import BadInput, UsageError
-from .options import duration, folder, json_flag
+from .options import duration, folder, json_flag, policy_option
 from .units import format_count, format_duration
 
 if TYPE_CHECKING:
@@ -27,13 +27,7 @@ if TYPE_CHECKING:
 @click.option("--workload", metavar="NAME|FILE", help="sharegpt, paper-mix or a TOML file.")
 @click.option("--qps", type=float, metavar="RATE", help="Requests per second, whatever it says.")
 @click.option("--duration", callback=duration, metavar="TIME", help="Such as 10min.")
-@click.option(
-    "--policy",
-    default="lars-slack",
-    show_default=True,
-    metavar="NAME",
-    help="Whose prompt goes first.",
-)
+@policy_option
 @click.option(
     "--engine",
     default="medha",
