@@ -16,7 +16,8 @@ class Job:
     id: the request's, for good; sid: of its present admission, −1 while it waits
     prompt: to be prefilled: after a preemption, with what was generated until then (`generated`)
     kv_tokens: cached at most, over its whole life
-    work_s: predicted time to prefill the prompt alone; left_s: what of it is left; long: whether that is much
+    work_s: predicted time to prefill the prompt that came; whole_s: the prompt as it is now; left_s: what of
+        that is left; long: whether it is much
     deadline_s: from arrival, when its first token is due; tbt_s: its promise between tokens
     hashes: of its tokens' pages (`prefix`), of generated ones as they fill; None: it shares nothing
     issued: prompt tokens handed to stage 0; processed: those that have left the last stage
@@ -35,6 +36,7 @@ class Job:
     priority: int
     long: bool
     hashes: list[bytes] | None
+    whole_s: float = 0.0
     sid: int = -1
     home: int = 0
     generated: int = 0
@@ -63,12 +65,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Chunk:
-    """`rows` prompt tokens of an admission, after `start` cached ones; `ends`: the prompt's last."""
+    """`rows` prompt tokens of an admission, after `start` cached ones; `ends`: the prompt's last.
+
+    left_s: predicted time for what then is left of the prompt
+    """
 
     sid: int
     start: int
     rows: int
     ends: bool
+    left_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ A page is free, or belongs to one admission that fills it, or is a *block*: fill
 hash of its tokens and of all before them (`prefix`). Blocks are counted by those who read them; once nobody
 does they are idle, and serve whoever comes with the same prefix until their page is needed. Of idle blocks
 the one idle for longest goes first, and of one request's the last tokens before the first ones, so that
-what is left is a prefix. It goes to a host slot where that is quicker to read back than to compute again.
+what is left is a prefix. It goes to a host slot if somebody has come for it before, or waits to (whom it
+was taken from), and where it is quicker to read back than to compute again.
 
 Tokens lie in shards (`growth`), so a block is one of its request's home group: another request finds it only
 at the same home. The engine alone decides; workers are told of pages, once.
@@ -44,10 +45,10 @@ class PagePool:
         return tuple(runs)
 
     def _take(self, count: int) -> Run:
-        """The smallest free run that holds `count` pages, else the largest one; at most `count`."""
-        sizes = [size for _, size in self._free]
-        enough = [size for size in sizes if size >= count]
-        index = sizes.index(min(enough) if enough else max(sizes))
+        """The first free run that holds `count` pages, else the largest one; at most `count`."""
+        index = next((i for i, run in enumerate(self._free) if run[1] >= count), None)
+        if index is None:
+            index = max(range(len(self._free)), key=lambda i: self._free[i][1])
         start, size = self._free[index]
         taken = min(size, count)
         if taken == size:
@@ -72,11 +73,15 @@ class PagePool:
 
 @dataclass(eq=False, slots=True)
 class Block:
-    """A filled page that can be found again. readers: admissions that hold it; depth: tokens before it."""
+    """A filled page that can be found again. depth: tokens before it; readers: admissions that hold it.
+
+    wanted: whether it was found before, or somebody waits who will want it
+    """
 
     page: int
     depth: int
     readers: int = 1
+    wanted: bool = False
 
 
 @dataclass(eq=False)
@@ -152,14 +157,17 @@ class PageBook:
                 return index
         return len(hashes)
 
-    def fits(self, home: int, tokens: int, hashes: Sequence[bytes] = ()) -> bool:
-        """Whether a request that finds these blocks could have room for `tokens` tokens now."""
+    def fits(self, home: int, tokens: int, hashes: Sequence[bytes] = (), spare: int = 0) -> bool:
+        """Whether a request that finds these blocks could have room for `tokens` tokens now.
+
+        spare: pages that are to be left on each of its groups
+        """
         wanted = self._wanted(home, tokens)
         for number, key in self._keys(home, hashes):
             block = self._groups[number].blocks.get(key)
             if block is not None and block.readers:  # an idle one's page must be had like any other
                 wanted[number] -= 1
-        return all(self.available(number) >= count for number, count in wanted.items())
+        return all(self.available(number) >= count + spare for number, count in wanted.items())
 
     def available(self, group: int) -> int:
         return self._groups[group].available
@@ -192,6 +200,7 @@ class PageBook:
                 if not block.readers:
                     del group.idle[key]
                 block.readers += 1
+                block.wanted = True
         self._read_back(away)
         for index, (number, key) in enumerate(keys):
             shard = self.growth.owner(index * self.page_size)
@@ -246,8 +255,11 @@ class PageBook:
                 group.slots.append(group.host.pop(key))
             held.hashes.append(hashes[index])
 
-    def release(self, sid: int) -> None:
-        """The admission is over: its blocks may become idle, its other pages are free."""
+    def release(self, sid: int, *, returns: bool = False) -> None:
+        """The admission is over: its blocks may become idle, its other pages are free.
+
+        returns: the request was preempted, and will want its blocks again
+        """
         held = self._held.pop(sid)
         self.changes.append(sid)
         shared = [0] * self.growth.kvp
@@ -255,6 +267,7 @@ class PageBook:
             group = self._groups[number]
             block = group.blocks[key]
             block.readers -= 1
+            block.wanted |= returns
             if not block.readers:
                 group.idle[key] = None
             shared[self.growth.owner(block.depth)] += 1
@@ -299,7 +312,7 @@ class PageBook:
         pairs: dict[int, list[tuple[int, int]]] = {}
         for depth, key, number, slot in away:
             page = self._take(number, 1)[0][0]
-            self._groups[number].blocks[key] = Block(page, depth)
+            self._groups[number].blocks[key] = Block(page, depth, wanted=True)
             pairs.setdefault(number, []).append((page, slot))
         for number, copied in pairs.items():
             self._groups[number].slots.extend(slot for _, slot in copied)
@@ -341,7 +354,7 @@ class PageBook:
 
     def _slot(self, group: _Group, block: Block) -> int | None:
         """Where on the host an evicted block goes, if it is worth it; at need in the oldest one's place."""
-        if self.swap_from is None or block.depth < self.swap_from:
+        if self.swap_from is None or block.depth < self.swap_from or not block.wanted:
             return None
         if group.slots:
             return group.slots.pop()

@@ -139,10 +139,10 @@ HASHES = page_hashes(TOKENS, 4)
 
 
 def filled(book: PageBook, sid: int, tokens: int = 40, hashes: list[bytes] = HASHES) -> None:
-    """A request that has come, filled its pages, and gone."""
+    """A request that has come, filled its pages, and gone, to come again."""
     book.admit(sid, 0, tokens)
     book.fill(sid, hashes, tokens)
-    book.release(sid)
+    book.release(sid, returns=True)
     book.changes.clear()
 
 
@@ -196,6 +196,17 @@ def test_what_is_evicted_goes_to_the_host_if_it_is_deep_enough_and_comes_back() 
     (back,) = (change for change in book.changes if isinstance(change, Copies) and not change.out)
     assert sorted(slot for _, slot in back.pairs) == [0, 1, 2]
     assert (book.swapped_out, book.swapped_in) == (5, 3)
+    book.audit()
+
+
+def test_pages_that_nobody_has_come_for_are_not_worth_a_copy() -> None:
+    book = PageBook(ALONE, 10, 4, host_pages=10, swap_from=0)
+    for sid in (0, 1):
+        book.admit(sid, 0, 40, HASHES[: book.found(0, HASHES)] if sid else ())
+        book.fill(sid, HASHES, 20 + 20 * sid)
+        book.release(sid)
+    book.admit(2, 0, 40)
+    assert book.swapped_out == 5, "the first five were found by the second request, the others by none"
     book.audit()
 
 
