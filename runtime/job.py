@@ -22,7 +22,8 @@ class Job:
     hashes: of its tokens' pages (`prefix`), of generated ones as they fill; None: it shares nothing
     issued: prompt tokens handed to stage 0; processed: those that have left the last stage
     cached: tokens whose K/V is stored once everything issued is through; covered: what it has pages for
-    tokens: generated so far; first_token_s: when the first of them came
+    tokens: generated so far; first_token_s: when the first of them came; lent: for how many of them it waited
+        longer than promised, for the sake of a late prompt
     """
 
     id: int
@@ -45,6 +46,7 @@ class Job:
     cached: int = 0
     covered: int = 0
     tokens: int = 0
+    lent: int = 0
     preemptions: int = 0
     started_s: float | None = None
     first_token_s: float | None = None

@@ -2,8 +2,10 @@
 
 For every prompt as many rows as keep the whole micro-batch, with everything that is in it already, within a
 time, by the plan's cost function; beside no decode, no more than the plan's own chunk for that context. The
-time is the TBT promise of the decodes, less MARGIN: less where one of them is behind its promise, and more
-for a prompt that is late already, as long as all of them are ahead of theirs.
+time is the TBT promise of the decodes, less MARGIN: less where one of them is behind its promise. For a
+prompt that is late already it is more, while every decode that runs is so far ahead of its own promise that
+none of its tokens will be late, and has not lent time before for one token in LENT_EACH: so 99 % of the
+times between its tokens are as promised even then.
 
 Prompts come in the policy's order. On a group one long prompt at most is in a micro-batch. Where the policy
 has
@@ -35,6 +37,9 @@ TRIES = 3
 
 MARGIN = 0.1
 """Of the TBT promise: what predictions may be off, and a start for decodes that wait for their first turn."""
+
+LENT_EACH = 128
+"""Tokens of a decode for each that it may wait for longer than promised."""
 
 LEAST_SHARE = 0.5
 """Of the TBT promise, what prompts may use even where decodes are behind it."""
@@ -75,6 +80,7 @@ class Adaptive:
     growth: Growth
     policy: Policy
     tbt_s: float
+    running: Mapping[int, Job]
     alone: bool = False
 
     def pack(
@@ -109,10 +115,21 @@ class Adaptive:
             return self.tbt_s * (1 - MARGIN)
         promise_s = min([job.tbt_s for job in decodes])
         ahead_s = min([job.ahead_s(now_s) for job in decodes])
-        most_s = promise_s * (1 - MARGIN)
-        if ahead_s > promise_s and self.policy.stretch > 1 and first.slack_s(now_s) <= 0:
-            return min(ahead_s, self.policy.stretch * promise_s) * (1 - MARGIN)
-        return max(LEAST_SHARE * promise_s, min(most_s, ahead_s))
+        if self.policy.stretch > 1 and first.slack_s(now_s) <= 0:
+            most_s = self._lent_s(self.policy.stretch * promise_s, now_s)
+            if most_s > promise_s:
+                return most_s
+        return max(LEAST_SHARE * promise_s, min(promise_s * (1 - MARGIN), ahead_s))
+
+    def _lent_s(self, wanted_s: float, now_s: float) -> float:
+        """What all that decode can lend; whoever is in flight waits behind this micro-batch, and crosses
+        too."""
+        lenders = [job for job in self.running.values() if job.issued == job.prompt]
+        if any(job.lent * LENT_EACH >= job.tokens for job in lenders):
+            return 0.0
+        for job in lenders:
+            job.lent += 1
+        return min(wanted_s, min(job.ahead_s(now_s) for job in lenders) / 2)
 
     def fitting(
         self, job: Job, most: int, loads: Mapping[int, Load], allowed_s: float

@@ -85,7 +85,9 @@ class Scheduler:
         self.waiting: dict[int, Job] = {}
         self.running: dict[int, Job] = {}
         self.filled: list[Job] = []
-        self._packing = packing or Adaptive(plan, cost, self.growth, policy, workload.tbt_s)
+        self._packing = packing or Adaptive(
+            plan, cost, self.growth, policy, workload.tbt_s, self.running
+        )
         self._prefilling: dict[int, Job] = {}
         self._ready: dict[int, Job] = {}
         self._sids = itertools.count()
@@ -289,9 +291,11 @@ class Scheduler:
 
     def _spare(self, tokens: int) -> int:
         """Pages on each group that a long prompt of so many tokens leaves free for short ones."""
-        kept = self._kept_tokens - self._short_tokens
-        pages = max(0, kept) // (self.plan.page_size * self.growth.kvp)
-        return min(pages, self.plan.num_pages - max(self.book.needs(tokens))) if self.running else 0
+        if not self.running:
+            return 0
+        page_tokens = self.plan.page_size * self.growth.kvp
+        kept, held = self._kept_tokens // page_tokens, -(-self._short_tokens // page_tokens)
+        return max(0, min(kept, self.plan.num_pages - max(self.book.needs(tokens))) - held)
 
     def _cover(self, job: Job, tokens: int) -> None:
         """The job has pages for so many tokens."""

@@ -206,7 +206,9 @@ def test_pages_that_nobody_has_come_for_are_not_worth_a_copy() -> None:
         book.fill(sid, HASHES, 20 + 20 * sid)
         book.release(sid)
     book.admit(2, 0, 40)
-    assert book.swapped_out == 5, "the first five were found by the second request, the others by none"
+    assert book.swapped_out == 5, (
+        "the first five were found by the second request, the others by none"
+    )
     book.audit()
 
 
