@@ -157,8 +157,17 @@ def _files(
 
     parts = {block: formula.parts for block, formula in planned.formulas.items()}
     host_s = {block: formula.host_s for block, formula in planned.formulas.items()}
-    workload, speeds = planned.workload, planned.cluster.kernels
-    job = Emission(planned.spec, planned.plan, source, module, parts, host_s, workload, speeds)
+    job = Emission(
+        planned.spec,
+        planned.plan,
+        source,
+        module,
+        parts,
+        host_s,
+        planned.workload,
+        planned.cluster.kernels,
+        planned.cluster.tiles,
+    )
     return emit_files(job, progress)
 
 

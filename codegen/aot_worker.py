@@ -94,6 +94,7 @@ def compile_job(job: Mapping[str, Any], arch: str, folder: Path) -> dict[str, An
     ptx, sass = compiled.asm["ptx"], _sass(path)
     return {
         "file": job["file"],
+        "module": job["module"],
         "entry": compiled.metadata.name,
         "warps": warps,
         "registers": registers,

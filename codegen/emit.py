@@ -12,11 +12,14 @@ from ..ir.graph import Module
 from ..ir.model import ModelSpec
 from ..ir.text import print_module
 from ..speeds import KernelSpeeds
+from ..tiles import MeasuredTiles
 from .aot import compile_kernels
 from .cost import render_cost
+from .fitting import refuse_unfit
 from .kernels import FLOAT8, KernelSpec, render_kernels
 from .providers import provide
 from .schedule import render_schedule
+from .tiles import TILES, refreshed
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Emission:
 
     formulas, host_s: what prices each block (see `cost.render_cost`)
     workload, speeds: what the plan is for, and measured speeds of kernels, for the choice of `providers`
+    tiles: what our own are cut by, where that was measured
     """
 
     spec: ModelSpec
@@ -35,12 +39,15 @@ class Emission:
     host_s: Mapping[str, float]
     workload: Workload
     speeds: KernelSpeeds
+    tiles: MeasuredTiles | None = None
 
 
 def emit(job: Emission, progress: Callable[[str], None] = lambda message: None) -> dict[str, bytes]:
-    """Every file of the artifact but its manifest, by relative path."""
+    """Every file of the artifact but its manifest, by relative path. BadInput: a tile does not fit."""
     kernels_of = kernel_spec(job.spec, job.plan)
-    kernels = render_kernels(kernels_of)
+    arch = job.plan.target.partition(":")[2]
+    tiles = refreshed(arch, job.tiles) if arch in TILES else None  # rendering refuses other GPUs
+    kernels = render_kernels(kernels_of, tiles)
     provided = provide(kernels_of, job.plan, job.workload, job.speeds)
     kernels |= {path: text for path, text in provided.items() if path in kernels}
     texts = {
@@ -53,7 +60,9 @@ def emit(job: Emission, progress: Callable[[str], None] = lambda message: None) 
     }
     files = {path: text.encode() for path, text in texts.items()}
     if job.plan.target.startswith("cuda"):
-        files |= compile_kernels(kernels_of, kernels, progress)
+        compiled = compile_kernels(kernels_of, kernels, progress)
+        refuse_unfit(compiled, kernels_of, job.tiles)
+        files |= compiled
     return files
 
 
