@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from ..ir.model import ModelSpec
 from ..ir.text import print_module
 from ..speeds import KernelSpeeds
 from ..tiles import MeasuredTiles
-from .aot import compile_kernels
+from .aot import REPORT, compile_kernels
 from .cost import render_cost
 from .fitting import refuse_unfit
 from .kernels import FLOAT8, KernelSpec, render_kernels
@@ -61,7 +62,8 @@ def emit(job: Emission, progress: Callable[[str], None] = lambda message: None) 
     files = {path: text.encode() for path, text in texts.items()}
     if job.plan.target.startswith("cuda"):
         compiled = compile_kernels(kernels_of, kernels, progress)
-        refuse_unfit(compiled, kernels_of, job.tiles)
+        if job.tiles is not None:
+            refuse_unfit(json.loads(compiled[REPORT])["kernels"], kernels_of, job.tiles)
         files |= compiled
     return files
 

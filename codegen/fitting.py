@@ -5,24 +5,23 @@ codegen's own tables are held to the same by its tests.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from ..errors import BadInput
 from ..tiles import ATTENTION, PIECES, WHOLE_ROWS, Cut, MeasuredTiles, Tile
-from .aot import REPORT
 from .kernels import KernelSpec
 
 
 def refuse_unfit(
-    files: Mapping[str, bytes], spec: KernelSpec, measured: MeasuredTiles | None
+    kernels: Iterable[Mapping[str, Any]], spec: KernelSpec, measured: MeasuredTiles
 ) -> None:
     """BadInput if a kernel that a measured tile went into spills, or fits a multiprocessor too few times.
 
-    files: what `compile_kernels` gave
+    kernels: what the report of compiling says of each
     """
-    used = dict(_used(spec, measured)) if measured is not None else {}
-    for kernel in json.loads(files[REPORT])["kernels"] if used else ():
+    used = dict(_used(spec, measured))
+    for kernel in kernels:
         module = kernel["module"].rpartition(".")[2]
         if module in used and (why := _why(kernel, used[module][1])):
             width, tile = used[module]
@@ -52,7 +51,7 @@ def _used(
             yield module, (widths[module], cut)
 
 
-def _why(kernel: Mapping[str, int], tile: Tile | Cut) -> str | None:
+def _why(kernel: Mapping[str, Any], tile: Tile | Cut) -> str | None:
     """Why a compiled kernel does not fit; None if it does."""
     if kernel["spill_bytes"]:
         return f"spills {kernel['spill_bytes']} bytes of registers a thread"

@@ -57,6 +57,15 @@ class Tiles:
         """With a cut of rows of some width in place of any other."""
         return replace(self, rows={**self.rows, module: {**self.rows.get(module, {}), width: cut}})
 
+    def refreshed(self, measured: MeasuredTiles) -> Tiles:
+        """With what was measured before what was derived."""
+        tiles = self
+        for kernel, by_dim in measured.attention.items():
+            for head_dim, tile in by_dim.items():
+                if head_dim <= max(tiles.attention(kernel)):  # no kernel serves larger ones
+                    tiles = tiles.with_tile(kernel, head_dim, tile)
+        return replace(tiles, rows={**tiles.rows, **measured.rows})
+
 
 # What limits a prefill tile are the accumulators of scores and outputs, which a warp holds in registers:
 # larger ones spill (the tests compile every entry). Decode wants bytes in flight: stages × programs.
@@ -98,12 +107,7 @@ TILES: Mapping[str, Tiles] = {
 
 
 def refreshed(arch: str, measured: MeasuredTiles | None) -> Tiles:
-    """An architecture's table, what was measured before what was derived. KeyError: there is none."""
-    tiles = TILES[arch]
+    """An architecture's table, refreshed by what was measured on it. KeyError: there is none."""
     if measured is None or measured.arch != arch:
-        return tiles
-    for kernel, by_dim in measured.attention.items():
-        for head_dim, tile in by_dim.items():
-            if head_dim <= max(tiles.attention(kernel)):  # no kernel serves larger ones
-                tiles = tiles.with_tile(kernel, head_dim, tile)
-    return replace(tiles, rows=measured.rows)
+        return TILES[arch]
+    return TILES[arch].refreshed(measured)

@@ -41,7 +41,9 @@ def _calibrated(setup: Setup) -> list[Figures]:
         memory = setup.device.machine.memory_bytes << 4
         cluster = calibration_gpu.write(path, "dgx-h100", "rehearsal", memory, measured)
     else:
-        _, cluster = calibration_gpu.calibrate_gpu(path, quick=setup.sizes.quick)
+        _, cluster = calibration_gpu.calibrate_gpu(
+            path, quick=setup.sizes.quick, tiles=setup.measured
+        )
     shipped = load_cluster(cluster.name)
     numbers = [
         {"figure": key, "unit": now.unit, "measured": now.value, "shipped": shipped[key]}
