@@ -217,13 +217,14 @@ def measure_speeds(
     heads = spec.num_heads, spec.num_kv_heads, spec.head_dim
     figures: dict[str, Figure] = {}
     with torch.inference_mode():
-        paged = Paged(*heads, points.tokens, device, getattr(torch, spec.dtype))
         for op in OPS:
             others = {name: Kernel(*served) for name, served in installed(op, spec).items()}
             if not others:
                 continue
-            all_ = {OURS: Kernel(ours[op], spec.page_size), **others}
-            found = measure(op, all_, OURS, paged, points, race)
+            kernels = {OURS: Kernel(ours[op], spec.page_size), **others}
+            room = points.tokens(max(kernel.page for kernel in kernels.values()))
+            paged = Paged(*heads, room, device, getattr(torch, spec.dtype))
+            found = measure(op, kernels, OURS, paged, points, race)
             unit = next(iter(SPEED_UNITS[op]))
             left_out = "".join(f"; {name} left out: {why}" for name, why in found.refused.items())
             for name, speeds in found.points.items():

@@ -20,7 +20,7 @@ from triton.errors import TritonError
 from .codegen.kernels import KernelSpec, render_kernels
 from .codegen.tiles import Tiles
 from .codegen.tuning import Candidate, best, fits, neighbours, specialised, today, with_candidate
-from .runtime.attending import Paged, Run
+from .runtime.attending import Paged, Run, pages_of
 from .runtime.loader import ArtifactModules
 from .runtime.rowing import Rows, RowShape
 from .tiles import ATTENTION, MeasuredTiles
@@ -168,16 +168,16 @@ class Search:
         """Room for the longest that heads of a kind are tried on."""
         key = shape.heads, shape.kv_heads
         if key not in self._paged:
+            page = self.spec.page_size
             own = [
-                sum(one.lengths)
+                pages_of(one.lengths, page)
                 for shapes in self.sizes.attention.values()
                 for one in shapes
                 if (one.heads, one.kv_heads) == key
             ]
             token = 2 * shape.kv_heads * self.spec.head_dim * self.dtype.itemsize
-            tokens = max(*own, self.sizes.cold // token)
-            whole = -(-tokens // self.spec.page_size) * self.spec.page_size
-            self._paged[key] = Paged(*key, self.spec.head_dim, whole, self.device, self.dtype)
+            tokens = page * max(*own, self.sizes.cold // (token * page))
+            self._paged[key] = Paged(*key, self.spec.head_dim, tokens, self.device, self.dtype)
         return self._paged[key]
 
     # --------------------------------------------------------------------------------------- rows

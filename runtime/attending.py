@@ -20,6 +20,11 @@ def copies(size: float, cold: int) -> int:
     return max(1, min(MOST_CALLS, math.ceil(cold / size)))
 
 
+def pages_of(lengths: Sequence[int], page: int) -> int:
+    """Pages that requests of these lengths take."""
+    return sum(-(-length // page) for length in lengths)
+
+
 class Paged:
     """K and V of one rank, [KV heads, pages, page, head dim] each, of room for so many tokens."""
 
@@ -45,10 +50,6 @@ class Paged:
 
     def queries(self, rows: int) -> torch.Tensor:
         return torch.randn(rows, self.heads, self.dim, dtype=self.dtype, device=self.device)
-
-    def holds(self, lengths: Sequence[int], page: int) -> bool:
-        """Whether there is room for requests of these lengths at a time."""
-        return _pages(lengths, page) * page <= self.tokens
 
     def call(
         self,
@@ -92,12 +93,8 @@ class Paged:
         self, module: ModuleType, name: str, rows: int, lengths: Sequence[int], page: int, cold: int
     ) -> list[Run]:
         """The same on as many inputs as no cache of so many bytes holds, and as there is room for."""
-        pages = _pages(lengths, page)
+        pages = pages_of(lengths, page)
         room = self.tokens // page // pages
         count = min(copies(sum(lengths) * self.token_bytes, cold), room)
         q = self.queries(rows * len(lengths))
         return [self.call(module, name, q, lengths, page, i * pages)[0] for i in range(count)]
-
-
-def _pages(lengths: Sequence[int], page: int) -> int:
-    return sum(-(-length // page) for length in lengths)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
-from .attending import Paged, Run
+from .attending import Paged, Run, pages_of
 from .clocks import Race
 
 AGREES = 2e-2
@@ -29,10 +29,10 @@ class Points:
     decode: tuple[tuple[int, int], ...]
     cold: int
 
-    @property
-    def tokens(self) -> int:
-        """That a cache must hold for all of them."""
-        return max(*(keys for _, keys in self.prefill), *(n * keys for n, keys in self.decode))
+    def tokens(self, page: int) -> int:
+        """That a cache of such pages must hold for each of them."""
+        requests = [*((1, keys) for _, keys in self.prefill), *self.decode]
+        return page * max(count * pages_of([keys], page) for count, keys in requests)
 
 
 K = 1 << 10
