@@ -9,30 +9,27 @@ keeps: those figures stay as the shipped file of such nodes has them, with the s
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from .calibration import Steps, rising
-from .errors import BadInput, RuntimeFault
-from .tiles import MeasuredTiles
+from .errors import BadInput
 
 if TYPE_CHECKING:
     import torch
 
+    from .calibration_kernels import Figure
     from .codegen.kernels import KernelSpec
     from .codegen.tiles import Tiles
     from .console import Progress
     from .planner import Cluster
     from .runtime.clocks import Race
-    from .runtime.probes_gpu import Figures, Points, Shape
+    from .runtime.probes_gpu import Figures, Points, Sizes
     from .runtime.probes_providers import Points as SpeedPoints
+    from .tiles import MeasuredTiles
     from .tuning import Sizes as SearchSizes
-
-    Figure = tuple[float | Sequence[tuple[float, ...]], str, str]
 
 SHIPPED: Mapping[str, str] = {
     "H200": "dgx-h200",
@@ -41,10 +38,6 @@ SHIPPED: Mapping[str, str] = {
     "A100": "dgx-a100",
 }
 """Part of a GPU's name → the shipped cluster of such GPUs."""
-
-PAGE = 64
-NODE = 8  # GPUs over which heads and columns are cut at most
-K = 1 << 10
 
 
 def shipped_name(device: str) -> str:
@@ -60,198 +53,108 @@ def shipped_name(device: str) -> str:
 
 
 def calibrate_gpu(
-    out: Path | None,
-    progress: Progress | None = None,
-    *,
-    quick: bool = False,
-    tiles: MeasuredTiles | None = None,
+    out: Path | None, progress: Progress | None = None, *, quick: bool = False
 ) -> tuple[Path, Cluster]:
     """Measure the first GPU with the kernels that plans of Llama 3 8B emit; write `out`, or the file that
     `--cluster local` reads. BadInput where there is no GPU, or none of a kind that we have a file of.
 
     The search for tiles goes on from those that the file has already.
-    quick: fewer sizes, and no search: tiles stay as they are; tiles: in place of a search
+    quick: fewer sizes, and no search: tiles stay as they are
     """
-    import torch
-
-    from .codegen.tiles import refreshed
+    from .calibration_kernels import search_sizes, tiles_of
     from .planner import measured_path
     from .runtime import probes_gpu, probes_providers
+
+    bench, path = this_gpu(), out or measured_path()
+    effort = Effort(
+        None if quick else search_sizes(bench.spec.target),
+        probes_gpu.QUICK if quick else probes_gpu.FULL,
+        probes_providers.QUICK if quick else probes_providers.FULL,
+    )
+    tiles = tiles_of(path, bench.spec.target.partition(":")[2])
+    return path, calibrate_device(path, bench, effort, tiles, progress)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured, and by which clock.
+
+    cluster: the shipped file of such devices; title: the device's name; spec: what kernels are measured for
+    own: the architecture's tiles
+    """
+
+    cluster: str
+    title: str
+    memory_bytes: int
+    spec: KernelSpec
+    own: Tiles
+    device: torch.device
+    race: Race
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What is tried: tiles, if any are searched for; the device; providers of attention."""
+
+    search: SearchSizes | None
+    sizes: Sizes
+    points: SpeedPoints
+
+
+def this_gpu() -> Bench:
+    """The first CUDA device. BadInput where there is none, or none of a kind that we have a file of."""
+    import torch
+
+    from .calibration_kernels import base_spec
+    from .codegen.tiles import TILES
     from .runtime.clocks import graph_race
-    from .tuning import Search, refresh
 
     if not torch.cuda.is_available():
         raise BadInput(
             "no CUDA device is here", do="leave --gpu out, or give --cpu, to measure the CPU"
         )
     device = torch.device("cuda", 0)
-    name = shipped_name(torch.cuda.get_device_name(device))
+    title = torch.cuda.get_device_name(device)
+    cluster = shipped_name(title)
     major, minor = torch.cuda.get_device_capability(device)
-    spec, path, say = base_spec(f"cuda:sm_{major}{minor}"), out or measured_path(), Steps(progress)
-    arch = f"sm_{major}{minor}"
-    searched = tiles is None and not quick
-    tiles = tiles_of(path, arch) if tiles is None else tiles
-    if searched:
-        search = Search(spec, refreshed(arch, tiles), search_sizes(spec.target), device, graph_race)
-        tiles = refresh(search, tiles, lambda share: say.at("searching tiles", share * _TILES))
-    loaded, shape = load_kernels(spec, refreshed(arch, tiles)), shape_of(spec)
-    sizes = probes_gpu.QUICK if quick else probes_gpu.FULL
-    begun = _TILES if searched else 0.0
-    probes = probes_gpu.Probes(loaded, shape, sizes, device, getattr(torch, spec.dtype))
-    measured = probes.measure(
-        lambda share: say.at("measuring the GPU", begun + share * (_SPEEDS - begun))
-    )
-    say.at("measuring providers of attention", _SPEEDS)
-    points = probes_providers.QUICK if quick else probes_providers.FULL
-    speeds = measure_speeds(spec, loaded, points, device, graph_race)
     memory = torch.cuda.get_device_properties(device).total_memory
-    device_name = torch.cuda.get_device_name(device)
-    return path, write(path, name, device_name, memory, measured, tiles, speeds)
+    spec, own = base_spec(f"cuda:sm_{major}{minor}"), TILES[f"sm_{major}{minor}"]
+    return Bench(cluster, title, memory, spec, own, device, graph_race)
 
 
 _TILES, _SPEEDS = 0.6, 0.9  # of the whole time: when the search is over, and when providers begin
 
 
-def base_spec(target: str) -> KernelSpec:
-    """What kernels are measured for: one rank of Llama 3 8B."""
-    from .codegen.kernels import KernelSpec
-    from .ir.model import load_model
-
-    spec = load_model("llama-3-8b")
-    return KernelSpec(
-        target=target,
-        dtype=spec.dtype,
-        hidden=spec.hidden,
-        num_heads=spec.num_heads,
-        num_kv_heads=spec.num_kv_heads,
-        merged_heads=spec.num_heads,
-        head_dim=spec.head_dim,
-        ffn=spec.ffn,
-        page_size=PAGE,
-        norm_eps=spec.norm_eps,
-        qk_norm=spec.qk_norm,
-        inv_freq=spec.rope.inv_freq(spec.head_dim),
-        attention_factor=spec.rope.attention_factor,
-    )
-
-
-def shape_of(spec: KernelSpec) -> Shape:
-    from .runtime.probes_gpu import Shape
-
-    heads = spec.num_heads, spec.num_kv_heads, spec.head_dim
-    return Shape(spec.hidden, spec.ffn, *heads, spec.page_size)
-
-
-def load_kernels(spec: KernelSpec, tiles: Tiles) -> dict[str, ModuleType]:
-    """The modules that are measured, by name."""
-    from .codegen.kernels import render_kernels
-    from .runtime.loader import ArtifactModules
-
-    contents = {path: text.encode() for path, text in render_kernels(spec, tiles).items()}
-    loader = ArtifactModules(Path("calibrate"), contents, ("kernels/",))
-    names = ("attention_prefill", "attention_decode", "rms_norm")
-    return {name: loader.load(f"kernels.{name}") for name in names}
-
-
-# ------------------------------------------------------------------------------------- the tiles
-
-
-def tiles_of(path: Path, arch: str) -> MeasuredTiles:
-    """Those that a cluster file has for an architecture, or none yet. BadInput: it is no cluster file."""
-    from .planner import CALIBRATED, load_cluster
-
-    known = load_cluster(str(path)).tiles if path.exists() else None
-    if known is not None and known.arch == arch:
-        return known
-    return MeasuredTiles(arch, CALIBRATED, {}, {})
-
-
-def search_sizes(target: str) -> SearchSizes:
-    """Attention of Llama 3 8B alone and of 70B on eight ranks; rows of all presets on one and eight."""
-    from .ir.model import load_model, presets
-    from .tuning import Attended, Sizes
-
-    hidden, ffn, attention = set(), set(), set()
-    for model in (load_model(name) for name in presets() if not name.startswith("tiny")):
-        hidden.add(model.hidden)
-        for tp in (1, NODE):
-            if model.ffn % tp == model.num_heads % tp == 0:
-                ffn.add(model.ffn // tp)
-                attention.add(model.num_heads // tp * model.head_dim)
-    head_dim = {base_spec(target).head_dim}
-    widths = {"rms_norm": hidden, "swiglu": ffn, "rope_append": head_dim, "merge": head_dim}
-    if target != "cuda:sm_80":  # which has no 8-bit floats
-        widths |= {"quantize": attention, "swiglu_fp8": ffn}
-    return Sizes(
-        attention={
-            "attention_prefill": (Attended(32, 8, 2048, (16 * K,)), Attended(8, 1, 32, (K * K,))),
-            "attention_decode": (Attended(8, 1, 1, (128 * K,)), Attended(32, 8, 1, (8 * K,) * 64)),
-        },
-        widths={module: tuple(sorted(all_)) for module, all_ in widths.items()},
-        counts=(32, 2048),
-        cold=192 << 20,
-    )
-
-
-# ------------------------------------------------------------------------------------ the speeds
-
-
-def measure_speeds(
-    spec: KernelSpec,
-    ours: Mapping[str, ModuleType],
-    points: SpeedPoints,
-    device: torch.device,
-    race: Race,
-) -> dict[str, Figure]:
-    """[kernels.attention_prefill] and [kernels.attention_decode]: our own speed and that of all others here.
-
-    Empty for an op that nobody else serves: there is nothing to choose.
-    """
+def calibrate_device(
+    path: Path,
+    bench: Bench,
+    effort: Effort,
+    tiles: MeasuredTiles,
+    progress: Progress | None = None,
+) -> Cluster:
+    """Measure a device and write its cluster file. tiles: those to begin with."""
     import torch
 
-    from .codegen.providers import OPS, OURS
-    from .planner import CALIBRATED, SPEED_UNITS
-    from .runtime.attending import Paged
-    from .runtime.probes_providers import Kernel, measure
+    from .calibration_kernels import load_kernels, measure_speeds, shape_of
+    from .runtime.probes_gpu import Probes
+    from .tuning import Search, refresh
 
-    heads = spec.num_heads, spec.num_kv_heads, spec.head_dim
-    figures: dict[str, Figure] = {}
-    with torch.inference_mode():
-        for op in OPS:
-            others = {name: Kernel(*served) for name, served in installed(op, spec).items()}
-            if not others:
-                continue
-            kernels = {OURS: Kernel(ours[op], spec.page_size), **others}
-            room = points.tokens(max(kernel.page for kernel in kernels.values()))
-            paged = Paged(*heads, room, device, getattr(torch, spec.dtype))
-            found = measure(op, kernels, OURS, paged, points, race)
-            unit = next(iter(SPEED_UNITS[op]))
-            left_out = "".join(f"; {name} left out: {why}" for name, why in found.refused.items())
-            for name, speeds in found.points.items():
-                source = CALIBRATED + (left_out if name == OURS else "")
-                figures[f"kernels.{op}.{name}"] = (speeds, unit, source)
-    return figures
-
-
-def installed(op: str, spec: KernelSpec) -> dict[str, tuple[ModuleType, int]]:
-    """Modules of the providers that are here and have kernels for the device, with the pages they take."""
-    from .codegen.providers import PROVIDERS, Choice, render_provider
-    from .runtime.loader import ArtifactModules
-
-    found = {}
-    for name, provider in PROVIDERS.items():
-        if provider.pages is None or spec.target.partition(":")[2] not in provider.architectures:
-            continue
-        page = max(provider.pages, spec.page_size)
-        text = render_provider(Choice(op, name, 1.0, {}), dataclasses.replace(spec, page_size=page))
-        contents = {f"kernels/{op}.py": text.encode(), "kernels/__init__.py": b""}
-        loader = ArtifactModules(Path(f"calibrate-{name}"), contents, ("kernels/",))
-        with contextlib.suppress(RuntimeFault):  # it is not installed
-            found[name] = loader.load(f"kernels.{op}"), page
-    return found
-
-
-# --------------------------------------------------------------------------------------- the file
+    spec, device, race, say = bench.spec, bench.device, bench.race, Steps(progress)
+    begun = 0.0
+    if effort.search is not None:
+        search = Search(spec, bench.own.refreshed(tiles), effort.search, device, race)
+        tiles = refresh(search, tiles, lambda share: say.at("searching tiles", share * _TILES))
+        begun = _TILES
+    kernels, dtype = load_kernels(spec, bench.own.refreshed(tiles)), getattr(torch, spec.dtype)
+    probes = Probes(
+        kernels, shape_of(spec), effort.sizes, device, dtype, lambda calls: race({"": calls})[""]
+    )
+    measured = probes.measure(
+        lambda share: say.at("measuring the GPU", begun + share * (_SPEEDS - begun))
+    )
+    say.at("measuring providers of attention", _SPEEDS)
+    speeds = measure_speeds(spec, kernels, effort.points, device, race)
+    return write(path, bench.cluster, bench.title, bench.memory_bytes, measured, tiles, speeds)
 
 
 def write(

@@ -52,7 +52,7 @@ def main(words: Sequence[str]) -> int:
 
 def _run(asked: argparse.Namespace, names: Sequence[str]) -> int:
     import torch
-    from mnemoc import calibration_gpu
+    from mnemoc import calibration_kernels
 
     from . import report, tiles
     from .compiling import compile_share
@@ -68,7 +68,7 @@ def _run(asked: argparse.Namespace, names: Sequence[str]) -> int:
     device = Rehearsal() if asked.rehearse else Cuda()
     out: Path = asked.out
     arch = device.target.partition(":")[2]
-    table = calibration_gpu.tiles_of(asked.tiles, arch) if asked.tiles else None
+    table = calibration_kernels.tiles_of(asked.tiles, arch) if asked.tiles else None
     if asked.compile_share:
         small = dataclasses.replace(sizes, pool_share=min(0.002, sizes.pool_share))
         return compile_share(Setup(device, small, out, table), asked.compile_share)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mnemoc import calibration_gpu, tuning
+from mnemoc import calibration_kernels, tuning
 
 from .work import Heads
 
@@ -110,7 +110,7 @@ FULL = Sizes(
     pages=(64, 16, 128),
     plans=("llama-3-8b", "llama-3-70b"),
     tiles=tuning.Sizes(
-        attention=calibration_gpu.search_sizes("cuda:sm_90").attention,
+        attention=calibration_kernels.search_sizes("cuda:sm_90").attention,
         widths={
             **{"rms_norm": (4096, 8192), "swiglu": (14336, 3584), "rope_append": (128,)},
             **{"merge": (128,), "quantize": (4096,), "swiglu_fp8": (14336,)},

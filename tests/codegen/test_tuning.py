@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from mnemoc import calibration_gpu, pipeline
+from mnemoc import calibration_gpu, calibration_kernels, pipeline
 from mnemoc.artifact import Workload
 from mnemoc.codegen.aot import REPORT
 from mnemoc.codegen.kernels import KernelSpec, render_kernels
@@ -21,6 +21,7 @@ from mnemoc.codegen.tiles import TILES, refreshed
 from mnemoc.codegen.tuning import MARGIN, Candidate, best, fits, neighbours, today, with_candidate
 from mnemoc.errors import BadInput
 from mnemoc.planner import load_cluster, write_cluster
+from mnemoc.runtime.probes_gpu import Sizes as ProbeSizes
 from mnemoc.runtime.probes_providers import Points
 from mnemoc.tiles import Cut, MeasuredTiles, Tile
 from mnemoc.tuning import Attended, Search, Sizes, refresh
@@ -179,17 +180,62 @@ def _zeros(q: Any, k: Any, v: Any, launch: Any, out: torch.Tensor, lse: torch.Te
 
 @pytest.mark.slow
 def test_what_holds_too_much_shared_memory_does_not_fit() -> None:
-    spec = calibration_gpu.base_spec("cuda:sm_80")
+    spec = calibration_kernels.base_spec("cuda:sm_80")
     decode = Tile(16, 64, 4, 4, programs=2)  # of which each has 128 KB in flight
     assert not fits(Candidate("attention_decode", 128, decode), spec)
     assert fits(Candidate("rms_norm", 4096, Cut(4)), spec)
 
 
 def test_sizes_of_a_calibration_are_those_of_the_presets() -> None:
-    sizes = calibration_gpu.search_sizes("cuda:sm_90")
+    sizes = calibration_kernels.search_sizes("cuda:sm_90")
     assert {4096, 8192} <= set(sizes.widths["rms_norm"])
     assert {14336, 3584} <= set(sizes.widths["swiglu"])
-    assert "quantize" not in calibration_gpu.search_sizes("cuda:sm_80").widths
+    assert "quantize" not in calibration_kernels.search_sizes("cuda:sm_80").widths
+
+
+@pytest.mark.slow
+def test_a_calibration_measures_with_the_tiles_that_it_found_and_writes_all(
+    tmp_path: Path, stand_in: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in("flash_attn_3")
+    monkeypatch.setattr(Search, "fits", lambda self, candidate: candidate.module == "rms_norm")
+    loaded, load = [], calibration_kernels.load_kernels
+
+    def load_kernels(spec: KernelSpec, tiles: Any) -> Any:
+        loaded.append(tiles)
+        return load(spec, tiles)
+
+    monkeypatch.setattr(calibration_kernels, "load_kernels", load_kernels)
+    own = dataclasses.replace(TILES["sm_90"], sms=2)
+
+    def race(runs: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+        return {name: 0.5e-3 if name == "candidate" else 1e-3 for name in runs}
+
+    bench = calibration_gpu.Bench("dgx-h100", "here", 80 << 30, small_spec(), own, CPU, race)
+    only_rows = dataclasses.replace(SIZES, attention={}, widths={"rms_norm": (384,)})
+    tiny = ProbeSizes((16,), (4096,), (4,), (64,), (64,), 1 << 12, 64, 1, launches=1)
+    effort = calibration_gpu.Effort(only_rows, tiny, POINTS)
+    shares: list[float] = []
+    before = dataclasses.replace(NOTHING, rows={"merge": {64: Cut(8, 1)}})
+    cluster = calibration_gpu.calibrate_device(
+        tmp_path / "here.toml",
+        bench,
+        effort,
+        before,
+        lambda what, share, eta_s: shares.append(share),
+    )
+    assert cluster.tiles is not None
+    assert cluster.tiles.rows == {"merge": {64: Cut(8, 1)}, "rms_norm": {384: Cut(2)}}
+    assert [tiles.rows for tiles in loaded] == [cluster.tiles.rows]
+    assert cluster.kernels.keys() == set(OPS)
+    assert "measured" in cluster.curves["attention_decode"].source
+    assert shares == sorted(shares)
+    assert load_cluster(str(tmp_path / "here.toml")) == cluster
+    assert calibration_kernels.tiles_of(tmp_path / "here.toml", "sm_90") == cluster.tiles
+    assert calibration_kernels.tiles_of(tmp_path / "here.toml", "sm_80").rows == {}
+    faster = dataclasses.replace(cluster.tiles, rows={})
+    again = calibration_gpu.with_tiles(tmp_path / "there.toml", cluster, faster)
+    assert again == dataclasses.replace(cluster, origin=again.origin, tiles=faster)
 
 
 # ---------------------------------------------------------------------------------- into a plan
@@ -288,8 +334,8 @@ POINTS = Points(prefill=((8, 40), (4, 24)), decode=((2, 24), (1, 40)), cold=1)
 def measured_speeds(race: Any) -> dict[str, Any]:
     spec = small_spec()
     tiles = dataclasses.replace(TILES["sm_90"], sms=2)
-    ours = calibration_gpu.load_kernels(spec, tiles)
-    return calibration_gpu.measure_speeds(spec, ours, POINTS, CPU, race)
+    ours = calibration_kernels.load_kernels(spec, tiles)
+    return calibration_kernels.measure_speeds(spec, ours, POINTS, CPU, race)
 
 
 def second_is_twice_as_fast(runs: Mapping[str, Sequence[Any]]) -> dict[str, float]:
