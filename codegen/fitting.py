@@ -27,7 +27,7 @@ def refuse_unfit(
             width, tile = used[module]
             raise BadInput(
                 f"tiles.{module}.{width} does not fit {spec.target}: {kernel['entry']} {why}",
-                got=tile,
+                got=str(tile),
                 do="take it out of the cluster file, or measure again (mnemoc calibrate)",
             )
 
