@@ -198,9 +198,11 @@ class _Filling:
                 return
             shards = range(growth.seen_by(job.issued + 1))
             groups = {growth.group(job.home, shard) for shard in shards}
-            most = min(_rounded(self._rows_left), job.prompt - job.issued - (not self._logits_left))
+            most = job.prompt - job.issued - (not self._logits_left)
             if not self._decodes:
                 most = min(most, by.plan.chunk_at(job.issued))
+            if most > self._rows_left:
+                most = _rounded(self._rows_left)
             if groups & self.full or (job.long and groups & self._long) or not most:
                 continue
             rows, added = by.fitting(job, most, self._loads, allowed_s)
