@@ -8,9 +8,8 @@ none of its tokens will be late, and has not lent time before for one token in L
 times between its tokens are as promised even then.
 
 Prompts come in the policy's order. On a group one long prompt at most is in a micro-batch. Where the policy
-has
-room for short ones, they are packed first: those before the long one in order as far as the time goes, those
-behind it into a share of it; the long one has all that is left.
+has room for short ones, they are packed first: those before the long one in order as far as the time goes,
+those behind it into a share of it; the long one has all that is left.
 
 The plan has memory for `max_rows` rows, and for logits of `max_batch` + 1 of them. Where even the smallest
 chunk does not fit and nobody else has rows, it goes all the same.
@@ -30,7 +29,6 @@ from .policies import Policy
 
 LEAST_ROWS = 16
 """The smallest chunk that does not end its prompt: fewer rows cost as much as these."""
-
 
 TRIES = 3
 """Evaluations of the cost function in search of a chunk: more find a few rows more at most."""
@@ -122,8 +120,7 @@ class Adaptive:
         return max(LEAST_SHARE * promise_s, min(promise_s * (1 - MARGIN), ahead_s))
 
     def _lent_s(self, wanted_s: float, now_s: float) -> float:
-        """What all that decode can lend; whoever is in flight waits behind this micro-batch, and crosses
-        too."""
+        """What all that decode can lend: half of what each has, for some wait for this one and then cross."""
         lenders = [job for job in self.running.values() if job.issued == job.prompt]
         if any(job.lent * LENT_EACH >= job.tokens for job in lenders):
             return 0.0

@@ -14,6 +14,7 @@ at the same home. The engine alone decides; workers are told of pages, once.
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -147,23 +148,28 @@ class PageBook:
         """Whether the request would fit on groups that serve nobody else."""
         return max(self.needs(tokens)) <= self.num_pages
 
-    def found(self, home: int, hashes: Sequence[bytes]) -> int:
-        """How many pages of a prefix are there, on the device or the host, for a request at this home."""
+    def found(self, home: int, hashes: Sequence[bytes], most: int) -> int:
+        """How many of a prefix's first `most` pages are there, on device or host, for a request at this
+        home."""
         if not self.shares:
             return 0
-        for index, (number, key) in enumerate(self._keys(home, hashes)):
+        count = 0
+        for number, key in self._keys(home, hashes, most):
             group = self._groups[number]
             if key not in group.blocks and key not in group.host:
-                return index
-        return len(hashes)
+                break
+            count += 1
+        return count
 
-    def fits(self, home: int, tokens: int, hashes: Sequence[bytes] = (), spare: int = 0) -> bool:
-        """Whether a request that finds these blocks could have room for `tokens` tokens now.
+    def fits(
+        self, home: int, tokens: int, hashes: Sequence[bytes] = (), found: int = 0, spare: int = 0
+    ) -> bool:
+        """Whether a request that finds the first so many blocks could have room for `tokens` tokens now.
 
         spare: pages that are to be left on each of its groups
         """
         wanted = self._wanted(home, tokens)
-        for number, key in self._keys(home, hashes):
+        for number, key in self._keys(home, hashes, found):
             block = self._groups[number].blocks.get(key)
             if block is not None and block.readers:  # an idle one's page must be had like any other
                 wanted[number] -= 1
@@ -319,9 +325,11 @@ class PageBook:
             self.changes.append(Copies(number, False, copied))
         self.swapped_in += len(away)
 
-    def _keys(self, home: int, hashes: Sequence[bytes]) -> Iterator[tuple[int, Key]]:
-        """The group and the key of each block."""
-        for index, digest in enumerate(hashes):
+    def _keys(
+        self, home: int, hashes: Sequence[bytes], most: int | None = None
+    ) -> Iterator[tuple[int, Key]]:
+        """The group and the key of each block, or of the first ones."""
+        for index, digest in enumerate(itertools.islice(hashes, most)):
             shard = self.growth.owner(index * self.page_size)
             yield self.growth.group(home, shard), (home, digest)
 

@@ -30,18 +30,18 @@ from .request import Promise
 
 MIN_DEADLINE_S = 0.5
 DEADLINE_FACTOR = 1.5
+"""Where neither request nor plan says more: a prompt may take this many times what it takes alone (the
+paper's)."""
 LONG_ITERATIONS = 32
 """A prompt that needs more iterations than this, each as long as the TBT promise, is a long one."""
 OUTPUT_PAGES = 2
 """Pages that a request has beside its prompt's when it is admitted."""
 SHORT_SHARE = 1 / 8
-"""Of all pages, those that long prompts leave to short ones; and that these may take while a long one
-waits."""
+"""Of all pages, those that long prompts leave to short ones, and that these may take while one waits."""
 MOST_PREEMPTIONS = 3
 """How often a prompt's pages may go to a more urgent one; then it keeps them."""
 MOST_OVERTAKEN = 8
 """Waiting requests without room that are passed over in one go, in search of one that fits."""
-
 
 NO_PROMISE = Promise()
 
@@ -184,9 +184,7 @@ class Scheduler:
         else:
             self._ready.clear()
         growth, page_size = self.growth, self.plan.page_size
-        one_group = 0 if growth.helix else growth.stripe_tokens
-        if growth.kvp == 1:
-            one_group = self.workload.context + max((job.kv_tokens for job in taken), default=0)
+        one_group = math.inf if growth.kvp == 1 else 0 if growth.helix else growth.stripe_tokens
         for job in taken:
             cached = job.cached
             if cached < one_group:  # the common case, in few steps: thousands of these a second
@@ -265,21 +263,21 @@ class Scheduler:
         """Admit the job, where most of its prefix is if that is half of it, else on the emptiest home."""
         page_size = self.plan.page_size
         tokens = min(job.kv_tokens, job.prompt + OUTPUT_PAGES * page_size)
-        hashes = (job.hashes or [])[: (job.prompt - 1) // page_size]
+        hashes, most = job.hashes or (), (job.prompt - 1) // page_size  # one token must be computed
         spare = self._spare(tokens) if job.long else 0
-        best: tuple[int, int, int] | None = None
+        best: tuple[int, int, int, int] | None = None
         for home in range(self.growth.kvp):
-            found = self.book.found(home, hashes)
-            if self.book.fits(home, tokens, hashes[:found], spare):
+            found = self.book.found(home, hashes, most)
+            if self.book.fits(home, tokens, hashes, found, spare):
                 worth = found if 2 * found * page_size >= job.prompt else 0
-                best = max(best or (-1, 0, 0), (worth, self.book.available(home), -home))
+                choice = (worth, self.book.available(home), -home, found)
+                best = choice if best is None else max(best, choice)
         if best is None:
             return False
-        job.home = -best[2]
-        hits = hashes[: self.book.found(job.home, hashes)]
+        job.home, found = -best[2], best[3]
         job.sid = next(self._sids)
-        pages = self.book.admit(job.sid, job.home, tokens, hits)
-        job.issued = job.processed = job.cached = len(hits) * page_size
+        pages = self.book.admit(job.sid, job.home, tokens, hashes[:found])
+        job.issued = job.processed = job.cached = found * page_size
         self._cover(job, tokens)
         job.left_s = self._left_s(job)
         job.started_s = now_s if job.started_s is None else job.started_s
