@@ -17,7 +17,6 @@ import pytest
 import uvicorn
 from mnemoc.errors import BadInput
 from mnemoc.runtime import Engine, Request, Sampling
-from mnemoc.runtime.metrics import Metrics
 from mnemoc.runtime.server import bind, create_app, serve
 from mnemoc.runtime.tokenizer import Tokenizer
 from mnemoc.runtime.workers import NurseryProcess
@@ -297,23 +296,6 @@ def test_prefix_hits_are_counted_by_the_names_that_dashboards_know(served: Serve
     queries, found, prefilled = (sample(after, name) - sample(before, name) for name in names)
     assert (queries, found) == (2 * len(prompt), hits)
     assert prefilled == queries - found
-
-
-def test_preemptions_and_swaps_are_counted(
-    models: Callable[..., Path], plans: Callable[..., Path], nursery: NurseryProcess
-) -> None:
-    """Two requests that need more pages than there are, once they have grown."""
-    model = models("llama")
-    sampling = Sampling(ignore_eos=True)
-    with Engine.start(plans(model, num_pages=12, context=200), model, nursery=nursery) as engine:
-        metrics = Metrics(engine, "llama")
-        handles = [engine.submit(Request([7 + i] * 64, 60, sampling)) for i in range(2)]
-        for handle in handles:
-            handle.result()
-        text = metrics.render().decode()
-    assert sample(text, "num_preemptions_total") == 1
-    assert sample(text, "kv_pages_swapped_out_total") == 0, "the plan has no host pages"
-    assert sample(text, "prompt_tokens_total") > 128, "what was computed again is counted again"
 
 
 @pytest.mark.parametrize(
