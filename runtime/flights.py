@@ -102,6 +102,13 @@ class Flights:
             if isinstance(change, Admitted):
                 handle = self._live[change.sid] = self._handles[change.job.id]
                 handle.scheduled_s = change.job.started_s
+                if (
+                    handle.hashes is not None
+                    and not change.generated
+                    and not change.job.preemptions
+                ):
+                    self._stats.prefix_queries += len(handle.request.prompt_ids)
+                    self._stats.prefix_hits += change.cached
         self._flights[number] = Flight(micro_batch, now_s, set(micro_batch.loads))
         if self._recorder is not None:
             self._recorder.sent(number, micro_batch, now_s)

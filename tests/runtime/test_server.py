@@ -17,6 +17,7 @@ import pytest
 import uvicorn
 from mnemoc.errors import BadInput
 from mnemoc.runtime import Engine, Request, Sampling
+from mnemoc.runtime.metrics import Metrics
 from mnemoc.runtime.server import bind, create_app, serve
 from mnemoc.runtime.tokenizer import Tokenizer
 from mnemoc.runtime.workers import NurseryProcess
@@ -275,6 +276,44 @@ def test_models_health_and_metrics_answer(served: Served) -> None:
     assert "mnemoc:generation_tokens_total{" in metrics
     assert "mnemoc:time_to_first_token_seconds_bucket{" in metrics
     assert "mnemoc:kv_cache_usage_perc{" in metrics
+
+
+def sample(text: str, name: str) -> float:
+    """A counter or gauge in the text that /metrics gives."""
+    lines = text.splitlines()
+    return next(float(line.split()[-1]) for line in lines if line.startswith(f"mnemoc:{name}{{"))
+
+
+def test_prefix_hits_are_counted_by_the_names_that_dashboards_know(served: Served) -> None:
+    names = ("prefix_cache_queries_total", "prefix_cache_hits_total", "prompt_tokens_total")
+    before = httpx.get(f"{served.url}/metrics").text
+    prompt = [11, 12, 13] * 70
+    page_size = served.engine.manifest.plan.page_size
+    for _ in range(2):
+        body = {"prompt": prompt, "max_tokens": 2, "ignore_eos": True}
+        httpx.post(f"{served.url}/v1/completions", json=body)
+    hits = (len(prompt) - 1) // page_size * page_size  # a last token is always computed
+    after = httpx.get(f"{served.url}/metrics").text
+    queries, found, prefilled = (sample(after, name) - sample(before, name) for name in names)
+    assert (queries, found) == (2 * len(prompt), hits)
+    assert prefilled == queries - found
+
+
+def test_preemptions_and_swaps_are_counted(
+    models: Callable[..., Path], plans: Callable[..., Path], nursery: NurseryProcess
+) -> None:
+    """Two requests that need more pages than there are, once they have grown."""
+    model = models("llama")
+    sampling = Sampling(ignore_eos=True)
+    with Engine.start(plans(model, num_pages=12, context=200), model, nursery=nursery) as engine:
+        metrics = Metrics(engine, "llama")
+        handles = [engine.submit(Request([7 + i] * 64, 60, sampling)) for i in range(2)]
+        for handle in handles:
+            handle.result()
+        text = metrics.render().decode()
+    assert sample(text, "num_preemptions_total") == 1
+    assert sample(text, "kv_pages_swapped_out_total") == 0, "the plan has no host pages"
+    assert sample(text, "prompt_tokens_total") > 128, "what was computed again is counted again"
 
 
 @pytest.mark.parametrize(
