@@ -163,6 +163,12 @@ class Engine:
         return self._scheduler.counts
 
     @property
+    def swapped(self) -> tuple[int, int]:
+        """KV pages that were copied to host memory, and back, since the start."""
+        book = self._scheduler.book
+        return book.swapped_out, book.swapped_in
+
+    @property
     def kv_used_fraction(self) -> float:
         return self._scheduler.book.used_fraction
 
