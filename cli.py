@@ -374,7 +374,9 @@ def serve(directory: Path, weights: Path, host: str, port: int, trace_out: Path 
 
 @cli.command()
 @click.option("-o", "--out", type=folder, metavar="FILE", help="The cluster file to write.")
-@click.option("--quick", is_flag=True, help="Fewer sizes, in a third of the time.")
+@click.option(
+    "--quick", is_flag=True, help="Fewer sizes, in a third of the time; no search for tiles."
+)
 @click.option(
     "--gpu/--cpu", default=None, help="What to measure: by default the first GPU, if there is one."
 )
@@ -383,7 +385,8 @@ def calibrate(out: Path | None, quick: bool, gpu: bool | None, as_json: bool) ->
     """Measure this machine with the kernels that plans use, and write a cluster file.
 
     Without -o, the file that `--cluster local` reads. Of a GPU, a cluster of nodes of such GPUs: links
-    and the engine's overhead, which one GPU cannot tell, stay as in the shipped file.
+    and the engine's overhead, which one GPU cannot tell, stay as in the shipped file. There our kernels'
+    tiles are searched too, on from those that the file has, and installed flash-attn is measured beside them.
 
     \b
     Example:

@@ -166,7 +166,6 @@ def _files(
 
     parts = {block: formula.parts for block, formula in planned.formulas.items()}
     host_s = {block: formula.host_s for block, formula in planned.formulas.items()}
-    workload, speeds = planned.workload, planned.cluster.kernels
     job = Emission(
         planned.spec,
         planned.plan,
@@ -174,9 +173,10 @@ def _files(
         module,
         parts,
         host_s,
-        workload,
-        speeds,
+        planned.workload,
+        planned.cluster.kernels,
         planned.swap,
+        planned.cluster.tiles,
     )
     return emit_files(job, progress)
 

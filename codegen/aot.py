@@ -19,8 +19,10 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from ..errors import MnemocError
 from .kernels import FLOAT8, KernelSpec
@@ -59,9 +61,69 @@ def compile_kernels(
     cached = _cache_folder() / f"{hashlib.sha256(known.encode()).hexdigest()}.zip"
     files = _read(cached)
     if files is None:
-        files = _compile(request, jobs, version, progress)
+        files = _files(request, jobs, version, progress)
         _write(cached, files)
     return files
+
+
+def _files(
+    request: Mapping[str, object], jobs: Sequence[Job], version: str, progress: Progress
+) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory(prefix="mnemoc-aot-") as folder:
+        answers = _compile(request, jobs, Path(folder), progress)
+        files = {answer["file"]: (Path(folder) / answer["file"]).read_bytes() for answer in answers}
+    report = {"arch": request["arch"], "triton": version, "kernels": answers}
+    files[REPORT] = (json.dumps(report, indent=1, sort_keys=True) + "\n").encode()
+    return files
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some kernels of one spec. sources: as `render_kernels` gives them; modules: whose kernels are wanted,
+    all of them or only the one that has the module's name.
+    """
+
+    spec: KernelSpec
+    sources: Mapping[str, str]
+    modules: Sequence[str]
+    namesakes: bool = False
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the report says of a kernel, and its machine code as text."""
+
+    report: Mapping[str, Any]
+    sass: str
+
+
+def compile_parts(parts: Sequence[Part]) -> list[list[Compiled]]:
+    """The kernels of several specs of one architecture, in one go, for loading the compiler takes long.
+
+    The same text is compiled once, with the first part that has it. The user's cache is not asked.
+    """
+    arch = parts[0].spec.target.removeprefix("cuda:")
+    sources: dict[str, str] = {}
+    jobs: list[Job] = []
+    seen: set[str] = set()
+    for number, part in enumerate(parts):
+        for path, text in part.sources.items():
+            own = path.replace("kernels/", f"part{number}/", 1)
+            sources[own] = text
+            name = Path(path).stem
+            if name not in part.modules or text in seen:
+                continue
+            seen.add(text)
+            for job in _jobs(own, text, arch, part.spec):
+                if not part.namesakes or job["kernel"] == f"{name}_kernel":
+                    jobs.append({**job, "file": f"{number}/{Path(str(job['file'])).name}"})
+    found: list[list[Compiled]] = [[] for _ in parts]
+    with tempfile.TemporaryDirectory(prefix="mnemoc-aot-") as folder:
+        request = {"arch": arch, "sources": sources, "jobs": jobs}
+        for answer in _compile(request, jobs, Path(folder), lambda message: None):
+            listing = (Path(folder) / answer["file"]).with_suffix(".sass").read_text()
+            found[int(Path(answer["file"]).parent.name)].append(Compiled(answer, listing))
+    return found
 
 
 # ---------------------------------------------------------------------------------------- the jobs
@@ -92,31 +154,27 @@ def _type(argument: str, spec: KernelSpec) -> str:
 
 
 def _compile(
-    request: Mapping[str, object], jobs: Sequence[Job], version: str, progress: Progress
-) -> dict[str, bytes]:
-    """Compile the jobs in as many processes as there are processors; they alternate, big and small."""
+    request: Mapping[str, object], jobs: Sequence[Job], folder: Path, progress: Progress
+) -> list[dict[str, Any]]:
+    """Compile the jobs into a folder, in as many processes as there are processors; they alternate, big and
+    small. What is said of each, in the order of their files.
+    """
     workers = min(os.cpu_count() or 1, 8, len(jobs))
-    answers: list[dict[str, object]] = []
+    answers: list[dict[str, Any]] = []
     one_at_a_time = Lock()
 
-    def work(share: Sequence[Job], folder: str) -> None:
-        for answer in _answers({**request, "jobs": share}, folder):
+    def work(share: Sequence[Job]) -> None:
+        for answer in _answers({**request, "jobs": share}, str(folder)):
             with one_at_a_time:
                 answers.append(answer)
                 progress(f"compiled {len(answers)} of {len(jobs)} kernels for {request['arch']}")
 
-    with tempfile.TemporaryDirectory(prefix="mnemoc-aot-") as folder:
-        with ThreadPoolExecutor(workers) as pool:
-            shares = [jobs[first::workers] for first in range(workers)]
-            list(pool.map(lambda share: work(share, folder), shares))
-        answers.sort(key=lambda answer: str(answer["file"]))
-        files = {str(a["file"]): (Path(folder) / str(a["file"])).read_bytes() for a in answers}
-    report = {"arch": request["arch"], "triton": version, "kernels": answers}
-    files[REPORT] = (json.dumps(report, indent=1, sort_keys=True) + "\n").encode()
-    return files
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(work, [jobs[first::workers] for first in range(workers)]))
+    return sorted(answers, key=lambda answer: str(answer["file"]))
 
 
-def _answers(request: Mapping[str, object], folder: str) -> Iterator[dict[str, object]]:
+def _answers(request: Mapping[str, object], folder: str) -> Iterator[dict[str, Any]]:
     """What one worker says of each of its jobs, as it says it. Any failure is a MnemocError."""
     with tempfile.TemporaryFile("w+") as asked, tempfile.TemporaryFile("w+") as complaints:
         json.dump(request, asked)

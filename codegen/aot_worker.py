@@ -3,7 +3,7 @@ load Triton. Imports nothing of mnemoc, needs no GPU, and never loads torch.
 
 stdin: {"arch": "sm_90", "sources": {path: text}, "jobs": [{"module", "kernel", "file", "signature"}]}
 stdout: one line of JSON a job: {"file", "registers", "spill_bytes", …}, or {"file", "error"}
-argv: the folder that receives the cubins, under the jobs' file names
+argv: the folder that receives the cubins, under the jobs' file names, and their machine code as text (.sass)
 """
 
 from __future__ import annotations
@@ -92,8 +92,10 @@ def compile_job(job: Mapping[str, Any], arch: str, folder: Path) -> dict[str, An
     registers, stack = _usage(path)
     warps, shared = compiled.metadata.num_warps, compiled.metadata.shared
     ptx, sass = compiled.asm["ptx"], _sass(path)
+    path.with_suffix(".sass").write_text(sass)
     return {
         "file": job["file"],
+        "module": job["module"],
         "entry": compiled.metadata.name,
         "warps": warps,
         "registers": registers,
@@ -139,9 +141,10 @@ def _usage(cubin: Path) -> tuple[int, int]:
 
 
 def _sass(cubin: Path) -> str:
+    """Machine code as text. Where its branches lead is left out, which takes longest to find."""
     from triton import knobs
 
-    command = [knobs.nvidia.cuobjdump.path, "-sass", str(cubin)]
+    command = [knobs.nvidia.nvdisasm.path, "-c", "-ndf", str(cubin)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -12,11 +13,14 @@ from ..ir.graph import Module
 from ..ir.model import ModelSpec
 from ..ir.text import print_module
 from ..speeds import KernelSpeeds, Swap
-from .aot import compile_kernels
+from ..tiles import MeasuredTiles
+from .aot import REPORT, compile_kernels
 from .cost import render_cost
+from .fitting import refuse_unfit
 from .kernels import FLOAT8, KernelSpec, render_kernels
 from .providers import provide
 from .schedule import render_schedule
+from .tiles import TILES, refreshed
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Emission:
 
     formulas, host_s, swap: what prices each block, and copies of pages (see `cost.render_cost`)
     workload, speeds: what the plan is for, and measured speeds of kernels, for the choice of `providers`
+    tiles: what our own are cut by, where that was measured
     """
 
     spec: ModelSpec
@@ -36,12 +41,15 @@ class Emission:
     workload: Workload
     speeds: KernelSpeeds
     swap: Swap | None = None
+    tiles: MeasuredTiles | None = None
 
 
 def emit(job: Emission, progress: Callable[[str], None] = lambda message: None) -> dict[str, bytes]:
-    """Every file of the artifact but its manifest, by relative path."""
+    """Every file of the artifact but its manifest, by relative path. BadInput: a tile does not fit."""
     kernels_of = kernel_spec(job.spec, job.plan)
-    kernels = render_kernels(kernels_of)
+    arch = job.plan.target.partition(":")[2]
+    tiles = refreshed(arch, job.tiles) if arch in TILES else None  # rendering refuses other GPUs
+    kernels = render_kernels(kernels_of, tiles)
     provided = provide(kernels_of, job.plan, job.workload, job.speeds)
     kernels |= {path: text for path, text in provided.items() if path in kernels}
     texts = {
@@ -54,7 +62,10 @@ def emit(job: Emission, progress: Callable[[str], None] = lambda message: None) 
     }
     files = {path: text.encode() for path, text in texts.items()}
     if job.plan.target.startswith("cuda"):
-        files |= compile_kernels(kernels_of, kernels, progress)
+        compiled = compile_kernels(kernels_of, kernels, progress)
+        if job.tiles is not None:
+            refuse_unfit(json.loads(compiled[REPORT])["kernels"], kernels_of, job.tiles)
+        files |= compiled
     return files
 
 

@@ -3,7 +3,7 @@
 `render_kernels(spec)` is all there is: one `KernelSpec` decides every constant in every file. Both
 targets have modules of the same names and signatures: torch kernels for `cpu`, and C for its decode,
 which is compiled on the machine that runs it; Triton for `cuda:*`.
-Choices of block shapes are the tables here and in `tiles`, never in the templates.
+Choices of block shapes are the tables here and in `tiles`, or a cluster file's, never in the templates.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from ..errors import BadInput
 from ..ir.ops.attention import LSE_BYTES, SPLIT_ROWS
 from ..ir.types import DTYPE_NAMES, E4M3, ITEMSIZE, TORCH_NAMES
+from ..tiles import Cut, Tile
 from .rowwise import LOAD_BYTES, head_tile, row_block, row_tile
 from .templating import render
-from .tiles import TILES, Choices, Tile, Tiles
+from .tiles import TILES, Choices, Tiles
 
 BLOCK_BYTES = 16 * 1024
 """Bytes of keys that the CPU decode works on at a time: half of a first-level cache."""
@@ -167,16 +168,24 @@ def _triton(spec: KernelSpec, given: Tiles | None) -> dict[str, object]:
     prefill = _tile(tiles.prefill, tiles.single_prefill, spec)
     decode = _tile(tiles.decode, tiles.single_decode, spec)
     grid = {"prefill": tiles.sms * prefill.programs, "decode": tiles.sms * decode.programs}
+    # What decodes may leave at the same time is theirs; the planner's memory counts both.
+    slots = (SPLIT_ROWS - 2 * grid["decode"] * spec.group) // prefill.block_m
+    if slots < grid["prefill"]:
+        raise BadInput(
+            "tiles leave no room for the partial results of split keys",
+            where=spec.target,
+            got=f"prefill {prefill}; decode {decode}",
+            do="give them fewer programs or lanes",
+        )
     return {
         "arch": arch,
         "num_sms": tiles.sms,
-        **_rowwise(spec),
+        **_rowwise(spec, tiles),
         "prefill": {
             **vars(prefill),
             "tile_rows": prefill.block_m // spec.group,
             "grid": grid["prefill"],
-            # What decodes may leave at the same time is theirs; the planner's memory counts both.
-            "slots": (SPLIT_ROWS - 2 * grid["decode"] * spec.group) // prefill.block_m,
+            "slots": slots,
         },
         "decode": {**vars(decode), "grid": grid["decode"]},
         "split_overhead": tiles.split_overhead,
@@ -187,21 +196,25 @@ def _triton(spec: KernelSpec, given: Tiles | None) -> dict[str, object]:
     }
 
 
-def _rowwise(spec: KernelSpec) -> dict[str, object]:
+def _rowwise(spec: KernelSpec, tiles: Tiles) -> dict[str, object]:
     """How rows are cut, by the module that goes over them."""
     itemsize = ITEMSIZE[DTYPE_NAMES[spec.dtype]]
-    attention = spec.merged_heads * spec.head_dim
+    attention, dim = spec.merged_heads * spec.head_dim, spec.head_dim
+
+    def cut(module: str, width: int) -> Cut | None:
+        return tiles.rows.get(module, {}).get(width) if itemsize == 2 else None
+
     return {
         "vector": LOAD_BYTES // itemsize,
         "tail": LSE_BYTES // itemsize,
         "fp8_kv": spec.kv_dtype == FLOAT8,
-        "rms": row_tile(spec.hidden, itemsize),
-        "swiglu": row_block(spec.ffn, itemsize),
-        "swiglu_row": row_tile(spec.ffn, itemsize),
-        "quantize": row_tile(attention, itemsize),
+        "rms": row_tile(spec.hidden, itemsize, cut("rms_norm", spec.hidden)),
+        "swiglu": row_block(spec.ffn, itemsize, cut("swiglu", spec.ffn)),
+        "swiglu_row": row_tile(spec.ffn, itemsize, cut("swiglu_fp8", spec.ffn)),
+        "quantize": row_tile(attention, itemsize, cut("quantize", attention)),
         "columns": attention,
-        "rope": head_tile(spec.head_dim // 2, itemsize),
-        "merge": head_tile(spec.head_dim, itemsize),
+        "rope": head_tile(dim // 2, itemsize, cut("rope_append", dim)),
+        "merge": head_tile(dim, itemsize, cut("merge", dim)),
     }
 
 

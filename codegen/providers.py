@@ -165,12 +165,13 @@ def provide(
         choice = choose(op, spec, plan, uses_of(op, spec, plan, workload), speeds)
         choices.append(choice)
         if choice.provider != OURS:
-            files[f"kernels/{op}.py"] = _render(choice, spec)
+            files[f"kernels/{op}.py"] = render_provider(choice, spec)
     report = [asdict(choice) for choice in choices]
     return {**files, REPORT: json.dumps(report, indent=1, sort_keys=True) + "\n"}
 
 
-def _render(choice: Choice, spec: KernelSpec) -> str:
+def render_provider(choice: Choice, spec: KernelSpec) -> str:
+    """The module by which a provider that takes pages serves an op."""
     provider = PROVIDERS[choice.provider]
     return render(
         f"providers/{choice.provider}.py.j2",

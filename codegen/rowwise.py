@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..tiles import Cut
+
 LOAD_BYTES = 16
 """What a thread loads or stores at once: the widest access there is."""
 
@@ -27,11 +29,14 @@ class RowTile:
     warps: int
 
 
-def row_tile(width: int, itemsize: int) -> RowTile:
+def row_tile(width: int, itemsize: int, cut: Cut | None = None) -> RowTile:
     """The tile of a whole row: few idle threads, then two loads a thread or as few more as eight warps need.
 
     More of them only cost registers, and so rows under way; more warps wait longer for one another.
+    cut: what was measured to be best
     """
+    if cut is not None:
+        return _tile(width, itemsize, cut.warps)
     tiles = [_tile(width, itemsize, warps) for warps in (1, 2, 4, 8, 16)]
     held = [tile for tile in tiles if tile.pieces <= MOST_PIECES] or tiles[-1:]
 
@@ -49,21 +54,28 @@ def _tile(width: int, itemsize: int, warps: int) -> RowTile:
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a row: `columns` by `warps`, two loads a thread; a row has `blocks`."""
+    """A part of a row: `columns` by `warps`; a row has `blocks`."""
 
     columns: int
     blocks: int
     warps: int
 
 
-def row_block(width: int, itemsize: int) -> Block:
-    """The largest block that leaves few threads idle, or the smallest."""
-    made = []
-    for warps in (4, 2, 1):
-        columns = 2 * 32 * warps * LOAD_BYTES // itemsize
-        made.append(Block(columns, -(-width // columns), warps))
+def row_block(width: int, itemsize: int, cut: Cut | None = None) -> Block:
+    """The largest block, of two loads a thread, that leaves few threads idle; or the smallest.
+
+    cut: what was measured to be best
+    """
+    if cut is not None:
+        return _block(width, itemsize, cut)
+    made = [_block(width, itemsize, Cut(warps, loads=2)) for warps in (4, 2, 1)]
     few = (block for block in made if block.columns * block.blocks * (1 - IDLE) <= width)
     return next(few, made[-1])
+
+
+def _block(width: int, itemsize: int, cut: Cut) -> Block:
+    columns = cut.loads * 32 * cut.warps * LOAD_BYTES // itemsize
+    return Block(columns, -(-width // columns), cut.warps)
 
 
 @dataclass(frozen=True)
@@ -74,10 +86,12 @@ class HeadTile:
     warps: int
 
 
-def head_tile(dim: int, itemsize: int) -> HeadTile:
+def head_tile(dim: int, itemsize: int, cut: Cut | None = None) -> HeadTile:
     """As many heads as give each thread of four warps one load of `dim` columns of each.
 
     No more, so that the few rows of decodes are many programs; what is in flight, many programs give.
+    cut: what was measured to be best
     """
+    cut = cut or Cut(4, loads=1)
     threads = max(1, dim * itemsize // LOAD_BYTES)
-    return HeadTile(128 // threads, 4)
+    return HeadTile(max(1, cut.loads * 32 * cut.warps // threads), cut.warps)

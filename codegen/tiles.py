@@ -1,36 +1,22 @@
 """What kernels are tuned by, for each architecture: data, so that measurements can replace it.
 
-`render_kernels(spec, tiles=...)` takes another table; nothing is tuned while a plan serves. All figures
-here are derived (docs/kernels.md says how), none is measured yet.
+A cluster file's [tiles], which `mnemoc calibrate` measures, go before (`refreshed`); nothing is tuned
+while a plan serves. All figures here are derived (docs/kernels.md says how), none is measured yet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-
-@dataclass(frozen=True)
-class Tile:
-    """The block of a program: lanes × keys, the warps that share it, and blocks of keys in flight.
-
-    programs: that a multiprocessor is meant to hold at a time
-    bulk: keys come by the copy engine, a block of one page at a time
-    """
-
-    block_m: int
-    block_n: int
-    warps: int
-    stages: int
-    programs: int = 1
-    bulk: bool = False
-
-    def serves(self, page_size: int) -> bool:
-        return not self.bulk or page_size % self.block_n == 0
-
+from ..tiles import Cut, Cuts, MeasuredTiles, Tile
 
 Choices = Mapping[int, tuple[Tile, ...]]
 """By the head dim up to which they serve: the first tile that serves the page size is taken."""
+
+
+_SINGLE_PREFILL, _SINGLE_DECODE = Tile(32, 32, 8, 2), Tile(16, 32, 4, 2)
 
 
 @dataclass(frozen=True)
@@ -41,15 +27,44 @@ class Tiles:
     single_prefill, single_decode: of float32, whose products are three of TF32 and need the registers
     split_overhead: keys that take as long as the start and end of a prefill item
     shortest_run: keys of a decode that are worth a program of their own
+    rows: measured cuts of row-wise kernels of 16-bit types; `rowwise` finds those of others
     """
 
     sms: int
     prefill: Choices
     decode: Choices
-    single_prefill: Tile = Tile(32, 32, 8, 2)
-    single_decode: Tile = Tile(16, 32, 4, 2)
+    single_prefill: Tile = _SINGLE_PREFILL
+    single_decode: Tile = _SINGLE_DECODE
     split_overhead: int = 256
     shortest_run: int = 256
+    rows: Cuts = field(default_factory=dict)
+
+    def attention(self, kernel: str) -> Choices:
+        """Of one of `ATTENTION`."""
+        return self.prefill if kernel == "attention_prefill" else self.decode
+
+    def with_tile(self, kernel: str, head_dim: int, tile: Tile) -> Tiles:
+        """With a tile before all others of a head dim; those stay for pages that it cannot serve."""
+        choices = self.attention(kernel)
+        rest = next(tiles for most, tiles in choices.items() if head_dim <= most)
+        own = (tile, *(other for other in rest if other != tile))
+        changed: dict[str, Any] = {
+            kernel.removeprefix("attention_"): dict(sorted({**choices, head_dim: own}.items()))
+        }
+        return replace(self, **changed)
+
+    def with_cut(self, module: str, width: int, cut: Cut) -> Tiles:
+        """With a cut of rows of some width in place of any other."""
+        return replace(self, rows={**self.rows, module: {**self.rows.get(module, {}), width: cut}})
+
+    def refreshed(self, measured: MeasuredTiles) -> Tiles:
+        """With what was measured before what was derived."""
+        tiles = self
+        for kernel, by_dim in measured.attention.items():
+            for head_dim, tile in by_dim.items():
+                if head_dim <= max(tiles.attention(kernel)):  # no kernel serves larger ones
+                    tiles = tiles.with_tile(kernel, head_dim, tile)
+        return replace(tiles, rows={**tiles.rows, **measured.rows})
 
 
 # What limits a prefill tile are the accumulators of scores and outputs, which a warp holds in registers:
@@ -89,3 +104,10 @@ TILES: Mapping[str, Tiles] = {
     "sm_90": Tiles(sms=132, prefill=_HOPPER_PREFILL, decode=_HOPPER_DECODE),  # H100, H200
     "sm_100": Tiles(sms=148, prefill=_BLACKWELL_PREFILL, decode=_HOPPER_DECODE),  # B200
 }
+
+
+def refreshed(arch: str, measured: MeasuredTiles | None) -> Tiles:
+    """An architecture's table, refreshed by what was measured on it. KeyError: there is none."""
+    if measured is None or measured.arch != arch:
+        return TILES[arch]
+    return TILES[arch].refreshed(measured)

@@ -9,11 +9,13 @@ from .forecast import Forecast, forecast
 from .frontier import frontier
 from .plan import Made, make_plan, plan_of
 from .price import one_layer
+from .speeds import OPS as SPEED_UNITS
 from .timeline import make_timeline
 from .what_if import Answer, WhatIf
 
 __all__ = [
     "CALIBRATED",
+    "SPEED_UNITS",
     "Answer",
     "Cluster",
     "Configuration",

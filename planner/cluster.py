@@ -7,7 +7,8 @@ and an efficiency that grows with size is given by points, [size, share], as mea
 
     attention_decode = { points = [[67e6, 0.43], [537e6, 0.82]], unit = "B", source = "published: ..." }
 
-How fast kernels were measured to be, ours and others', may be added (see `speeds`).
+How fast kernels were measured to be, ours and others', may be added (see `speeds`), and how ours are best cut
+(see `tiles`).
 
 Values are turned into base units (FLOP/s, B/s, B, s) when read. Unknown keys, missing keys, wrong
 units and impossible numbers are BadInput: what is unknown is an error, never an invented number.
@@ -28,10 +29,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..codec import to_json
 from ..errors import BadInput
 from ..speeds import KernelSpeeds
+from ..tiles import MeasuredTiles
 from .curves import Curve, read_curve
-from .speeds import TABLE, read_speeds
+from .speeds import TABLE as SPEEDS
+from .speeds import read_speeds
+from .tiles import TABLE as TILES
+from .tiles import read_tiles, tile_entries
 
 CALIBRATED = "measured by mnemoc calibrate on this machine"
 """The source of a figure that was measured on the machine itself."""
@@ -129,6 +135,7 @@ class Cluster:
     origin: the file it was read from, for errors and notes
     numbers: every single figure by its dotted key; curves: every efficiency that grows, by its name
     kernels: measured speeds of kernels, by op and provider, where anybody measured them
+    tiles: what our own kernels are cut by, where anybody measured that
     """
 
     name: str
@@ -138,6 +145,7 @@ class Cluster:
     numbers: Mapping[str, Quantity]
     curves: Mapping[str, Curve]
     kernels: KernelSpeeds = field(default_factory=dict)
+    tiles: MeasuredTiles | None = None
 
     def __getitem__(self, key: str) -> float:
         """A figure in base units; BadInput if the file does not know it."""
@@ -177,10 +185,12 @@ class Cluster:
         curves = {name: dataclasses.asdict(curve) for name, curve in self.curves.items()}
         texts = {key: getattr(self, key) for key in TEXTS}
         kernels = {
-            op: {name: dataclasses.asdict(speeds) for name, speeds in table.items()}
+            op: {name: dataclasses.asdict(measured) for name, measured in table.items()}
             for op, table in self.kernels.items()
         }
-        more = {"kernels": kernels} if kernels else {}
+        more: dict[str, Any] = {"kernels": kernels} if kernels else {}
+        if self.tiles is not None:
+            more["tiles"] = to_json(self.tiles)
         return texts | {"numbers": numbers, "curves": curves} | more
 
     @property
@@ -234,6 +244,7 @@ def write_cluster(
     device: str,
     target: str,
     figures: Mapping[str, tuple[float | Sequence[tuple[float, ...]], str, str]],
+    tiles: MeasuredTiles | None = None,
 ) -> Cluster:
     """Write a cluster file from dotted key → (value or points, unit, source), and read it back.
 
@@ -248,8 +259,9 @@ def write_cluster(
         entries[key] = {what: value, "unit": unit, "source": source}
     lines = [f"{key} = {json.dumps(text)}" for key, text in _texts(name, device, target)]
     for key, entry in entries.items():
-        body = ", ".join(f"{k} = {_literal(v)}" for k, v in entry.items())
-        lines.append(f"{key} = {{ {body} }}")
+        lines.append(f"{key} = {_literal(entry)}")
+    if tiles is not None:
+        lines += [f"{key} = {_literal(value)}" for key, value in tile_entries(tiles).items()]
     text = "\n".join(lines) + "\n"
     cluster = _parse(text, str(path))
     try:
@@ -267,6 +279,8 @@ def _texts(name: str, device: str, target: str) -> tuple[tuple[str, str], ...]:
 
 
 def _literal(value: object) -> str:
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{k} = {_literal(v)}' for k, v in value.items())} }}"
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -310,8 +324,14 @@ def _parse(text: str, where: str) -> Cluster:
         raise BadInput("no peak speed is given", where=where, do="add [peak] with a dtype")
     if numbers["memory.reserve"].value >= numbers["memory.capacity"].value:
         raise BadInput("memory.reserve leaves nothing of memory.capacity", where=where)
-    kernels = read_speeds(tree.get(TABLE), where)
-    return Cluster(**texts, origin=where, numbers=numbers, curves=curves, kernels=kernels)
+    return Cluster(
+        **texts,
+        origin=where,
+        numbers=numbers,
+        curves=curves,
+        kernels=read_speeds(tree.get(SPEEDS), where),
+        tiles=read_tiles(tree.get(TILES), texts["target"], where),
+    )
 
 
 def _tables(text: str, where: str) -> dict[str, Any]:
@@ -337,8 +357,8 @@ def _refuse_unknown_keys(tree: Mapping[str, Any], where: str) -> None:
     def walk(node: Mapping[str, Any], prefix: str) -> None:
         for name, value in node.items():
             key = f"{prefix}{name}"
-            if key == TABLE:
-                continue  # read_speeds knows
+            if key in (SPEEDS, TILES):
+                continue  # those who read them know
             if key in tables and isinstance(value, dict):
                 walk(value, f"{key}.")
             elif key not in known:

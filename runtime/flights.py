@@ -215,12 +215,11 @@ class Flights:
         for chunk in micro_batch.chunks:
             job = self._scheduler.running.get(chunk.sid)
             if job is not None and not chunk.ends:
-                self._post(self._handles[job.id], self._progress(job, now_s))
+                self._post(self._handles[job.id], self._progress(job, chunk.left_s, now_s))
 
-    def _progress(self, job: Job, now_s: float) -> Progress:
+    def _progress(self, job: Job, left_s: float, now_s: float) -> Progress:
         """How far the prompt is; the plan's estimate of the rest, corrected by the pace so far."""
-        left_s = self._scheduler.eta_s(job)
-        predicted_s = job.work_s - left_s
+        predicted_s = job.whole_s - left_s
         pace = 1.0
         if job.started_s is not None and predicted_s > 0:
             pace = (now_s - job.started_s) / predicted_s

@@ -12,7 +12,7 @@ import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 
@@ -21,6 +21,7 @@ from ..microbatch import Batch, Segments
 MOST = 64
 """Graphs kept at a time; the one that was used longest ago goes first."""
 
+T = TypeVar("T")
 Result: TypeAlias = "torch.Tensor | None"
 Step: TypeAlias = "Callable[..., Result]"
 """(batch, rows that arrived, if any) → rows or logits."""
@@ -83,13 +84,29 @@ def cuda_capture() -> Capture:
     pool = torch.cuda.graph_pool_handle()
 
     def capture(run: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
-        graph = torch.cuda.CUDAGraph()
-        # Only this thread is bound by the rules of a capture: NCCL's own goes on asking for events.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            result = run()
-        return graph.replay, result
+        return captured(run, pool)
 
     return capture
+
+
+def captured(run: Callable[[], T], pool: Any = None) -> tuple[Callable[[], None], T]:
+    """A call as a graph: what replays it, and what the call gave. pool: of memory that graphs share."""
+    graph = torch.cuda.CUDAGraph()
+    # Only this thread is bound by the rules of a capture: NCCL's own goes on asking for events.
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        result = run()
+    return graph.replay, result
+
+
+def warmed(run: Callable[[], object], times: int = 1) -> None:
+    """Calls what is to be captured, on a stream aside: what it does but once is not to be in the graph."""
+    stream: Any = torch.cuda.Stream  # untyped, as torch has it
+    aside = stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(times):
+            run()
+    torch.cuda.current_stream().wait_stream(aside)
 
 
 def _tensors(batch: Batch, arrived: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:

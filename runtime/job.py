@@ -16,12 +16,14 @@ class Job:
     id: the request's, for good; sid: of its present admission, −1 while it waits
     prompt: to be prefilled: after a preemption, with what was generated until then (`generated`)
     kv_tokens: cached at most, over its whole life
-    work_s: predicted time to prefill the prompt alone; left_s: what of it is left; long: whether that is much
+    work_s: predicted time to prefill the prompt that came; whole_s: the prompt as it is now; left_s: what of
+        that is left; long: whether it is much
     deadline_s: from arrival, when its first token is due; tbt_s: its promise between tokens
     hashes: of its tokens' pages (`prefix`), of generated ones as they fill; None: it shares nothing
     issued: prompt tokens handed to stage 0; processed: those that have left the last stage
     cached: tokens whose K/V is stored once everything issued is through; covered: what it has pages for
-    tokens: generated so far; first_token_s: when the first of them came
+    tokens: generated so far; first_token_s: when the first of them came; lent: for how many of them it waited
+        longer than promised, for the sake of a late prompt
     """
 
     id: int
@@ -35,6 +37,7 @@ class Job:
     priority: int
     long: bool
     hashes: list[bytes] | None
+    whole_s: float = 0.0
     sid: int = -1
     home: int = 0
     generated: int = 0
@@ -43,6 +46,7 @@ class Job:
     cached: int = 0
     covered: int = 0
     tokens: int = 0
+    lent: int = 0
     preemptions: int = 0
     started_s: float | None = None
     first_token_s: float | None = None
@@ -63,12 +67,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Chunk:
-    """`rows` prompt tokens of an admission, after `start` cached ones; `ends`: the prompt's last."""
+    """`rows` prompt tokens of an admission, after `start` cached ones; `ends`: the prompt's last.
+
+    left_s: predicted time for what then is left of the prompt
+    """
 
     sid: int
     start: int
     rows: int
     ends: bool
+    left_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,18 @@
 """Which prefill chunks join a micro-batch beside its decodes, and how many rows of each.
 
-For every prompt, in the policy's order: as many rows as keep the whole micro-batch, with everything that is
-in it already, within the TBT promise of its decodes, by the plan's cost function. Beside no decode: the
-chunk that the plan has for that context. Of long prompts one at most is in a micro-batch on a group, and it
-leaves room for others by its relative slack; short ones fill what is left.
+For every prompt as many rows as keep the whole micro-batch, with everything that is in it already, within a
+time, by the plan's cost function; beside no decode, no more than the plan's own chunk for that context. The
+time is the TBT promise of the decodes, less MARGIN: less where one of them is behind its promise. For a
+prompt that is late already it is more, while every decode that runs is so far ahead of its own promise that
+none of its tokens will be late, and has not lent time before for one token in LENT_EACH: so 99 % of the
+times between its tokens are as promised even then.
 
-The plan has memory for `max_rows` rows, and for logits of `max_batch` + 1 of them.
+Prompts come in the policy's order. On a group one long prompt at most is in a micro-batch. Where the policy
+has room for short ones, they are packed first: those before the long one in order as far as the time goes,
+those behind it into a share of it; the long one has all that is left.
 
-Where even the smallest chunk does not fit and nobody else has rows, it goes all the same.
+The plan has memory for `max_rows` rows, and for logits of `max_batch` + 1 of them. Where even the smallest
+chunk does not fit and nobody else has rows, it goes all the same.
 """
 
 from __future__ import annotations
@@ -25,9 +30,17 @@ from .policies import Policy
 LEAST_ROWS = 16
 """The smallest chunk that does not end its prompt: fewer rows cost as much as these."""
 
-
 TRIES = 3
 """Evaluations of the cost function in search of a chunk: more find a few rows more at most."""
+
+MARGIN = 0.1
+"""Of the TBT promise: what predictions may be off, and a start for decodes that wait for their first turn."""
+
+LENT_EACH = 128
+"""Tokens of a decode for each that it may wait for longer than promised."""
+
+LEAST_SHARE = 0.5
+"""Of the TBT promise, what prompts may use even where decodes are behind it."""
 
 NOTHING = Load()
 
@@ -65,6 +78,7 @@ class Adaptive:
     growth: Growth
     policy: Policy
     tbt_s: float
+    running: Mapping[int, Job]
     alone: bool = False
 
     def pack(
@@ -76,55 +90,45 @@ class Adaptive:
     ) -> list[Packed]:
         if not prompts:
             return []
-        packed: list[Packed] = []
-        left = self.plan.max_rows - len(decodes)
-        ends_left = self.plan.max_batch + 1 - len(decodes)
-        promise_s = min((job.tbt_s for job in decodes), default=self.tbt_s)
-        budget_s = self._stretched_s(promise_s, prompts[0], decodes, now_s)
-        long: set[int] = set()  # groups with a long prompt's chunk
-        full: set[int] = set()  # groups where the next one in order did not fit
-        for job in prompts:
-            groups = {
-                self.growth.group(job.home, shard)
-                for shard in range(self.growth.seen_by(job.issued + 1))
-            }
-            if groups & full or (job.long and groups & long):
-                continue
-            allowed_s = budget_s
-            if job.long and len(prompts) > 1:
-                allowed_s *= 1 - min(self.policy.room, max(0.0, job.relative_slack(now_s)))
-            most = min(left, job.prompt - job.issued - (not ends_left))
-            if not decodes:
-                most = min(most, self.plan.chunk_at(job.issued))
-            if not most:
-                continue
-            rows, added = self._fitting(job, most, loads, allowed_s)
-            if not rows:
-                full |= groups
-                if len(full) == self.growth.kvp:
-                    break
-                continue
-            for group, load in added.items():
-                loads[group] = loads[group] + load if group in loads else load
-            if job.long:
-                long |= added.keys()
-            left -= rows
-            ends_left -= job.issued + rows == job.prompt
-            packed.append(Packed(job, rows))
-            if left < LEAST_ROWS:
-                break
-        return packed
+        allowed_s = self._allowed_s(prompts[0], decodes, now_s)
+        filling = _Filling(self, decodes, loads)
+        at = next((i for i, job in enumerate(prompts) if job.long), len(prompts))
+        if at == len(prompts) or not self.policy.room:
+            filling.add(prompts, allowed_s)
+            return filling.packed
+        filling.add(prompts[:at], allowed_s)
+        behind = [job for job in prompts[at:] if not job.long]
+        if behind:
+            slack = prompts[at].relative_slack(now_s)
+            share = min(self.policy.room, max(self.policy.least_room, slack))
+            used_s = max(map(self.cost.crossing_s, loads.values()), default=0.0)
+            filling.add(behind, used_s + share * (allowed_s - used_s))
+        filling.full.clear()
+        filling.add([job for job in prompts[at:] if job.long], allowed_s)
+        return filling.packed
 
-    def _stretched_s(
-        self, promise_s: float, first: Job, decodes: Sequence[Job], now_s: float
-    ) -> float:
-        """What the micro-batch may take: more than the promise only for a prompt that is late already."""
-        if self.policy.stretch <= 1 or not decodes or first.slack_s(now_s) > 0:
-            return promise_s
-        ahead_s = min(job.ahead_s(now_s) for job in decodes)
-        return max(promise_s, min(ahead_s, self.policy.stretch * promise_s))
+    def _allowed_s(self, first: Job, decodes: Sequence[Job], now_s: float) -> float:
+        """What the micro-batch may take."""
+        if not decodes:
+            return self.tbt_s * (1 - MARGIN)
+        promise_s = min([job.tbt_s for job in decodes])
+        ahead_s = min([job.ahead_s(now_s) for job in decodes])
+        if self.policy.stretch > 1 and first.slack_s(now_s) <= 0:
+            most_s = self._lent_s(self.policy.stretch * promise_s, now_s)
+            if most_s > promise_s:
+                return most_s
+        return max(LEAST_SHARE * promise_s, min(promise_s * (1 - MARGIN), ahead_s))
 
-    def _fitting(
+    def _lent_s(self, wanted_s: float, now_s: float) -> float:
+        """What all that decode can lend: half of what each has, for some wait for this one and then cross."""
+        lenders = [job for job in self.running.values() if job.issued == job.prompt]
+        if any(job.lent * LENT_EACH >= job.tokens for job in lenders):
+            return 0.0
+        for job in lenders:
+            job.lent += 1
+        return min(wanted_s, min(job.ahead_s(now_s) for job in lenders) / 2)
+
+    def fitting(
         self, job: Job, most: int, loads: Mapping[int, Load], allowed_s: float
     ) -> tuple[int, dict[int, Load]]:
         """The most rows that keep every group within the time, and what they add to each; 0: none do.
@@ -168,6 +172,51 @@ class Adaptive:
             for group, load in added.items()
         )
         return crossing_s / allowed_s
+
+
+class _Filling:
+    """A micro-batch as prompts join it. full: groups where the next one in order did not fit."""
+
+    def __init__(self, by: Adaptive, decodes: Sequence[Job], loads: dict[int, Load]) -> None:
+        self.packed: list[Packed] = []
+        self.full: set[int] = set()
+        self._by = by
+        self._decodes = bool(decodes)
+        self._loads = loads
+        self._rows_left = by.plan.max_rows - len(decodes)
+        self._logits_left = by.plan.max_batch + 1 - len(decodes)
+        self._long: set[int] = set()  # groups with a long prompt's chunk
+
+    def add(self, prompts: Sequence[Job], allowed_s: float) -> None:
+        """As much of the prompts as the micro-batch may take, one after the other."""
+        by, growth = self._by, self._by.growth
+        for job in prompts:
+            if self._rows_left < LEAST_ROWS or len(self.full) == growth.kvp:
+                return
+            shards = range(growth.seen_by(job.issued + 1))
+            groups = {growth.group(job.home, shard) for shard in shards}
+            most = job.prompt - job.issued - (not self._logits_left)
+            if not self._decodes:
+                most = min(most, by.plan.chunk_at(job.issued))
+            if most > self._rows_left:
+                most = _rounded(self._rows_left)
+            if groups & self.full or (job.long and groups & self._long) or not most:
+                continue
+            rows, added = by.fitting(job, most, self._loads, allowed_s)
+            if rows:
+                self._join(job, rows, added)
+            else:
+                self.full |= groups
+
+    def _join(self, job: Job, rows: int, added: Mapping[int, Load]) -> None:
+        loads = self._loads
+        for group, load in added.items():
+            loads[group] = loads[group] + load if group in loads else load
+        if job.long:
+            self._long |= added.keys()
+        self._rows_left -= rows
+        self._logits_left -= job.issued + rows == job.prompt
+        self.packed.append(Packed(job, rows))
 
 
 def chunk_loads(growth: Growth, job: Job, rows: int, ends: bool) -> dict[int, Load]:

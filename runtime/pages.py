@@ -4,7 +4,8 @@ A page is free, or belongs to one admission that fills it, or is a *block*: fill
 hash of its tokens and of all before them (`prefix`). Blocks are counted by those who read them; once nobody
 does they are idle, and serve whoever comes with the same prefix until their page is needed. Of idle blocks
 the one idle for longest goes first, and of one request's the last tokens before the first ones, so that
-what is left is a prefix. It goes to a host slot where that is quicker to read back than to compute again.
+what is left is a prefix. It goes to a host slot if somebody has come for it before, or waits to (whom it
+was taken from), and where it is quicker to read back than to compute again.
 
 Tokens lie in shards (`growth`), so a block is one of its request's home group: another request finds it only
 at the same home. The engine alone decides; workers are told of pages, once.
@@ -13,6 +14,7 @@ at the same home. The engine alone decides; workers are told of pages, once.
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -44,10 +46,10 @@ class PagePool:
         return tuple(runs)
 
     def _take(self, count: int) -> Run:
-        """The smallest free run that holds `count` pages, else the largest one; at most `count`."""
-        sizes = [size for _, size in self._free]
-        enough = [size for size in sizes if size >= count]
-        index = sizes.index(min(enough) if enough else max(sizes))
+        """The first free run that holds `count` pages, else the largest one; at most `count`."""
+        index = next((i for i, run in enumerate(self._free) if run[1] >= count), None)
+        if index is None:
+            index = max(range(len(self._free)), key=lambda i: self._free[i][1])
         start, size = self._free[index]
         taken = min(size, count)
         if taken == size:
@@ -72,11 +74,15 @@ class PagePool:
 
 @dataclass(eq=False, slots=True)
 class Block:
-    """A filled page that can be found again. readers: admissions that hold it; depth: tokens before it."""
+    """A filled page that can be found again. depth: tokens before it; readers: admissions that hold it.
+
+    wanted: whether it was found before, or somebody waits who will want it
+    """
 
     page: int
     depth: int
     readers: int = 1
+    wanted: bool = False
 
 
 @dataclass(eq=False)
@@ -142,24 +148,32 @@ class PageBook:
         """Whether the request would fit on groups that serve nobody else."""
         return max(self.needs(tokens)) <= self.num_pages
 
-    def found(self, home: int, hashes: Sequence[bytes]) -> int:
-        """How many pages of a prefix are there, on the device or the host, for a request at this home."""
+    def found(self, home: int, hashes: Sequence[bytes], most: int) -> int:
+        """How many of a prefix's first `most` pages are there, on device or host, for a request at this
+        home."""
         if not self.shares:
             return 0
-        for index, (number, key) in enumerate(self._keys(home, hashes)):
+        count = 0
+        for number, key in self._keys(home, hashes, most):
             group = self._groups[number]
             if key not in group.blocks and key not in group.host:
-                return index
-        return len(hashes)
+                break
+            count += 1
+        return count
 
-    def fits(self, home: int, tokens: int, hashes: Sequence[bytes] = ()) -> bool:
-        """Whether a request that finds these blocks could have room for `tokens` tokens now."""
+    def fits(
+        self, home: int, tokens: int, hashes: Sequence[bytes] = (), found: int = 0, spare: int = 0
+    ) -> bool:
+        """Whether a request that finds the first so many blocks could have room for `tokens` tokens now.
+
+        spare: pages that are to be left on each of its groups
+        """
         wanted = self._wanted(home, tokens)
-        for number, key in self._keys(home, hashes):
+        for number, key in self._keys(home, hashes, found):
             block = self._groups[number].blocks.get(key)
             if block is not None and block.readers:  # an idle one's page must be had like any other
                 wanted[number] -= 1
-        return all(self.available(number) >= count for number, count in wanted.items())
+        return all(self.available(number) >= count + spare for number, count in wanted.items())
 
     def available(self, group: int) -> int:
         return self._groups[group].available
@@ -192,6 +206,7 @@ class PageBook:
                 if not block.readers:
                     del group.idle[key]
                 block.readers += 1
+                block.wanted = True
         self._read_back(away)
         for index, (number, key) in enumerate(keys):
             shard = self.growth.owner(index * self.page_size)
@@ -246,8 +261,11 @@ class PageBook:
                 group.slots.append(group.host.pop(key))
             held.hashes.append(hashes[index])
 
-    def release(self, sid: int) -> None:
-        """The admission is over: its blocks may become idle, its other pages are free."""
+    def release(self, sid: int, *, returns: bool = False) -> None:
+        """The admission is over: its blocks may become idle, its other pages are free.
+
+        returns: the request was preempted, and will want its blocks again
+        """
         held = self._held.pop(sid)
         self.changes.append(sid)
         shared = [0] * self.growth.kvp
@@ -255,6 +273,7 @@ class PageBook:
             group = self._groups[number]
             block = group.blocks[key]
             block.readers -= 1
+            block.wanted |= returns
             if not block.readers:
                 group.idle[key] = None
             shared[self.growth.owner(block.depth)] += 1
@@ -299,16 +318,18 @@ class PageBook:
         pairs: dict[int, list[tuple[int, int]]] = {}
         for depth, key, number, slot in away:
             page = self._take(number, 1)[0][0]
-            self._groups[number].blocks[key] = Block(page, depth)
+            self._groups[number].blocks[key] = Block(page, depth, wanted=True)
             pairs.setdefault(number, []).append((page, slot))
         for number, copied in pairs.items():
             self._groups[number].slots.extend(slot for _, slot in copied)
             self.changes.append(Copies(number, False, copied))
         self.swapped_in += len(away)
 
-    def _keys(self, home: int, hashes: Sequence[bytes]) -> Iterator[tuple[int, Key]]:
-        """The group and the key of each block."""
-        for index, digest in enumerate(hashes):
+    def _keys(
+        self, home: int, hashes: Sequence[bytes], most: int | None = None
+    ) -> Iterator[tuple[int, Key]]:
+        """The group and the key of each block, or of the first ones."""
+        for index, digest in enumerate(itertools.islice(hashes, most)):
             shard = self.growth.owner(index * self.page_size)
             yield self.growth.group(home, shard), (home, digest)
 
@@ -341,7 +362,7 @@ class PageBook:
 
     def _slot(self, group: _Group, block: Block) -> int | None:
         """Where on the host an evicted block goes, if it is worth it; at need in the oldest one's place."""
-        if self.swap_from is None or block.depth < self.swap_from:
+        if self.swap_from is None or block.depth < self.swap_from or not block.wanted:
             return None
         if group.slots:
             return group.slots.pop()

@@ -7,24 +7,21 @@ kernels lies a gap, `gap_s`, that is a figure of its own: every other figure is 
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
 
 import torch
 
-from ..microbatch import Segments
+from .attending import Paged, Run, copies
+from .clocks import Clock, graph_clock
 
 Points = list[tuple[float, float]]
-Clock = Callable[[Sequence[Callable[[], object]]], float]
 
 FP8 = torch.float8_e4m3fn
-_ROUNDS = 25
 
 
 @dataclass(frozen=True)
@@ -112,31 +109,6 @@ class Figures:
     gap_s: float
 
 
-def graph_clock(calls: Sequence[Callable[[], object]]) -> float:
-    """Median seconds of one of the calls, captured in a CUDA graph and replayed."""
-    stream: Any = torch.cuda.Stream  # untyped, as torch has them
-    event: Any = torch.cuda.Event
-    aside = stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for call in calls:
-            call()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    graph.replay()
-    marks = [event(enable_timing=True) for _ in range(_ROUNDS + 1)]
-    marks[0].record()
-    for mark in marks[1:]:
-        graph.replay()
-        mark.record()
-    torch.cuda.synchronize()
-    times: list[float] = [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(marks)]
-    return statistics.median(times) / len(calls)
-
-
 class Probes:
     """kernels: the modules `attention_prefill`, `attention_decode` and `rms_norm` of a plan, by name."""
 
@@ -152,7 +124,6 @@ class Probes:
         self.kernels, self.shape, self.sizes = kernels, shape, sizes
         self.device, self.dtype, self.clock = device, dtype, clock
         self.gap_s = 0.0
-        self.token_bytes = 2 * shape.kv_heads * shape.dim * dtype.itemsize
 
     def measure(self, progress: Callable[[float], None] = lambda share: None) -> Figures:
         """All figures. progress: the share that is done."""
@@ -167,11 +138,11 @@ class Probes:
             progress(0.4)
             best_fp8, matmul_fp8 = self._fp8()
             progress(0.6)
-            k, v = self._caches()
-            prefill = [self.prefill(chunk, k, v) for chunk in self.sizes.chunks]
+            paged = self._paged()
+            prefill = [self.prefill(chunk, paged) for chunk in self.sizes.chunks]
             progress(0.9)
-            decode = [self.decode(length, k, v) for length in self.sizes.lengths]
-            host = [self.to_host(count, k, v) for count in self.sizes.pages]
+            decode = [self.decode(length, paged) for length in self.sizes.lengths]
+            host = [self.to_host(count, paged) for count in self.sizes.pages]
             progress(1.0)
         return Figures(
             peak_flops=max(best, *_rates(matmul), *_rates(prefill)),
@@ -202,31 +173,33 @@ class Probes:
         columns = self.shape.hidden
         x = self._randn(1, columns)
         out = max(1, size // (columns * self.dtype.itemsize))
-        weights = [self._randn(out, columns) for _ in range(self._copies(size))]
+        weights = [self._randn(out, columns) for _ in range(copies(size, self.sizes.cold))]
         calls = [lambda w=w: torch.nn.functional.linear(x, w) for w in weights]
         return self._rate(weights[0].nbytes, calls)
 
-    def prefill(self, chunk: int, k: torch.Tensor, v: torch.Tensor) -> tuple[float, float]:
+    def prefill(self, chunk: int, paged: Paged) -> tuple[float, float]:
         """Rows that share a KV head's keys, and FLOP/s: of a chunk after each past, together."""
         shape, name = self.shape, "attention_prefill"
-        calls = [self._attend(name, chunk, past + chunk, k, v) for past in self.sizes.pasts]
+        q, module = paged.queries(chunk), self.kernels[name]
+        calls = [
+            paged.call(module, name, q, [past + chunk], shape.page)[0] for past in self.sizes.pasts
+        ]
         pairs = sum(chunk * past + chunk * (chunk + 1) // 2 for past in self.sizes.pasts)
         keys = sum(past + chunk for past in self.sizes.pasts)
         flops = 4 * shape.dim * shape.heads * pairs
         return pairs * shape.heads / shape.kv_heads / keys, self._rate(flops / len(calls), calls)
 
-    def decode(self, length: int, k: torch.Tensor, v: torch.Tensor) -> tuple[float, float]:
+    def decode(self, length: int, paged: Paged) -> tuple[float, float]:
         """Bytes of K and V of one request, and B/s."""
-        read = length * self.token_bytes
-        pages = -(-length // self.shape.page)
-        count = min(self._copies(read), k.shape[1] // pages)
-        calls = [
-            self._attend("attention_decode", 1, length, k, v, first=i * pages) for i in range(count)
-        ]
+        name, read = "attention_decode", length * paged.token_bytes
+        calls = paged.cold_calls(
+            self.kernels[name], name, 1, [length], self.shape.page, self.sizes.cold
+        )
         return float(read), self._rate(read, calls)
 
-    def to_host(self, count: int, k: torch.Tensor, v: torch.Tensor) -> tuple[float, float]:
+    def to_host(self, count: int, paged: Paged) -> tuple[float, float]:
         """Bytes of scattered pages of K and V, and B/s: gathered, and copied to pinned memory."""
+        k, v = paged.paged(self.shape.page)
         pages = torch.randperm(k.shape[1], device=self.device)[:count]
         pinned = self.device.type == "cuda"
         hosts = [
@@ -241,36 +214,19 @@ class Probes:
         size = sum(host.nbytes for host in hosts)
         return float(size), self._rate(size, [run])
 
-    def _rate(self, work: float, calls: Sequence[Callable[[], object]]) -> float:
+    def _rate(self, work: float, calls: Sequence[Run]) -> float:
         """Work per second of one call, of the time beyond the gap to the next."""
         spent_s = self.clock(calls)
         return work / max(spent_s - self.gap_s, spent_s / 2)
 
-    def _attend(
-        self, name: str, rows: int, length: int, k: torch.Tensor, v: torch.Tensor, first: int = 0
-    ) -> Callable[[], object]:
-        """One segment over pages from `first` on."""
-
-        def table(*values: int) -> torch.Tensor:
-            return torch.tensor(values, dtype=torch.int32, device=self.device)
-
-        count = -(-length // self.shape.page)
-        pages = torch.arange(first, first + count, dtype=torch.int32, device=self.device)[None]
-        offsets = table(0, rows)
-        given = Segments(offsets, table(length), table(length - rows), pages, rows, length)
-        q = self._randn(rows, self.shape.heads, self.shape.dim)
-        out, lse = torch.empty_like(q), torch.empty(q.shape[:2], device=self.device)
-        launch = self.kernels[name].prepare(given)
-        attend = getattr(self.kernels[name], name)
-        return lambda: attend(q, k, v, launch, out, lse)
-
-    def _caches(self) -> tuple[torch.Tensor, torch.Tensor]:
-        shape = self.shape
-        longest = max(*self.sizes.lengths, *(p + max(self.sizes.chunks) for p in self.sizes.pasts))
-        cold = math.ceil(self.sizes.cold / self.token_bytes)
-        pages = -(-max(longest, cold) // shape.page)
-        size = (shape.kv_heads, pages, shape.page, shape.dim)
-        return self._randn(*size), self._randn(*size)
+    def _paged(self) -> Paged:
+        """Room for the longest of all, and for as much as no cache holds."""
+        shape, sizes = self.shape, self.sizes
+        longest = max(*sizes.lengths, *(past + max(sizes.chunks) for past in sizes.pasts))
+        token = 2 * shape.kv_heads * shape.dim * self.dtype.itemsize
+        pages = -(-max(longest, math.ceil(sizes.cold / token)) // shape.page)
+        heads = (shape.heads, shape.kv_heads, shape.dim)
+        return Paged(*heads, pages * shape.page, self.device, self.dtype)
 
     def _weights(self) -> Iterator[tuple[int, int]]:
         """(rows, columns) of the weights of a layer."""
@@ -280,7 +236,7 @@ class Probes:
         yield 2 * shape.ffn, shape.hidden
         yield shape.hidden, shape.ffn
 
-    def _copy(self) -> Callable[[], object]:
+    def _copy(self) -> Run:
         source = self._randn(self.sizes.copy // self.dtype.itemsize)
         target = torch.empty_like(source)
         return lambda: target.copy_(source)
@@ -304,7 +260,7 @@ class Probes:
         n = self.sizes.square
         return self._rate(2 * n**3, [self._scaled(n, n, n)]), points
 
-    def _scaled(self, rows: int, out: int, columns: int) -> Callable[[], object]:
+    def _scaled(self, rows: int, out: int, columns: int) -> Run:
         x, weight = self._randn(rows, columns).to(FP8), self._randn(out, columns).to(FP8)
         x_scale = torch.rand(rows, 1, device=self.device)
         scale = torch.rand(1, out, device=self.device)
@@ -329,12 +285,9 @@ class Probes:
             times.append((time.perf_counter() - started) / count)
         return statistics.median(times)
 
-    def _small(self) -> Callable[[], object]:
+    def _small(self) -> Run:
         x, weight = self._randn(1, self.shape.hidden), self._randn(self.shape.hidden)
         return lambda: self.kernels["rms_norm"].rms_norm(x, weight)
-
-    def _copies(self, size: int) -> int:
-        return max(1, min(64, math.ceil(self.sizes.cold / size)))
 
     def _randn(self, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, dtype=self.dtype, device=self.device)

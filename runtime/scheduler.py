@@ -30,15 +30,18 @@ from .request import Promise
 
 MIN_DEADLINE_S = 0.5
 DEADLINE_FACTOR = 1.5
+"""Where neither request nor plan says more: a prompt may take this many times what it takes alone (the
+paper's)."""
 LONG_ITERATIONS = 32
 """A prompt that needs more iterations than this, each as long as the TBT promise, is a long one."""
 OUTPUT_PAGES = 2
 """Pages that a request has beside its prompt's when it is admitted."""
+SHORT_SHARE = 1 / 8
+"""Of all pages, those that long prompts leave to short ones, and that these may take while one waits."""
 MOST_PREEMPTIONS = 3
 """How often a prompt's pages may go to a more urgent one; then it keeps them."""
 MOST_OVERTAKEN = 8
 """Waiting requests without room that are passed over in one go, in search of one that fits."""
-
 
 NO_PROMISE = Promise()
 
@@ -82,10 +85,14 @@ class Scheduler:
         self.waiting: dict[int, Job] = {}
         self.running: dict[int, Job] = {}
         self.filled: list[Job] = []
-        self._packing = packing or Adaptive(plan, cost, self.growth, policy, workload.tbt_s)
+        self._packing = packing or Adaptive(
+            plan, cost, self.growth, policy, workload.tbt_s, self.running
+        )
         self._prefilling: dict[int, Job] = {}
         self._ready: dict[int, Job] = {}
         self._sids = itertools.count()
+        self._short_tokens = 0  # that running requests with short prompts have pages for
+        self._kept_tokens = int(SHORT_SHARE * plan.num_pages * self.growth.kvp) * plan.page_size
         self._retry_s = -math.inf  # no admission is tried before, unless pages or requests came
 
     # ---------------------------------------------------------------------- requests come and go
@@ -113,6 +120,7 @@ class Scheduler:
             arrival_s=now_s,
             work_s=work_s,
             left_s=work_s,
+            whole_s=work_s,
             deadline_s=deadline_s,
             tbt_s=tbt_s,
             priority=promise.priority,
@@ -138,10 +146,6 @@ class Scheduler:
     def decoding(self) -> bool:
         """Whether any request is past its prompt."""
         return len(self.running) > len(self._prefilling)
-
-    def eta_s(self, job: Job) -> float:
-        """Predicted seconds until the prompt is through."""
-        return self._left_s(job, job.processed)
 
     # ------------------------------------------------------------------------------ micro-batches
 
@@ -180,9 +184,7 @@ class Scheduler:
         else:
             self._ready.clear()
         growth, page_size = self.growth, self.plan.page_size
-        one_group = 0 if growth.helix else growth.stripe_tokens
-        if growth.kvp == 1:
-            one_group = self.workload.context + max((job.kv_tokens for job in taken), default=0)
+        one_group = math.inf if growth.kvp == 1 else 0 if growth.helix else growth.stripe_tokens
         for job in taken:
             cached = job.cached
             if cached < one_group:  # the common case, in few steps: thousands of these a second
@@ -212,10 +214,10 @@ class Scheduler:
             ends = job.issued + rows == job.prompt
             shards = self.growth.shards
             self.counts.growths += shards(job.issued + rows) - max(1, shards(job.issued))
-            chunks.append(Chunk(job.sid, job.issued, rows, ends))
-            job.issued += rows
-            job.cached = job.issued
-            job.left_s = self._left_s(job, job.issued)
+            start = job.issued
+            job.cached = job.issued = start + rows
+            job.left_s = self._left_s(job)
+            chunks.append(Chunk(job.sid, start, rows, ends, job.left_s))
             if job.hashes is not None:
                 self.book.fill(job.sid, job.hashes, job.cached)
             if ends:
@@ -228,23 +230,32 @@ class Scheduler:
         order = self.policy.order
         return sorted(jobs.values(), key=lambda job: (order(job, now_s), job.id))
 
-    def _left_s(self, job: Job, done: int) -> float:
-        """Predicted time for the prompt's tokens after the first `done`."""
-        until_s = self.prefill_time.until_s
-        return max(0.0, until_s(job.prompt) - until_s(done)) if done < job.prompt else 0.0
+    def _left_s(self, job: Job) -> float:
+        """Predicted time for the prompt's tokens that are not issued."""
+        if job.issued == job.prompt:
+            return 0.0
+        return max(0.0, job.whole_s - self.prefill_time.until_s(job.issued))
 
     # --------------------------------------------------------------------- admission, preemption
 
     def _admit(self, now_s: float) -> None:
-        """Place waiting requests in the policy's order. One without room is overtaken while it is in time."""
-        passed = 0
+        """Place waiting requests in the policy's order.
+
+        One without room is overtaken while it is in time; then only by short prompts, in the pages kept for
+        them; and by nobody once it is as late again as it was to wait.
+        """
+        passed, late = 0, False
         for job in self._in_order(self.waiting, now_s):
+            if late and (job.long or self._short_tokens + job.prompt > self._kept_tokens):
+                continue
             if self._place(job, now_s):
                 continue
             if passed == 0 and self._make_room(job, now_s) and self._place(job, now_s):
                 continue
             passed += 1
-            if passed == MOST_OVERTAKEN or job.slack_s(now_s) <= 0:
+            slack_s = job.slack_s(now_s)
+            late |= slack_s <= 0
+            if passed == MOST_OVERTAKEN or slack_s < -job.deadline_s:
                 break
         self._retry_s = now_s + self.workload.tbt_s if self.waiting else -math.inf
 
@@ -252,28 +263,43 @@ class Scheduler:
         """Admit the job, where most of its prefix is if that is half of it, else on the emptiest home."""
         page_size = self.plan.page_size
         tokens = min(job.kv_tokens, job.prompt + OUTPUT_PAGES * page_size)
-        hashes = (job.hashes or [])[: (job.prompt - 1) // page_size]
-        best: tuple[int, int, int] | None = None
+        hashes, most = job.hashes or (), (job.prompt - 1) // page_size  # one token must be computed
+        spare = self._spare(tokens) if job.long else 0
+        best: tuple[int, int, int, int] | None = None
         for home in range(self.growth.kvp):
-            found = self.book.found(home, hashes)
-            if self.book.fits(home, tokens, hashes[:found]):
+            found = self.book.found(home, hashes, most)
+            if self.book.fits(home, tokens, hashes, found, spare):
                 worth = found if 2 * found * page_size >= job.prompt else 0
-                best = max(best or (-1, 0, 0), (worth, self.book.available(home), -home))
+                choice = (worth, self.book.available(home), -home, found)
+                best = choice if best is None else max(best, choice)
         if best is None:
             return False
-        job.home = -best[2]
-        hits = hashes[: self.book.found(job.home, hashes)]
+        job.home, found = -best[2], best[3]
         job.sid = next(self._sids)
-        pages = self.book.admit(job.sid, job.home, tokens, hits)
-        job.issued = job.processed = job.cached = len(hits) * page_size
-        job.covered = tokens
-        job.left_s = self._left_s(job, job.issued)
+        pages = self.book.admit(job.sid, job.home, tokens, hashes[:found])
+        job.issued = job.processed = job.cached = found * page_size
+        self._cover(job, tokens)
+        job.left_s = self._left_s(job)
         job.started_s = now_s if job.started_s is None else job.started_s
         self.counts.hit_tokens += job.issued
         del self.waiting[job.id]
         self.running[job.sid] = self._prefilling[job.sid] = job
         self.book.changes.append(Admitted(job, job.sid, job.home, job.generated, job.cached, pages))
         return True
+
+    def _spare(self, tokens: int) -> int:
+        """Pages on each group that a long prompt of so many tokens leaves free for short ones."""
+        if not self.running:
+            return 0
+        page_tokens = self.plan.page_size * self.growth.kvp
+        kept, held = self._kept_tokens // page_tokens, -(-self._short_tokens // page_tokens)
+        return max(0, min(kept, self.plan.num_pages - max(self.book.needs(tokens))) - held)
+
+    def _cover(self, job: Job, tokens: int) -> None:
+        """The job has pages for so many tokens."""
+        if not job.long:
+            self._short_tokens += tokens - job.covered
+        job.covered = tokens
 
     def _make_room(self, job: Job, now_s: float) -> bool:
         """Preempt prompts that have far more time than this one, if that is enough."""
@@ -305,25 +331,26 @@ class Scheduler:
             self._preempt(last)
             if last is job:
                 return
-        job.covered = tokens
+        self._cover(job, tokens)
 
     def _preempt(self, job: Job) -> None:
         """The job waits, to go on behind what it has generated."""
-        self._leave(job)
+        self._leave(job, returns=True)
         job.prompt += job.tokens - job.generated
         job.generated = job.tokens
-        job.issued = job.processed = job.cached = job.covered = 0
-        job.left_s = self.prefill_time.until_s(job.prompt)
+        job.issued = job.processed = job.cached = 0
+        job.whole_s = job.left_s = self.prefill_time.until_s(job.prompt)
         job.preemptions += 1
         self.counts.preemptions += 1
         self.waiting[job.id] = job
 
-    def _leave(self, job: Job) -> None:
+    def _leave(self, job: Job, *, returns: bool = False) -> None:
         """A running job gives its pages back."""
         del self.running[job.sid]
         self._prefilling.pop(job.sid, None)
         self._ready.pop(job.sid, None)
-        self.book.release(job.sid)
+        self.book.release(job.sid, returns=returns)
+        self._cover(job, 0)
         job.sid = -1
         self._retry_s = -math.inf
 

@@ -11,7 +11,17 @@ import mnemoc
 import pytest
 
 ROOT = Path(mnemoc.__file__).parent
-LEAVES = {"artifact", "codec", "errors", "microbatch", "speeds", "timeline", "units", "wording"}
+LEAVES = {
+    "artifact",
+    "codec",
+    "errors",
+    "microbatch",
+    "speeds",
+    "tiles",
+    "timeline",
+    "units",
+    "wording",
+}
 MAY_IMPORT = {
     "ir": LEAVES | {"ir"},
     "planner": LEAVES | {"planner", "ir"},

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 from mnemoc import calibration_gpu
 from mnemoc.planner import Cluster, load_cluster
-from mnemoc.runtime import probes_gpu
-from mnemoc.runtime.probes_gpu import Probes, Shape, Sizes
+from mnemoc.runtime import probes_gpu, probes_providers
+from mnemoc.runtime.probes_gpu import Sizes
 
-from .kernels import PAGE, kernel_spec
+from .device import Run
+from .kernels import kernel_spec
 from .runner import Case, Figures, Section, Setup
 from .timing import race
 from .work import Heads
@@ -28,6 +29,7 @@ TINY = Sizes(
     cold=1 << 14,
     launches=5,
 )
+TINY_POINTS = probes_providers.Points(prefill=((4, 40),), decode=((2, 24),), cold=1)
 
 
 def cases(setup: Setup) -> Sequence[Case]:
@@ -37,12 +39,14 @@ def cases(setup: Setup) -> Sequence[Case]:
 
 def _calibrated(setup: Setup) -> list[Figures]:
     path = setup.out / CLUSTER_FILE
+    full = probes_gpu.FULL, probes_providers.FULL
+    quick = probes_gpu.QUICK, probes_providers.QUICK
     if setup.device.rehearsal:
-        measured = _rehearsed(setup)
-        memory = setup.device.machine.memory_bytes << 4
-        cluster = calibration_gpu.write(path, "dgx-h100", "rehearsal", memory, measured)
+        bench, sizes = _rehearsed(setup), (TINY, TINY_POINTS)
     else:
-        _, cluster = calibration_gpu.calibrate_gpu(path, quick=setup.sizes.quick)
+        bench, sizes = calibration_gpu.this_gpu(), quick if setup.sizes.quick else full
+    effort = calibration_gpu.Effort(None, *sizes)  # tiles are a section of their own
+    cluster = calibration_gpu.calibrate_device(path, bench, effort, setup.measured)
     shipped = load_cluster(cluster.name)
     numbers = [
         {"figure": key, "unit": now.unit, "measured": now.value, "shipped": shipped[key]}
@@ -52,17 +56,19 @@ def _calibrated(setup: Setup) -> list[Figures]:
     return numbers + [row for key in cluster.curves for row in _curve(key, cluster, shipped)]
 
 
-def _rehearsed(setup: Setup) -> probes_gpu.Figures:
+def _rehearsed(setup: Setup) -> calibration_gpu.Bench:
+    """The rehearsal's device, as if it were a GPU of a DGX H100."""
     heads, device = Heads("rehearsal", 4, 2, 64), setup.device
     spec = kernel_spec(device.target, heads, device.dtype, hidden=96, ffn=160)
-    names = ("attention_prefill", "attention_decode", "rms_norm")
-    modules = {name: setup.kernels.load(spec, name) for name in names}
-    shape = Shape(spec.hidden, spec.ffn, heads.query, heads.kv, heads.dim, PAGE)
 
-    def clock(calls: Sequence[Callable[[], object]]) -> float:
-        return race(device, {"": calls[:2]}, 0.0)[""].median_s
+    def clock(runs: Mapping[str, Sequence[Run]]) -> dict[str, float]:
+        few = {name: calls[:2] for name, calls in runs.items()}
+        return {name: timing.median_s for name, timing in race(device, few, 0.0).items()}
 
-    return Probes(modules, shape, TINY, device.place, device.dtype, clock).measure()
+    memory = device.machine.memory_bytes << 4
+    return calibration_gpu.Bench(
+        "dgx-h100", "rehearsal", memory, spec, device.tiles, device.place, clock
+    )
 
 
 def _curve(key: str, cluster: Cluster, shipped: Cluster) -> list[Figures]:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 
@@ -75,20 +74,16 @@ def _calls(setup: Setup) -> Iterator[Run]:
     for shape in sizes.shapes:
         yield lambda shape=shape: list(RowKernels(setup, shape).errors(2))  # type: ignore[misc]
         yield lambda shape=shape: list(Merge(setup, shape).errors(2))  # type: ignore[misc]
-    for kind in tiles.KINDS:
-        for tile in tiles.neighbours(tiles.today(setup, kind)):
-            for heads, rows, _ in sizes.tiles[kind]:
-                table = tiles.with_tile(setup.tiles, kind, heads.dim, tile)
-                yield _call(
-                    setup, f"attention_{kind}", heads, rows, setup.device.dtype, tiles=table
-                )
+    searching = tiles.search(setup)
+    for candidate in searching.candidates():
+        yield lambda candidate=candidate: searching.run_once(candidate)  # type: ignore[misc]
 
 
-def _call(setup: Setup, name: str, heads: Heads, rows: int, kv: torch.dtype, **options: Any) -> Run:
+def _call(setup: Setup, name: str, heads: Heads, rows: int, kv: torch.dtype) -> Run:
     given = Contest(name, heads, min(rows, PAGE), (PAGE,), 1 << 40, kv)
 
     def call() -> None:
-        run, *_ = ours(setup, given, **options)
+        run, *_ = ours(setup, given)
         run()
 
     return call

@@ -22,11 +22,11 @@ import torch
 import triton
 from mnemoc.codegen.tiles import TILES, Tiles
 from mnemoc.errors import BadInput
+from mnemoc.runtime.graphs import captured, warmed
 
 Run = Callable[[], object]
 
-_STREAM: Any = torch.cuda.Stream  # untyped, as torch has them
-_EVENT: Any = torch.cuda.Event
+_EVENT: Any = torch.cuda.Event  # untyped, as torch has it
 
 
 @dataclass(frozen=True)
@@ -120,27 +120,18 @@ class Cuda:
         )
 
     def ready(self, run: Run, *, capture: bool = True) -> Ready:
-        aside = _STREAM()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(
-            aside
-        ):  # capture wants what it captures to be warm on another stream
-            for _ in range(2):
-                run()
-        torch.cuda.current_stream().wait_stream(aside)
+        warmed(run, times=2)
         self.synchronize()
         if not capture:
             return Ready(run, "eager")
-        graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
-                run()
+            replay, _ = captured(run)
         except RuntimeError:  # it waits for the device, or allocates what a graph must not
             self.synchronize()
             return Ready(run, "eager")
-        graph.replay()
+        replay()
         self.synchronize()
-        return Ready(graph.replay, "graph")
+        return Ready(replay, "graph")
 
     def seconds(self, runs: Sequence[Run]) -> list[float]:
         pairs = [[_EVENT(enable_timing=True), _EVENT(enable_timing=True)] for _ in runs]

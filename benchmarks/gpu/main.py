@@ -30,7 +30,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU, interpreted")
     parser.add_argument("--small", action="store_true", help="the rehearsal's sizes, on the GPU")
     parser.add_argument(
-        "--tiles", type=Path, metavar="FILE", help="a best_tiles.json to measure with"
+        "--tiles", type=Path, metavar="FILE", help="a cluster file whose [tiles] to measure with"
     )
     parser.add_argument("--compile-share", metavar="I/N", help=argparse.SUPPRESS)
     parser.add_argument("--prepare", action="store_true", help="plan anew what `stage` replays")
@@ -52,6 +52,7 @@ def main(words: Sequence[str]) -> int:
 
 def _run(asked: argparse.Namespace, names: Sequence[str]) -> int:
     import torch
+    from mnemoc import calibration_kernels
 
     from . import report, tiles
     from .compiling import compile_share
@@ -66,7 +67,8 @@ def _run(asked: argparse.Namespace, names: Sequence[str]) -> int:
     sizes = TINY if asked.rehearse or asked.small else FULL
     device = Rehearsal() if asked.rehearse else Cuda()
     out: Path = asked.out
-    table = tiles.read_best(asked.tiles, device.target) if asked.tiles else None
+    arch = device.target.partition(":")[2]
+    table = calibration_kernels.tiles_of(asked.tiles, arch) if asked.tiles else None
     if asked.compile_share:
         small = dataclasses.replace(sizes, pool_share=min(0.002, sizes.pool_share))
         return compile_share(Setup(device, small, out, table), asked.compile_share)

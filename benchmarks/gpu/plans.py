@@ -20,6 +20,7 @@ from mnemoc.codegen.cost import render_cost
 from mnemoc.codegen.emit import kernel_spec
 from mnemoc.codegen.kernels import render_kernels
 from mnemoc.codegen.schedule import render_schedule
+from mnemoc.codegen.tiles import Tiles
 from mnemoc.ir.model import load_model
 from mnemoc.planner import Cluster, StageFormulas, load_cluster
 from mnemoc.planner.price import Pricer
@@ -98,8 +99,11 @@ def cluster_of(device: str) -> Cluster | None:
     return next((load_cluster(name) for part, name in SHIPPED.items() if part in device), None)
 
 
-def emit(name: str, target: str, cluster: Cluster, out: Path) -> Path:
-    """The plan's artifact for a target, priced by a cluster; kernels are not compiled ahead of time."""
+def emit(name: str, target: str, cluster: Cluster, out: Path, tiles: Tiles | None = None) -> Path:
+    """The plan's artifact for a target, priced by a cluster; kernels are not compiled ahead of time.
+
+    tiles: in place of the architecture's own
+    """
     asked, held = QUESTIONS[name], kept(name)
     spec = load_model(asked.model)
     plan = dataclasses.replace(held.plan, target=target)
@@ -107,7 +111,7 @@ def emit(name: str, target: str, cluster: Cluster, out: Path) -> Path:
     planned = pipeline.Planned(spec, cluster, held.workload, plan, formulas, None)
     _, module = pipeline.apply(planned)
     texts = {
-        **render_kernels(kernel_spec(spec, plan)),
+        **render_kernels(kernel_spec(spec, plan), tiles),
         **render_schedule(module, plan),
         "cost.py": _cost(formulas, plan),
     }

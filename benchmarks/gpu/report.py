@@ -87,7 +87,7 @@ COLUMNS: Mapping[str, Sequence[Column]] = {
     ),
     "tiles": (
         *(text("kernel", "kernel"), text("of", "of"), text("tile", "tile")),
-        *(number("ms", "median_s", 1e3), share("of the table's", "of_today"), text("", "note")),
+        *(number("µs", "median_s", 1e6), share("of the table's", "of_today"), text("", "note")),
     ),
 }
 

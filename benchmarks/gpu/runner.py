@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mnemoc.codegen.tiles import Tiles
+from mnemoc.planner import CALIBRATED
+from mnemoc.tiles import MeasuredTiles
 
 from .device import Device, is_fatal
 from .kernels import Kernels, Pool
@@ -41,9 +42,13 @@ class Case:
 class Setup:
     """What sections share: the device, the sizes, kernels that are compiled already, random K and V."""
 
-    def __init__(self, device: Device, sizes: Sizes, out: Path, tiles: Tiles | None = None) -> None:
-        """tiles: in place of the architecture's own."""
-        self.tiles = tiles or device.tiles
+    def __init__(
+        self, device: Device, sizes: Sizes, out: Path, measured: MeasuredTiles | None = None
+    ) -> None:
+        """measured: tiles that go before the architecture's own."""
+        arch = device.target.partition(":")[2]
+        self.measured = measured or MeasuredTiles(arch, CALIBRATED, {}, {})
+        self.tiles = device.tiles.refreshed(self.measured)
         self.device, self.sizes, self.out = device, sizes, out
         self.kernels = Kernels(tiles=self.tiles)
         self._pool: Pool | None = None

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mnemoc import calibration_kernels, tuning
+
 from .work import Heads
 
 K, M = 1 << 10, 1 << 20
@@ -31,7 +33,7 @@ class Sizes:
     heads: of prefill and decode; prefill: (heads, chunk, past); flex: those that flex_attention compiles for
     decode: (heads, requests, tokens); ragged: tokens of requests that differ
     shapes, counts: of row-wise kernels; tokens, pages: of the contexts that correctness checks
-    plans: whose stages are replayed; tiles: (heads, rows, lengths) by kernel that a tile is tried on
+    plans: whose stages are replayed; tiles: what a tile is tried on
     quick: whether `calibrate` measures fewer sizes
     least_s: of timing for each contender; budgets: seconds of each section
     """
@@ -49,7 +51,7 @@ class Sizes:
     tokens: tuple[int, ...]
     pages: tuple[int, ...]
     plans: tuple[str, ...]
-    tiles: Mapping[str, tuple[tuple[Heads, int, tuple[int, ...]], ...]]
+    tiles: tuning.Sizes
     quick: bool
     least_s: float
     budgets: Mapping[str, float]
@@ -107,10 +109,15 @@ FULL = Sizes(
     tokens=(1000, 20_000, 131_072),
     pages=(64, 16, 128),
     plans=("llama-3-8b", "llama-3-70b"),
-    tiles={
-        "prefill": ((LLAMA_8B, 2048, (16 * K,)), (LLAMA_70B_TP8, 32, (M,))),
-        "decode": ((LLAMA_70B_TP8, 1, (128 * K,)), (LLAMA_8B, 1, (8 * K,) * 64)),
-    },
+    tiles=tuning.Sizes(
+        attention=calibration_kernels.search_sizes("cuda:sm_90").attention,
+        widths={
+            **{"rms_norm": (4096, 8192), "swiglu": (14336, 3584), "rope_append": (128,)},
+            **{"merge": (128,), "quantize": (4096,), "swiglu_fp8": (14336,)},
+        },
+        counts=(32, 2048),
+        cold=192 << 20,
+    ),
     quick=False,
     least_s=0.15,
     budgets={
@@ -142,7 +149,15 @@ TINY = Sizes(
     tokens=(40, 100),
     pages=(16,),
     plans=("tiny-llama",),
-    tiles={"prefill": ((_SMALL, 8, (64,)),), "decode": ((_ONE, 1, (64,)),)},
+    tiles=tuning.Sizes(
+        attention={
+            "attention_prefill": (tuning.Attended(4, 2, 8, (64,)),),
+            "attention_decode": (tuning.Attended(4, 1, 1, (64,)),),
+        },
+        widths={"rms_norm": (384,), "swiglu": (640,), "merge": (64,)},
+        counts=(3,),
+        cold=1,
+    ),
     quick=True,
     least_s=0.0,
     budgets=dict.fromkeys(FULL.budgets, 30),

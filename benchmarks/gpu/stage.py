@@ -41,7 +41,7 @@ def _replayed(setup: Setup, name: str) -> list[Figures]:
     target = "cpu" if device.rehearsal else device.target
     shipped = cluster_of(device.machine.device) or load_cluster(QUESTIONS[name].cluster)
     with tempfile.TemporaryDirectory(prefix="mnemoc-stage-") as scratch:
-        folder = emit(name, target, shipped, Path(scratch) / name)
+        folder = emit(name, target, shipped, Path(scratch) / name, setup.tiles)
         held = kept(name)
         asked = Asked(
             QUESTIONS[name].rank,

@@ -6,4 +6,4 @@ from __future__ import annotations
 from .lars import order
 from .policy import Policy
 
-POLICY = Policy("lars-slack", order, room=0.4, stretch=2.0, preempts=0.5)
+POLICY = Policy("lars-slack", order, room=0.4, least_room=0.2, stretch=2.0, preempts=0.5)

@@ -13,6 +13,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from mnemoc.planner import load_cluster
 
 Load = Callable[[str], ModuleType]
 
@@ -198,35 +199,26 @@ def test_full_sweeps_are_those_that_were_asked_for(gpu: Load) -> None:
     assert sum(sizes.FULL.budgets.values()) < 8 * 60
 
 
-def test_a_best_tile_goes_before_the_others_and_is_read_back(gpu: Load, tmp_path: Path) -> None:
+def test_the_best_tiles_are_written_into_the_cluster_file(gpu: Load, tmp_path: Path) -> None:
     tiles, runner, sizes = gpu("tiles"), gpu("runner"), gpu("sizes")
     device = gpu("device").Rehearsal()
     setup = runner.Setup(device, sizes.TINY, tmp_path)
-    now = tiles.today(setup, "prefill")
-    neighbours = tiles.neighbours(now)
-    assert now not in neighbours
-    assert all(
-        sum(getattr(one, f) != getattr(now, f) for f in vars(now)) == 1 for one in neighbours
-    )
+    tiles.write_best(setup)
+    assert not (tmp_path / "cluster.toml").exists()  # nothing was timed
+    candidates = tiles.search(setup).candidates()
+    fast, slow = [one for one in candidates if one.module == "attention_decode"][:2]
 
-    def row(tile: Any, share: float) -> dict[str, Any]:
-        fields = vars(tile)
-        return {
-            "kernel": "attention_prefill",
-            "tile": str(tile),
-            "fields": fields,
-            "of_today": share,
-        }
+    def row(candidate: Any, share: float) -> dict[str, Any]:
+        fields = vars(candidate.entry)
+        named = {"kernel": candidate.module, "width": candidate.width, "fields": fields}
+        return named | {"of_today": share}
 
-    rows = {
-        "a": [row(neighbours[0], 0.95), row(neighbours[0], 0.9)],
-        "b": [row(neighbours[1], 0.97)],
-    }
-    rows["c"] = [row(neighbours[2], 0.5), row(neighbours[2], 0.5) | {"note": "does not fit"}]
-    del rows["c"][1]["of_today"]
+    rows = {"a": [row(fast, 0.95), row(fast, 0.9)], "b": [row(slow, 1.3)], "c": [{"error": "x"}]}
     (tmp_path / "tiles.json").write_text(json.dumps({"cases": rows}))
     tiles.write_best(setup)
-    found = tiles.read_best(tmp_path / tiles.BEST_FILE, device.target)
-    dim = sizes.TINY.heads[0].dim
-    assert found.prefill[dim] == (neighbours[0], *device.tiles.prefill[dim])
-    assert found.decode == device.tiles.decode
+    written = load_cluster(str(tmp_path / "cluster.toml"))
+    assert written.tiles is not None
+    assert written.tiles.attention == {"attention_decode": {fast.width: fast.entry}}
+    again = runner.Setup(device, sizes.TINY, tmp_path, written.tiles)
+    assert again.tiles.decode[fast.width][0] == fast.entry
+    assert again.tiles.prefill == device.tiles.prefill

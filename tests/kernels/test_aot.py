@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mnemoc.codegen import aot
-from mnemoc.codegen.aot import REPORT, compile_kernels
+from mnemoc.codegen.aot import REPORT, Part, compile_kernels, compile_parts
 from mnemoc.codegen.kernels import KernelSpec, _triton, render_kernels
 from mnemoc.errors import MnemocError
 from mnemoc.ir.model import load_model, presets
@@ -36,16 +37,16 @@ def sources_of(a_spec: Any, *modules: str) -> dict[str, str]:
     return {f"kernels/{name}.py": rendered[f"kernels/{name}.py"] for name in ("__init__", *modules)}
 
 
-def report(files: dict[str, bytes]) -> dict[str, dict[str, Any]]:
+def report(files: dict[str, bytes]) -> dict[str, Mapping[str, Any]]:
     kernels = json.loads(files[REPORT])["kernels"]
     assert {kernel["file"] for kernel in kernels} == files.keys() - {REPORT}
     assert all(files[kernel["file"]].startswith(b"\x7fELF") for kernel in kernels)
     return {Path(kernel["file"]).stem: kernel for kernel in kernels}
 
 
-def check(kernels: dict[str, dict[str, Any]], arch: str, spec: KernelSpec) -> None:
+def check(kernels: dict[str, Mapping[str, Any]], spec: KernelSpec) -> None:
     """No spills; both products in their loops, on the units meant; wide loads; as many programs as meant."""
-    values = _triton(spec, None)
+    values, arch = _triton(spec, None), spec.target.removeprefix("cuda:")
     for name, kernel in kernels.items():
         assert kernel["spill_bytes"] == 0, (name, kernel)
         assert 0 < kernel["registers"] <= 255
@@ -98,7 +99,7 @@ def test_every_kernel_of_qwen3_8b_and_llama_3_8b_compiles_without_spills(
     files = compile_kernels(a_spec, render_kernels(a_spec), said.append)
     kernels = report(files)
     assert len(kernels) == 12
-    check(kernels, arch, a_spec)
+    check(kernels, a_spec)
     assert said[-1] == f"compiled 12 of 12 kernels for {arch}"
     monkeypatch.setattr(aot, "_compile", None)  # from here on only the cache can answer
     assert compile_kernels(a_spec, render_kernels(a_spec), said.append) == files
@@ -123,7 +124,7 @@ def test_attention_of_every_preset_compiles_as_intended(
         )
         for (heads, kv_heads, head_dim), label in preset_shapes().items()
     }
-    compile_attention(arch, specs)
+    compile_attention(specs)
 
 
 @pytest.mark.slow
@@ -133,30 +134,21 @@ def test_attention_beside_the_presets_compiles_as_intended(arch: str, spec: Any)
         label: spec(f"cuda:{arch}", heads=heads, head_dim=d, page_size=page, dtype=dtype)
         for label, (heads, d, page, dtype) in OTHERS.items()
     }
-    compile_attention(arch, specs)
+    compile_attention(specs)
 
 
-def compile_attention(arch: str, specs: dict[str, KernelSpec]) -> None:
-    """Prefill and decode of all specs, in one go: what takes longest is to load the compiler."""
-    sources, jobs = {}, []
-    for number, a_spec in enumerate(specs.values()):
-        rendered = render_kernels(a_spec)
-        for name in ("__init__", "softmax", "splits", "attention_prefill", "attention_decode"):
-            path = f"spec{number}/{name}.py"
-            sources[path] = rendered[f"kernels/{name}.py"]
-            for job in aot._jobs(path, sources[path], arch, a_spec):
-                # The text of decode's depends on the KV heads by one constant: that of one is enough.
-                if job["kernel"] == "attention_prefill_kernel" or (
-                    job["kernel"] == "attention_decode_kernel" and a_spec.num_kv_heads == 1
-                ):
-                    jobs.append({**job, "file": f"{number}/{Path(str(job['file'])).name}"})
-    request = {"arch": arch, "sources": sources, "jobs": jobs}
-    files = aot._compile(request, jobs, "", lambda message: None)
-    kernels = json.loads(files[REPORT])["kernels"]
-    assert len(kernels) == len(specs) + sum(s.num_kv_heads == 1 for s in specs.values())
-    for number, (label, a_spec) in enumerate(specs.items()):
-        of_spec = [k for k in kernels if Path(k["file"]).parent.name == str(number)]
-        check({f"{label}/{Path(k['file']).stem}": k for k in of_spec}, arch, a_spec)
+def compile_attention(specs: dict[str, KernelSpec]) -> None:
+    """Prefill and decode of all specs, in one go.
+
+    The text of decode's depends on the KV heads by one constant: that of one is enough.
+    """
+    parts = []
+    for a_spec in specs.values():
+        modules = ["attention_prefill", "attention_decode"][: 2 if a_spec.num_kv_heads == 1 else 1]
+        parts.append(Part(a_spec, render_kernels(a_spec), modules, namesakes=True))
+    for (label, a_spec), kernels in zip(specs.items(), compile_parts(parts), strict=True):
+        assert kernels
+        check({f"{label}/{Path(k.report['file']).stem}": k.report for k in kernels}, a_spec)
 
 
 def test_the_same_sources_give_the_same_bytes_and_load_no_compiler_here(

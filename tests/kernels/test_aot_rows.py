@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from mnemoc.codegen import aot
-from mnemoc.codegen.aot import REPORT
+from mnemoc.codegen.aot import Part, compile_parts
 from mnemoc.codegen.kernels import FLOAT8, KernelSpec, render_kernels
 from mnemoc.ir.model import load_model
 
 ARCHES = ("sm_80", "sm_90", "sm_100")
 MODULES = ("merge", "quantize", "rms_norm", "rope_append", "swiglu", "swiglu_fp8")
-NEEDED = ("__init__", "rows", "swiglu")  # by others of them
 MODELS = {  # with the degrees of tensor parallelism: those whose rows have shapes of their own
     "llama-3-8b": (1,),
     "llama-3-70b": (8,),
@@ -33,11 +28,6 @@ NARROW = {  # what else is loaded and stored, one value a head or row: places, l
     "merge": {"LDG 32", "STG 32"},
 }
 FP8_STORES = {"STG 64", "STG 32"}  # half of what was loaded; and the scale
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
 def spec_of(name: str, tp: int, arch: str, *, fp8: bool) -> KernelSpec:
@@ -62,40 +52,21 @@ def spec_of(name: str, tp: int, arch: str, *, fp8: bool) -> KernelSpec:
     )
 
 
-def check(specs: Sequence[KernelSpec], folder: Path) -> list[dict[str, int]]:
+def check(specs: Sequence[KernelSpec]) -> list[dict[str, int]]:
     """Compile what goes over rows, each text once and all in one go, and look at each kernel's machine code.
 
     Returns each spec's wide loads by kernel, of the texts that came first with it.
     """
-    arch = specs[0].target.removeprefix("cuda:")
-    sources: dict[str, str] = {}
-    jobs: list[aot.Job] = []
-    seen: set[str] = set()
-    for number, spec in enumerate(specs):
+    parts = []
+    for spec in specs:
         rendered = render_kernels(spec)
-        for name in {*MODULES, *NEEDED}:
-            text = rendered.get(f"kernels/{name}.py")
-            if text is None:
-                continue
-            path = f"spec{number}/{name}.py"
-            sources[path] = text
-            if name in MODULES and text not in seen:
-                for job in aot._jobs(path, text, arch, spec):
-                    jobs.append({**job, "file": f"{number}/{Path(str(job['file'])).name}"})
-            seen.add(text)
-    request = {"arch": arch, "sources": sources, "jobs": jobs}
-    files = aot._compile(request, jobs, "", lambda message: None)
-    loads: list[dict[str, int]] = [{} for _ in specs]
-    kernels = json.loads(files.pop(REPORT))["kernels"]
-    paths = [folder / str(kernel["file"]).replace("/", "_") for kernel in kernels]
-    for kernel, path in zip(kernels, paths, strict=True):
-        path.write_bytes(files[kernel["file"]])
-    with ThreadPoolExecutor() as pool:
-        codes = list(pool.map(accesses, paths))
-    for kernel, code in zip(kernels, codes, strict=True):
-        number, name = int(Path(kernel["file"]).parent.name), Path(kernel["file"]).stem
-        assert kernel["spill_bytes"] == 0, kernel
-        loads[number][name] = wide_loads(name, code, specs[number])
+        modules = [name for name in MODULES if f"kernels/{name}.py" in rendered]
+        parts.append(Part(spec, rendered, modules))
+    loads = []
+    for spec, kernels in zip(specs, compile_parts(parts), strict=True):
+        assert all(kernel.report["spill_bytes"] == 0 for kernel in kernels)
+        named = {Path(kernel.report["file"]).stem: accesses(kernel.sass) for kernel in kernels}
+        loads.append({name: wide_loads(name, code, spec) for name, code in named.items()})
     return loads
 
 
@@ -113,12 +84,8 @@ def wide_loads(name: str, code: list[str], spec: KernelSpec) -> int:
     return found["LDG 128"]
 
 
-def accesses(cubin: Path) -> list[str]:
+def accesses(code: str) -> list[str]:
     """Global loads and stores with their bits, and barriers, in the order of the machine code."""
-    from triton import knobs
-
-    command = [knobs.nvidia.nvdisasm.path, "-c", str(cubin)]
-    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = []
     for match in re.finditer(r"\b(?:(LDG|STG)\.E([.\w]*)|(BAR)\.)", code):
         access, how, barrier = match.groups()
@@ -127,9 +94,9 @@ def accesses(cubin: Path) -> list[str]:
     return found
 
 
-def test_rows_of_qwen2_5_7b_move_16_bytes_at_a_time(tmp_path: Path) -> None:
+def test_rows_of_qwen2_5_7b_move_16_bytes_at_a_time() -> None:
     """Its hidden size, 7 · 512, is no power of two: the last quarter of the second tile is idle."""
-    (loads,) = check([spec_of("qwen2.5-7b", 1, "sm_90", fp8=True)], tmp_path)
+    (loads,) = check([spec_of("qwen2.5-7b", 1, "sm_90", fp8=True)])
     assert loads["rms_norm"] == 2 * 2, "a row and its weights, two tiles"
     assert loads["add_rms_norm"] == 3 * 2
     assert (loads["swiglu"], loads["pack"], loads["merge"]) == (4, 1, 1 + 3)
@@ -138,12 +105,12 @@ def test_rows_of_qwen2_5_7b_move_16_bytes_at_a_time(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHES)
-def test_rows_of_every_model_move_16_bytes_at_a_time(arch: str, tmp_path: Path) -> None:
+def test_rows_of_every_model_move_16_bytes_at_a_time(arch: str) -> None:
     shapes = [(model, tp) for model, degrees in MODELS.items() for tp in degrees]
     fp8 = (
         arch != "sm_80"
     )  # whose modules hold the plain kernels too, but for an append to a 16-bit cache
     specs = [spec_of(model, tp, arch, fp8=fp8) for model, tp in shapes]
     specs.append(spec_of("qwen3-8b", 1, arch, fp8=False))
-    for loads in check(specs, tmp_path):
+    for loads in check(specs):
         assert all(count >= 2 for name, count in loads.items() if name != "pack"), loads

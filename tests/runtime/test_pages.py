@@ -139,11 +139,15 @@ HASHES = page_hashes(TOKENS, 4)
 
 
 def filled(book: PageBook, sid: int, tokens: int = 40, hashes: list[bytes] = HASHES) -> None:
-    """A request that has come, filled its pages, and gone."""
+    """A request that has come, filled its pages, and gone, to come again."""
     book.admit(sid, 0, tokens)
     book.fill(sid, hashes, tokens)
-    book.release(sid)
+    book.release(sid, returns=True)
     book.changes.clear()
+
+
+def found(book: PageBook, hashes: list[bytes]) -> int:
+    return book.found(0, hashes, len(hashes))
 
 
 def test_hashes_name_a_page_with_all_that_is_before_it() -> None:
@@ -158,8 +162,8 @@ def test_a_prefix_is_found_again_and_its_pages_are_shared() -> None:
     book = PageBook(ALONE, 20, 4)
     first = book.admit(0, 0, 40)
     book.fill(0, HASHES, 26)
-    assert book.found(0, HASHES) == 6, "whole pages only"
-    assert book.found(0, page_hashes([*TOKENS[:12], 5], 4)) == 3
+    assert found(book, HASHES) == 6, "whole pages only"
+    assert found(book, page_hashes([*TOKENS[:12], 5], 4)) == 3
     second = book.admit(1, 0, 40, HASHES[:6])
     assert first == (((0, 10),),)
     assert second == (((0, 6), (10, 4)),)
@@ -167,7 +171,7 @@ def test_a_prefix_is_found_again_and_its_pages_are_shared() -> None:
     assert book.available(0) == 20 - 10, "what the second reads stays"
     book.release(1)
     assert book.used_fraction == 0
-    assert book.found(0, HASHES) == 6
+    assert found(book, HASHES) == 6
 
 
 def test_the_blocks_idle_for_longest_go_first_and_a_prefix_is_left() -> None:
@@ -176,9 +180,9 @@ def test_the_blocks_idle_for_longest_go_first_and_a_prefix_is_left() -> None:
     filled(book, 0)
     filled(book, 1, hashes=others)
     book.admit(2, 0, 16)
-    assert (book.found(0, HASHES), book.found(0, others)) == (6, 10)
+    assert (found(book, HASHES), found(book, others)) == (6, 10)
     book.admit(3, 0, 28)
-    assert (book.found(0, HASHES), book.found(0, others)) == (0, 9)
+    assert (found(book, HASHES), found(book, others)) == (0, 9)
 
 
 def test_what_is_evicted_goes_to_the_host_if_it_is_deep_enough_and_comes_back() -> None:
@@ -189,13 +193,26 @@ def test_what_is_evicted_goes_to_the_host_if_it_is_deep_enough_and_comes_back() 
     assert out == Copies(0, True, [(9, 0), (8, 1), (7, 2), (6, 0), (5, 1)]), (
         "the last ones make way"
     )
-    assert book.found(0, HASHES) == 8
+    assert found(book, HASHES) == 8
     book.release(1)
     book.changes.clear()
     book.admit(2, 0, 40, HASHES[:8])
     (back,) = (change for change in book.changes if isinstance(change, Copies) and not change.out)
     assert sorted(slot for _, slot in back.pairs) == [0, 1, 2]
     assert (book.swapped_out, book.swapped_in) == (5, 3)
+    book.audit()
+
+
+def test_pages_that_nobody_has_come_for_are_not_worth_a_copy() -> None:
+    book = PageBook(ALONE, 10, 4, host_pages=10, swap_from=0)
+    for sid in (0, 1):
+        book.admit(sid, 0, 40, HASHES[: found(book, HASHES)] if sid else ())
+        book.fill(sid, HASHES, 20 + 20 * sid)
+        book.release(sid)
+    book.admit(2, 0, 40)
+    assert book.swapped_out == 5, (
+        "the first five were found by the second request, the others by none"
+    )
     book.audit()
 
 
@@ -217,7 +234,7 @@ def test_pages_that_stripes_cut_are_not_shared() -> None:
     book = PageBook(Growth(2, 10), 20, 4)
     book.admit(0, 0, 40)
     book.fill(0, HASHES, 40)
-    assert book.found(0, HASHES) == 0
+    assert found(book, HASHES) == 0
 
 
 def test_a_request_grows_by_pages_where_there_are_some_and_is_told_where_not() -> None:

@@ -146,7 +146,7 @@ def test_a_request_may_promise_its_client_more_than_the_plan_does() -> None:
     assert rows(scheduler) == {0: 16}
 
 
-@pytest.mark.parametrize(("tbt_s", "together"), [(0.062, 2), (1.0, 3)])
+@pytest.mark.parametrize(("tbt_s", "together"), [(0.07, 2), (1.0, 3)])
 def test_short_prompts_share_a_micro_batch_as_far_as_promise_and_memory_go(
     tbt_s: float, together: int
 ) -> None:
@@ -157,21 +157,25 @@ def test_short_prompts_share_a_micro_batch_as_far_as_promise_and_memory_go(
     assert list(rows(scheduler).values()) == [15] * together
 
 
-def test_a_long_prompt_leaves_room_by_its_relative_slack() -> None:
-    """Its deadline is three times its work: so it plans for 60 % of an iteration, if others can use it."""
-    scheduler = make(tbt_s=0.02, policy="lars-slack")
+@pytest.mark.parametrize(
+    ("policy", "ttft_s", "short_first"),
+    [("lars", 2.0, False), ("lars-slack", 2.0, True), ("lars-slack", 0.01, True)],
+)
+def test_short_prompts_need_not_wait_behind_a_long_one_late_or_not(
+    policy: str, ttft_s: float, short_first: bool
+) -> None:
+    """The short one has much time; in order of slack the long one comes first, and takes all there is."""
+    scheduler = make(tbt_s=0.2, policy=policy)
     decode(scheduler, [1])
-    scheduler.running[0].tbt_s = 0.09
-    job = scheduler.add(0, 900, 900, now_s=0.0, promise=Promise(ttft_s=3 * 1.4))
-    assert job.long
-    assert rows(scheduler)[0] == 32
-    decode_again(scheduler)
-    scheduler.add(1, 12, 12, now_s=0.0, promise=Promise(ttft_s=1000.0))
-    assert rows(scheduler) == {0: 16, 1: 12}
-
-
-def decode_again(scheduler: Scheduler) -> None:
+    scheduler.running[0].first_token_s = 1.0
+    long = scheduler.add(0, 900, 900, now_s=0.0, promise=Promise(ttft_s=ttft_s))
+    long.long = True
+    alone = rows(scheduler, 1.0)
     scheduler.settled(MicroBatch((), (), {}, ()), [0])
+    scheduler.add(1, 12, 12, now_s=1.0, promise=Promise(ttft_s=1000.0))
+    together = rows(scheduler, 1.0)
+    assert alone == {0: 48}
+    assert together == ({1: 12, 0: 32} if short_first else {0: 48})
 
 
 def test_decodes_ahead_of_their_promise_lend_time_to_a_late_prompt() -> None:

@@ -22,7 +22,7 @@ def load(rows: int = ROWS, shared: int = 0) -> Load:
 
 
 def job(sid: int, prompt: int = 1000, home: int = 0) -> Job:
-    return Job(sid, prompt, prompt + 9, 0.0, 1.0, 1.0, 1.0, 0.1, 0, False, None, sid, home)
+    return Job(sid, prompt, prompt + 9, 0.0, 1.0, 1.0, 1.0, 0.1, 0, False, None, sid=sid, home=home)
 
 
 def batch(
