@@ -4,25 +4,23 @@ All decodes first (up to `max_batch`, those that waited longest), then prefill c
 (`policies`), as many and as large as `packing` says. A request's next chunk may be issued while its previous
 one is still in flight in a later stage (SPP); a decode needs its token first.
 
-A request is admitted when all pages of its prompt are free, on all its groups, or none is taken: growing
-piecemeal could deadlock several long requests that each hold half. What it generates takes pages as it needs
-them. Where there are none, the request that came last is preempted: its pages can be found again by
-their prefix for as long as nobody needs them, and it waits to go on. Whoever came first is never preempted
-for that, so somebody always finishes. A waiting request may also take the place of prompts that have far
-more time.
+Requests wait in `admission` for the pages of their prompts; what they generate takes pages as it needs them.
+Where there are none, the request that came last is preempted: it waits to go on, and its pages can be found
+again by their prefix for as long as nobody needs them. Whoever came first is never preempted for that, so
+somebody always finishes.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..artifact import Plan, Workload
+from .admission import Admission, in_order
 from .cost import Cost, Load, PrefillTime
 from .growth import Growth
-from .job import Admitted, Chunk, Job, MicroBatch
+from .job import Chunk, Job, MicroBatch
 from .packing import Adaptive, Packing
 from .pages import PageBook
 from .policies import DEFAULT, Policy
@@ -34,14 +32,6 @@ DEADLINE_FACTOR = 1.5
 paper's)."""
 LONG_ITERATIONS = 32
 """A prompt that needs more iterations than this, each as long as the TBT promise, is a long one."""
-OUTPUT_PAGES = 2
-"""Pages that a request has beside its prompt's when it is admitted."""
-SHORT_SHARE = 1 / 8
-"""Of all pages, those that long prompts leave to short ones, and that these may take while one waits."""
-MOST_PREEMPTIONS = 3
-"""How often a prompt's pages may go to a more urgent one; then it keeps them."""
-MOST_OVERTAKEN = 8
-"""Waiting requests without room that are passed over in one go, in search of one that fits."""
 
 NO_PROMISE = Promise()
 
@@ -61,7 +51,7 @@ class Counts:
 class Scheduler:
     """Holds the jobs and the page book; `next` makes micro-batches, `settled` and `drop` end things.
 
-    waiting: by request; running: by admission (sid)
+    running: jobs with pages, by admission (sid)
     filled: jobs whose last page was just filled by decodes; whoever knows tokens appends its hash
     """
 
@@ -82,7 +72,7 @@ class Scheduler:
             self.growth, plan.num_pages, plan.page_size, plan.host_pages, self._swap_from(cost)
         )
         self.counts = Counts()
-        self.waiting: dict[int, Job] = {}
+        self.admission = Admission(plan, self.growth, self.book, policy, workload.tbt_s)
         self.running: dict[int, Job] = {}
         self.filled: list[Job] = []
         self._packing = packing or Adaptive(
@@ -90,10 +80,11 @@ class Scheduler:
         )
         self._prefilling: dict[int, Job] = {}
         self._ready: dict[int, Job] = {}
-        self._sids = itertools.count()
-        self._short_tokens = 0  # that running requests with short prompts have pages for
-        self._kept_tokens = int(SHORT_SHARE * plan.num_pages * self.growth.kvp) * plan.page_size
-        self._retry_s = -math.inf  # no admission is tried before, unless pages or requests came
+
+    @property
+    def waiting(self) -> Mapping[int, Job]:
+        """Requests without pages, by id."""
+        return self.admission.waiting
 
     # ---------------------------------------------------------------------- requests come and go
 
@@ -127,20 +118,18 @@ class Scheduler:
             long=work_s > LONG_ITERATIONS * self.workload.tbt_s,
             hashes=None if hashes is None else list(hashes),
         )
-        self.waiting[id] = job
-        self._retry_s = -math.inf
+        self.admission.wait(job)
         return job
 
     def drop(self, job: Job) -> None:
         """The request is over, for whatever reason: its pages are free for the next micro-batch."""
-        if self.waiting.pop(job.id, None) is None:
+        if self.admission.waiting.pop(job.id, None) is None:
             self._leave(job)
 
     def restart(self) -> None:
         """The workers start afresh and know of nothing: whoever ran is gone, and what was in pages too."""
         assert not self.running, "whoever ran has been dropped"
-        self.book.forget()
-        self._retry_s = -math.inf
+        self.admission.forget()
 
     @property
     def decoding(self) -> bool:
@@ -151,8 +140,15 @@ class Scheduler:
 
     def next(self, now_s: float) -> MicroBatch | None:
         """The next micro-batch, or None if there is nothing to do right now."""
-        if self.waiting and now_s >= self._retry_s:
-            self._admit(now_s)
+        while self.book.tidy():
+            self.admission.retry()
+            if self.running:  # who waits for the next step; else there is time for all of it
+                break
+        if self.waiting:
+            for job in self.admission.admit(now_s, self._prefilling, self._preempt):
+                self.running[job.sid] = self._prefilling[job.sid] = job
+                job.left_s = self._left_s(job)
+                self.counts.hit_tokens += job.issued
         loads: dict[int, Load] = {}
         decodes: list[Job] = []
         if self._ready and not (self._packing.alone and self._prefilling):
@@ -207,9 +203,8 @@ class Scheduler:
         self, decodes: list[Job], loads: dict[int, Load], now_s: float
     ) -> tuple[Chunk, ...]:
         chunks = []
-        for packed in self._packing.pack(
-            self._in_order(self._prefilling, now_s), decodes, loads, now_s
-        ):
+        prompts = in_order(self.policy, self._prefilling, now_s)
+        for packed in self._packing.pack(prompts, decodes, loads, now_s):
             job, rows = packed.job, packed.rows
             ends = job.issued + rows == job.prompt
             shards = self.growth.shards
@@ -224,114 +219,26 @@ class Scheduler:
                 del self._prefilling[job.sid]
         return tuple(chunks)
 
-    def _in_order(self, jobs: dict[int, Job], now_s: float) -> list[Job]:
-        if len(jobs) < 2:
-            return list(jobs.values())
-        order = self.policy.order
-        return sorted(jobs.values(), key=lambda job: (order(job, now_s), job.id))
-
     def _left_s(self, job: Job) -> float:
         """Predicted time for the prompt's tokens that are not issued."""
         if job.issued == job.prompt:
             return 0.0
         return max(0.0, job.whole_s - self.prefill_time.until_s(job.issued))
 
-    # --------------------------------------------------------------------- admission, preemption
-
-    def _admit(self, now_s: float) -> None:
-        """Place waiting requests in the policy's order.
-
-        One without room is overtaken while it is in time; then only by short prompts, in the pages kept for
-        them; and by nobody once it is as late again as it was to wait.
-        """
-        passed, late = 0, False
-        for job in self._in_order(self.waiting, now_s):
-            if late and (job.long or self._short_tokens + job.prompt > self._kept_tokens):
-                continue
-            if self._place(job, now_s):
-                continue
-            if passed == 0 and self._make_room(job, now_s) and self._place(job, now_s):
-                continue
-            passed += 1
-            slack_s = job.slack_s(now_s)
-            late |= slack_s <= 0
-            if passed == MOST_OVERTAKEN or slack_s < -job.deadline_s:
-                break
-        self._retry_s = now_s + self.workload.tbt_s if self.waiting else -math.inf
-
-    def _place(self, job: Job, now_s: float) -> bool:
-        """Admit the job, where most of its prefix is if that is half of it, else on the emptiest home."""
-        page_size = self.plan.page_size
-        tokens = min(job.kv_tokens, job.prompt + OUTPUT_PAGES * page_size)
-        hashes, most = job.hashes or (), (job.prompt - 1) // page_size  # one token must be computed
-        spare = self._spare(tokens) if job.long else 0
-        best: tuple[int, int, int, int] | None = None
-        for home in range(self.growth.kvp):
-            found = self.book.found(home, hashes, most)
-            if self.book.fits(home, tokens, hashes, found, spare):
-                worth = found if 2 * found * page_size >= job.prompt else 0
-                choice = (worth, self.book.available(home), -home, found)
-                best = choice if best is None else max(best, choice)
-        if best is None:
-            return False
-        job.home, found = -best[2], best[3]
-        job.sid = next(self._sids)
-        pages = self.book.admit(job.sid, job.home, tokens, hashes[:found])
-        job.issued = job.processed = job.cached = found * page_size
-        self._cover(job, tokens)
-        job.left_s = self._left_s(job)
-        job.started_s = now_s if job.started_s is None else job.started_s
-        self.counts.hit_tokens += job.issued
-        del self.waiting[job.id]
-        self.running[job.sid] = self._prefilling[job.sid] = job
-        self.book.changes.append(Admitted(job, job.sid, job.home, job.generated, job.cached, pages))
-        return True
-
-    def _spare(self, tokens: int) -> int:
-        """Pages on each group that a long prompt of so many tokens leaves free for short ones."""
-        if not self.running:
-            return 0
-        page_tokens = self.plan.page_size * self.growth.kvp
-        kept, held = self._kept_tokens // page_tokens, -(-self._short_tokens // page_tokens)
-        return max(0, min(kept, self.plan.num_pages - max(self.book.needs(tokens))) - held)
-
-    def _cover(self, job: Job, tokens: int) -> None:
-        """The job has pages for so many tokens."""
-        if not job.long:
-            self._short_tokens += tokens - job.covered
-        job.covered = tokens
-
-    def _make_room(self, job: Job, now_s: float) -> bool:
-        """Preempt prompts that have far more time than this one, if that is enough."""
-        if self.policy.preempts is None:
-            return False
-        limit = self.policy.order(job, now_s) + self.policy.preempts
-        victims = [
-            other
-            for other in reversed(self._in_order(self._prefilling, now_s))
-            if self.policy.order(other, now_s) > limit and other.preemptions < MOST_PREEMPTIONS
-        ]
-        needs = max(self.book.needs(job.prompt + 1))
-        held = sum(max(self.book.needs(other.covered)) for other in victims)
-        most = max(self.book.available(group) for group in range(self.growth.kvp))
-        if most + held < needs:
-            return False
-        for victim in victims:
-            self._preempt(victim)
-            if any(self.book.available(group) >= needs for group in range(self.growth.kvp)):
-                return True
-        return False
+    # ------------------------------------------------------------------------------- preemption
 
     def _extend(self, job: Job) -> None:
         """Pages for the next token; at need, of whoever came last: it may be the job itself."""
         tokens = min(job.kv_tokens, job.covered + self.plan.page_size)
         while (group := self.book.extend(job.sid, tokens)) is not None:
+            if self.book.tidy():
+                continue
             holders = (one for one in self.running.values() if self.book.holds(one.sid, group))
             last = max(holders, key=lambda one: (one.arrival_s, one.id))
             self._preempt(last)
             if last is job:
                 return
-        self._cover(job, tokens)
+        self.admission.cover(job, tokens)
 
     def _preempt(self, job: Job) -> None:
         """The job waits, to go on behind what it has generated."""
@@ -342,17 +249,14 @@ class Scheduler:
         job.whole_s = job.left_s = self.prefill_time.until_s(job.prompt)
         job.preemptions += 1
         self.counts.preemptions += 1
-        self.waiting[job.id] = job
+        self.admission.wait(job)
 
     def _leave(self, job: Job, *, returns: bool = False) -> None:
         """A running job gives its pages back."""
         del self.running[job.sid]
         self._prefilling.pop(job.sid, None)
         self._ready.pop(job.sid, None)
-        self.book.release(job.sid, returns=returns)
-        self._cover(job, 0)
-        job.sid = -1
-        self._retry_s = -math.inf
+        self.admission.release(job, returns=returns)
 
     def _swap_from(self, cost: Cost) -> int | None:
         """Tokens before a page from which on two copies of it are quicker than computing it again."""
