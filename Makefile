@@ -43,6 +43,9 @@ bench: $(VENV)/installed $(VENV)/dev
 	$(BIN)/python benchmarks/kvp.py
 	$(BIN)/python benchmarks/predictions.py
 	$(BIN)/python benchmarks/long_context.py
+	$(BIN)/python benchmarks/under_load.py
+	$(BIN)/python benchmarks/convoy.py
+	$(BIN)/python benchmarks/simulated.py
 
 # the checkout itself, with whatever python3 has torch and triton: nothing is installed
 bench-gpu:

@@ -118,6 +118,11 @@ def median_tbt_s(timings: Sequence[Timing]) -> float:
     return statistics.median(timing.tbt_s for timing in timings)
 
 
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The smallest value that is not below `percent` of them."""
+    return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     import torch

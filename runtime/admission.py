@@ -50,6 +50,10 @@ class Admission:
     def wait(self, job: Job) -> None:
         """The request has come, or come back."""
         self.waiting[job.id] = job
+        self.retry()
+
+    def retry(self) -> None:
+        """There may be pages that were not there before."""
         self._retry_s = -math.inf
 
     def cover(self, job: Job, tokens: int) -> None:
@@ -63,12 +67,12 @@ class Admission:
         self.book.release(job.sid, returns=returns)
         self.cover(job, 0)
         job.sid = -1
-        self._retry_s = -math.inf
+        self.retry()
 
     def forget(self) -> None:
         """Nobody has any pages, and nothing is in them."""
         self.book.forget()
-        self._retry_s = -math.inf
+        self.retry()
 
     def admit(
         self, now_s: float, prefilling: Mapping[int, Job], preempt: Callable[[Job], None]

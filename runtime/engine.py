@@ -22,13 +22,15 @@ from types import TracebackType
 from typing import cast
 
 from .. import artifact
-from ..artifact import Manifest
+from ..artifact import Manifest, Plan
 from ..errors import BadInput, MnemocError, RuntimeFault
 from ..units import format_count
 from .cost import PlanCost
 from .dispatch import Dispatch
 from .flights import Flights
+from .growth import Growth
 from .loader import ArtifactModules
+from .packing import Packing
 from .policies import DEFAULT, POLICIES
 from .prefix import page_hashes
 from .protocol import Done
@@ -82,6 +84,7 @@ class Engine:
         progress: Callable[[str], None] | None = None,
         nursery: NurseryProcess | None = None,
         policy: str = DEFAULT.name,
+        packing: Callable[[Plan, Growth], Packing] | None = None,
         prefix_caching: bool = True,
         trace_out: Path | None = None,
     ) -> Engine:
@@ -89,6 +92,7 @@ class Engine:
 
         nursery: a process that forks workers, to be shared by several engines; else one is made.
         policy: whose prompt goes first, one of `policies.POLICIES`
+        packing: another way to fill micro-batches than our own (`packing.Adaptive`), for comparison
         prefix_caching: whether requests share the pages of a common prefix
         trace_out: a file that gets what the engine did, for Perfetto, when it is closed
         Raises BadInput for a plan or weights that do not fit, RuntimeFault if workers cannot start.
@@ -98,7 +102,13 @@ class Engine:
         Checkpoint.open(Path(weights))
         plan = manifest.plan
         cost = PlanCost(ArtifactModules(Path(directory), contents, ["cost.py"]).load("cost"))
-        scheduler = Scheduler(plan, cost, manifest.workload, POLICIES[policy])
+        scheduler = Scheduler(
+            plan,
+            cost,
+            manifest.workload,
+            POLICIES[policy],
+            packing and packing(plan, Growth.of(plan)),
+        )
         recorder = None
         say(f"starting {plan.gpus} worker{'s' if plan.gpus > 1 else ''}")
         workers = Workers(Path(directory), Path(weights), plan.gpus, nursery)
@@ -161,6 +171,12 @@ class Engine:
     def counts(self) -> Counts:
         """Preemptions, prefix hits, growths, since the start."""
         return self._scheduler.counts
+
+    @property
+    def swapped(self) -> tuple[int, int]:
+        """KV pages that were copied to host memory, and back, since the start."""
+        book = self._scheduler.book
+        return book.swapped_out, book.swapped_in
 
     @property
     def kv_used_fraction(self) -> float:

@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from .growth import Growth
 from .job import Change
 from .protocol import Copies, MorePages, Run
+
+TIDIED = 1024
+"""Blocks of requests that have left, looked at in one go: about a millisecond's work."""
 
 Key = tuple[int, bytes]
 """A block: its request's home, and its hash."""
@@ -136,6 +139,7 @@ class PageBook:
         self._host_pages = host_pages
         self._groups = [_Group(num_pages, host_pages) for _ in range(growth.kvp)]
         self._held: dict[int, _Held] = {}
+        self._leaving: deque[tuple[_Held, bool]] = deque()  # with no pages but their blocks'
 
     # ---------------------------------------------------------------------------------- what fits
 
@@ -262,37 +266,55 @@ class PageBook:
             held.hashes.append(hashes[index])
 
     def release(self, sid: int, *, returns: bool = False) -> None:
-        """The admission is over: its blocks may become idle, its other pages are free.
+        """The admission is over: its own pages are free, its blocks may become idle: of a very long one's
+        the last, and the others as `tidy` is called, for they are too many to look at in one step.
 
         returns: the request was preempted, and will want its blocks again
         """
         held = self._held.pop(sid)
         self.changes.append(sid)
-        shared = [0] * self.growth.kvp
-        for number, key in reversed(list(self._keys(held.home, held.hashes))):
-            group = self._groups[number]
-            block = group.blocks[key]
-            block.readers -= 1
-            block.wanted |= returns
-            if not block.readers:
-                group.idle[key] = None
-            shared[self.growth.owner(block.depth)] += 1
+        blocks = len(held.hashes) * self.page_size
         for shard, pages in enumerate(held.pages):
             pool = self._groups[self.growth.group(held.home, shard)].pool
-            for start, count in _runs(pages[shared[shard] :]):
+            for start, count in _runs(pages[self.growth.held(shard, blocks) // self.page_size :]):
                 pool.give(start, count)
+        self._leaving.append((held, returns))
+        self.tidy()
+
+    def tidy(self) -> bool:
+        """Look at some more blocks of those who have left; whether there were any."""
+        left = TIDIED
+        any_left = bool(self._leaving)
+        while self._leaving and left:
+            held, returns = self._leaving[0]
+            first = max(0, len(held.hashes) - left)
+            for number, key in reversed(list(self._keys(held.home, held.hashes, first=first))):
+                group = self._groups[number]
+                block = group.blocks[key]
+                block.readers -= 1
+                block.wanted |= returns
+                if not block.readers:
+                    group.idle[key] = None
+            left -= len(held.hashes) - first
+            del held.hashes[first:]
+            if not held.hashes:
+                self._leaving.popleft()
+        return any_left
 
     def forget(self) -> None:
         """Nobody holds anything, and nothing can be found: as at the start."""
         host_pages = self._host_pages
         self._groups = [_Group(self.num_pages, host_pages) for _ in range(self.growth.kvp)]
         self._held.clear()
+        self._leaving.clear()
         self.changes = []
 
     def audit(self) -> None:
         """Assert that each page is free, a block's, or one admission's own, and that readers are counted."""
         readers: Counter[tuple[int, Key]] = Counter()
         private: list[list[int]] = [[] for _ in self._groups]
+        for held, _ in self._leaving:
+            readers.update(self._keys(held.home, held.hashes))
         for held in self._held.values():
             keys = list(self._keys(held.home, held.hashes))
             readers.update(keys)
@@ -326,10 +348,10 @@ class PageBook:
         self.swapped_in += len(away)
 
     def _keys(
-        self, home: int, hashes: Sequence[bytes], most: int | None = None
+        self, home: int, hashes: Sequence[bytes], most: int | None = None, first: int = 0
     ) -> Iterator[tuple[int, Key]]:
-        """The group and the key of each block, or of the first ones."""
-        for index, digest in enumerate(itertools.islice(hashes, most)):
+        """The group and the key of each block, from the first one asked for to the last."""
+        for index, digest in enumerate(itertools.islice(hashes, first, most), first):
             shard = self.growth.owner(index * self.page_size)
             yield self.growth.group(home, shard), (home, digest)
 

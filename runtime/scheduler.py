@@ -140,6 +140,10 @@ class Scheduler:
 
     def next(self, now_s: float) -> MicroBatch | None:
         """The next micro-batch, or None if there is nothing to do right now."""
+        while self.book.tidy():
+            self.admission.retry()
+            if self.running:  # who waits for the next step; else there is time for all of it
+                break
         if self.waiting:
             for job in self.admission.admit(now_s, self._prefilling, self._preempt):
                 self.running[job.sid] = self._prefilling[job.sid] = job
@@ -227,6 +231,8 @@ class Scheduler:
         """Pages for the next token; at need, of whoever came last: it may be the job itself."""
         tokens = min(job.kv_tokens, job.covered + self.plan.page_size)
         while (group := self.book.extend(job.sid, tokens)) is not None:
+            if self.book.tidy():
+                continue
             holders = (one for one in self.running.values() if self.book.holds(one.sid, group))
             last = max(holders, key=lambda one: (one.arrival_s, one.id))
             self._preempt(last)

@@ -33,6 +33,7 @@ from mnemoc.ir.model import load_model, read_config
 from mnemoc.ir.passes import fuse, lower, shard, split_stages
 from mnemoc.runtime.init_model import Blueprint, init_model
 from mnemoc.runtime.workers import NurseryProcess
+from mnemoc.speeds import Swap
 
 TINY: dict[str, Any] = {
     "hidden_size": 64,
@@ -135,7 +136,9 @@ def compile_plan(model: Path, plan: Plan, workload: Workload, directory: Path) -
     names = ("step", "embed", "rotation", "layer", "head", "hop")
     formulas = {name: {"linear": seconds, "launch": sympy.Float(0)} for name in names}
     none_s = dict.fromkeys(names, 0.0)
-    files = emit(Emission(spec, plan, source, planned, formulas, none_s, workload, {}))
+    swap = Swap(1e-6, 1e-6) if plan.host_pages else None
+    emission = Emission(spec, plan, source, planned, formulas, none_s, workload, {}, swap=swap)
+    files = emit(emission)
     manifest = Manifest(to_json(spec), {}, workload, plan)
     artifact.write(directory, manifest, files)
     return directory
