@@ -1,7 +1,8 @@
 """How much traffic a plan can take: the highest rate at which nearly all requests keep their promises.
 
-Found by bisection over the rate; the same requests come at each, closer together or further apart. A trial
-ends as soon as too many promises are broken, so rates that are far too high cost little.
+Found by bisection over the rate: a trace's requests come closer together or further apart, a workload draws
+more or fewer in its time. A trial ends as soon as too many promises are broken, so rates that are far too
+high cost little.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from ...artifact import Manifest
+from ...errors import BadInput
 from .engine import Asked, Progress, Simulation, unseen
 from .result import Capacity, Result, Trial
-from .traffic import Limits, Traffic, survey
+from .traffic import MOST_QPS, Limits, Traffic, survey
 
 SHARE = 0.99
 NEAR = 1.02
@@ -42,11 +44,20 @@ class Question:
 
 
 def find_capacity(question: Question, first_qps: float, progress: Progress = unseen) -> Capacity:
-    """Double or halve the rate until one is enough and one too much, then halve what lies between."""
+    """Double or halve the rate until one is enough and one too much, then halve what lies between.
+
+    BadInput for traffic of which no rate is too much: too few requests to stand in each other's way.
+    """
     trials: list[Trial] = []
     best: Result | None = None
     low, high, qps = 0.0, 0.0, first_qps
     while not (low and high and high / low <= NEAR) and qps >= first_qps * LOWEST:
+        if qps > MOST_QPS:
+            raise BadInput(
+                f"its requests keep their promises at {low:.3g} a second too: there is no highest rate",
+                where=question.traffic.name,
+                do="give more of them",
+            )
         result = question.at(qps, _numbered(progress, f"trial {len(trials) + 1}, {qps:.3g}/s"))
         trials.append(Trial(qps, result.everything.kept if result else None))
         if result is None:

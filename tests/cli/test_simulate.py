@@ -80,6 +80,13 @@ def test_capacity_is_searched(plan: Path, mnemoc: Any) -> None:
     assert "requests/s keep 99% of their promises" in ran.out
 
 
+def test_two_requests_have_no_capacity(plan: Path, mnemoc: Any, tmp_path: Path) -> None:
+    """However close together they come, both are in time."""
+    (tmp_path / "trace").write_text(OURS % (0, 100, "a") + OURS % (1, 100, "a"))
+    ran = mnemoc("simulate", plan, "--trace", "trace", "--capacity")
+    assert ran.code == 4 and "there is no highest rate; give more of them" in ran.sentence
+
+
 @pytest.mark.parametrize(
     ("asked", "code", "what"),
     [
