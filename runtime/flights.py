@@ -219,10 +219,10 @@ class Flights:
     def _landed(self, number: int, flight: Flight, now_s: float) -> None:
         del self._flights[number]
         micro_batch = flight.micro_batch
-        self._scheduler.settled(micro_batch, flight.going_on)
+        wall_s = now_s - flight.sent_s
+        self._scheduler.settled(micro_batch, flight.going_on, wall_s)
         prefilled = sum(chunk.rows for chunk in micro_batch.chunks)
         self._stats.prompt_tokens += prefilled
-        wall_s = now_s - flight.sent_s
         self._stats.iterations.append(
             Iteration(len(micro_batch.decodes), prefilled, wall_s, flight.busy_s)
         )

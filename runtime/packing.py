@@ -2,10 +2,11 @@
 
 For every prompt as many rows as keep the whole micro-batch, with everything that is in it already, within a
 time, by the plan's cost function; beside no decode, no more than the plan's own chunk for that context. The
-time is the TBT promise of the decodes, less MARGIN: less where one of them is behind its promise. For a
-prompt that is late already it is more, while every decode that runs is so far ahead of its own promise that
-none of its tokens will be late, and has not lent time before for one token in LENT_EACH: so 99 % of the
-times between its tokens are as promised even then.
+time is the TBT promise of the decodes, over what one micro-batch in a hundred was seen to take beyond its
+prediction (`overrun`): so 99 % keep the promise also where predictions are off. It is less where a decode is
+behind its promise. For a prompt that is late already it is more, while every decode that runs is so far ahead
+of its own promise that none of its tokens will be late, and has not lent time before for one token in
+LENT_EACH.
 
 Prompts come in the policy's order. On a group one long prompt at most is in a micro-batch. Where the policy
 has room for short ones, they are packed first: those before the long one in order as far as the time goes,
@@ -25,6 +26,7 @@ from ..artifact import Plan
 from .cost import Cost, Load
 from .growth import Growth
 from .job import Job
+from .overrun import Overrun
 from .policies import Policy
 
 LEAST_ROWS = 16
@@ -32,9 +34,6 @@ LEAST_ROWS = 16
 
 TRIES = 3
 """Evaluations of the cost function in search of a chunk: more find a few rows more at most."""
-
-MARGIN = 0.1
-"""Of the TBT promise: what predictions may be off, and a start for decodes that wait for their first turn."""
 
 LENT_EACH = 128
 """Tokens of a decode for each that it may wait for longer than promised."""
@@ -79,6 +78,7 @@ class Adaptive:
     policy: Policy
     tbt_s: float
     running: Mapping[int, Job]
+    overrun: Overrun
     alone: bool = False
 
     def pack(
@@ -110,14 +110,14 @@ class Adaptive:
     def _allowed_s(self, first: Job, decodes: Sequence[Job], now_s: float) -> float:
         """What the micro-batch may take."""
         if not decodes:
-            return self.tbt_s * (1 - MARGIN)
+            return self.tbt_s / self.overrun.ratio
         promise_s = min([job.tbt_s for job in decodes])
         ahead_s = min([job.ahead_s(now_s) for job in decodes])
         if self.policy.stretch > 1 and first.slack_s(now_s) <= 0:
             most_s = self._lent_s(self.policy.stretch * promise_s, now_s)
             if most_s > promise_s:
                 return most_s
-        return max(LEAST_SHARE * promise_s, min(promise_s * (1 - MARGIN), ahead_s))
+        return max(LEAST_SHARE * promise_s, min(promise_s / self.overrun.ratio, ahead_s))
 
     def _lent_s(self, wanted_s: float, now_s: float) -> float:
         """What all that decode can lend: half of what each has, for some wait for this one and then cross."""

@@ -21,6 +21,7 @@ from .admission import Admission, in_order
 from .cost import Cost, Load, PrefillTime
 from .growth import Growth
 from .job import Chunk, Job, MicroBatch
+from .overrun import Overrun
 from .packing import Adaptive, Packing
 from .pages import PageBook
 from .policies import DEFAULT, Policy
@@ -75,8 +76,10 @@ class Scheduler:
         self.admission = Admission(plan, self.growth, self.book, policy, workload.tbt_s)
         self.running: dict[int, Job] = {}
         self.filled: list[Job] = []
+        self.overrun = Overrun()
+        self._cost = cost
         self._packing = packing or Adaptive(
-            plan, cost, self.growth, policy, workload.tbt_s, self.running
+            plan, cost, self.growth, policy, workload.tbt_s, self.running, self.overrun
         )
         self._prefilling: dict[int, Job] = {}
         self._ready: dict[int, Job] = {}
@@ -159,8 +162,16 @@ class Scheduler:
         changes, self.book.changes = tuple(self.book.changes), []
         return MicroBatch(tuple([job.sid for job in decodes]), chunks, loads, changes)
 
-    def settled(self, micro_batch: MicroBatch, going_on: Iterable[int]) -> None:
-        """The micro-batch left the last stage. going_on: sids that got a token and want another."""
+    def settled(
+        self, micro_batch: MicroBatch, going_on: Iterable[int], took_s: float = 0.0
+    ) -> None:
+        """The micro-batch left the last stage.
+
+        going_on: sids that got a token and want another; took_s: since it was sent, 0 if nobody measured
+        """
+        if took_s and micro_batch.chunks and micro_batch.decodes:
+            predicted_s = max(map(self._cost.crossing_s, micro_batch.loads.values()))
+            self.overrun.saw(predicted_s, took_s)
         for chunk in micro_batch.chunks:
             if (job := self.running.get(chunk.sid)) is not None:
                 job.processed = chunk.start + chunk.rows
