@@ -1,8 +1,8 @@
 """The command line: thin. It reads options, calls `pipeline` or `runtime`, prints what they give.
 
 Results go to stdout, progress and remarks to stderr. Exit codes: 0 done, 1 our fault, 2 usage,
-3 infeasible, 4 bad input, 130 interrupted. Each command imports what it needs when it runs, so that
-`mnemoc --help` is instant and `mnemoc plan` loads no torch.
+3 infeasible, 4 bad input, 130 interrupted, 143 terminated. Each command imports what it needs when it
+runs, so that `mnemoc --help` is instant and `mnemoc plan` loads no torch.
 """
 
 from __future__ import annotations
@@ -33,13 +33,10 @@ from .options import (
     measure_if_local,
     pins,
     precision_options,
-    prompt_options,
-    read_prompt,
-    trace_option,
     warn_if_disturbed,
-    weights_option,
 )
 from .replaying import replay
+from .serving import run, serve, verify
 from .simulating import simulate
 from .units import format_bytes
 
@@ -48,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and leave with its exit code. MNEMOC_DEBUG=1 shows tracebacks."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with cli.make_context("mnemoc", words) as context:
+        with console.terminable(), cli.make_context("mnemoc", words) as context:
             cli.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as done:
@@ -265,114 +262,6 @@ def predict(
 
 
 @cli.command()
-@click.argument("directory", type=folder)
-@weights_option
-@prompt_options
-@click.option("--max-tokens", type=int, default=64, show_default=True, metavar="N")
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--seed", type=int, help="Of the sampling.")
-@trace_option
-@json_flag
-def run(
-    directory: Path,
-    weights: Path,
-    prompt: str | None,
-    prompt_file: Path | None,
-    max_tokens: int,
-    temperature: float,
-    seed: int | None,
-    trace_out: Path | None,
-    as_json: bool,
-) -> None:
-    """Run one prompt through a plan, and hold what was measured against what was predicted.
-
-    \b
-    Example:
-      mnemoc run plan/ --weights models/tiny --prompt-file book.txt --max-tokens 100
-    """
-    from .codec import to_json
-    from .running import run_prompt, summary
-    from .runtime import Sampling
-
-    text = read_prompt(prompt, prompt_file)
-    sampling = Sampling(temperature=temperature, seed=seed)
-    with console.streaming(not as_json) as (write, progress):
-        outcome = run_prompt(
-            directory,
-            weights,
-            text,
-            max_tokens,
-            sampling,
-            write=write,
-            progress=progress,
-            trace_out=trace_out,
-        )
-    if as_json:
-        click.echo(json.dumps(to_json(outcome)))
-    else:
-        click.echo(summary(outcome), err=True)
-
-
-@cli.command()
-@click.argument("directory", type=folder)
-@weights_option
-@prompt_options
-@click.option("--max-tokens", type=int, default=32, show_default=True, metavar="N")
-@json_flag
-def verify(
-    directory: Path,
-    weights: Path,
-    prompt: str | None,
-    prompt_file: Path | None,
-    max_tokens: int,
-    as_json: bool,
-) -> None:
-    """Run a plan and the unsharded reference on the same prompt, and compare every logit.
-
-    Without a prompt, a fixed random one that fills the plan's context up to 2,048 tokens.
-    Exit code 1 if greedy tokens differ.
-
-    \b
-    Example:
-      mnemoc verify plan/ --weights models/tiny
-    """
-    from . import pipeline
-    from .codec import to_json
-
-    with console.progress_bar() as progress:
-        ids = None
-        if prompt is not None or prompt_file is not None:
-            from .runtime.tokenizer import Tokenizer
-
-            ids = Tokenizer(weights).encode(read_prompt(prompt, prompt_file))
-        result = pipeline.verify(directory, weights, ids, max_tokens, progress)
-    if as_json:
-        click.echo(json.dumps({**to_json(result), "agrees": result.agrees}))
-    else:
-        click.echo(result.sentence)
-    if not result.agrees:
-        sys.exit(console.EXIT_FAULT)
-
-
-@cli.command()
-@click.argument("directory", type=folder)
-@weights_option
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
-@trace_option
-def serve(directory: Path, weights: Path, host: str, port: int, trace_out: Path | None) -> None:
-    """Serve a plan with an OpenAI-compatible API.
-
-    \b
-    Example:
-      mnemoc serve plan/ --weights models/tiny --port 8000
-    """
-    from .runtime.server import serve as serve_forever
-
-    serve_forever(directory, weights, host, port, progress=console.remark, trace_out=trace_out)
-
-
-@cli.command()
 @click.option("-o", "--out", type=folder, metavar="FILE", help="The cluster file to write.")
 @click.option(
     "--quick", is_flag=True, help="Fewer sizes, in a third of the time; no search for tiles."
@@ -437,7 +326,5 @@ def init_model(model: str, directory: Path, seed: int, max_shard_size: int, as_j
         click.echo(f"{directory}: {spec.architecture}, {format_bytes(size)}, seed {seed}")
 
 
-cli.add_command(show)
-cli.add_command(export)
-cli.add_command(replay)
-cli.add_command(simulate)
+for command in (show, export, run, verify, serve, replay, simulate):
+    cli.add_command(command)

@@ -12,6 +12,7 @@ import click
 from .artifact import CONTIGUOUS, FFN_MODES, FP8, PRECISIONS
 from .console import Progress, remark
 from .errors import BadInput, UsageError
+from .runtime.policies import DEFAULT, POLICIES
 from .units import parse_count, parse_duration_s
 
 if TYPE_CHECKING:
@@ -78,8 +79,18 @@ def warn_if_disturbed(measured: Cluster) -> None:
         remark(f"{source}: predictions are less sure; run `mnemoc calibrate` when it is idle")
 
 
+policy_option = click.option(
+    "--policy",
+    type=click.Choice(tuple(POLICIES)),
+    default=DEFAULT.name,
+    show_default=True,
+    help="Whose prompt goes first.",
+)
 trace_option = click.option(
-    "--trace-out", type=folder, metavar="FILE", help="What the engine did, for Perfetto."
+    "--trace-out",
+    type=folder,
+    metavar="FILE",
+    help="Write what the engine did, for Perfetto: .json or .json.gz.",
 )
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from . import console
 from .errors import BadInput, UsageError
-from .options import duration, folder, json_flag
+from .options import duration, folder, json_flag, policy_option
 from .units import format_count, format_duration
 
 if TYPE_CHECKING:
@@ -27,13 +28,7 @@ if TYPE_CHECKING:
 @click.option("--workload", metavar="NAME|FILE", help="sharegpt, paper-mix or a TOML file.")
 @click.option("--qps", type=float, metavar="RATE", help="Requests per second, whatever it says.")
 @click.option("--duration", callback=duration, metavar="TIME", help="Such as 10min.")
-@click.option(
-    "--policy",
-    default="lars-slack",
-    show_default=True,
-    metavar="NAME",
-    help="Whose prompt goes first.",
-)
+@policy_option
 @click.option(
     "--engine",
     default="medha",
@@ -41,7 +36,9 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="Or a baseline: whole-prefill, fixed-chunk.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the workload.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the workload."
+)
 @click.option("--skip-unservable", is_flag=True, help="Leave out requests that can never fit.")
 @click.option(
     "--capacity", is_flag=True, help="Search the highest rate at which 99 % keep promises."
@@ -73,12 +70,27 @@ def simulate(
     from . import artifact
     from .codec import to_json
     from .runtime.loader import ArtifactModules
-    from .runtime.simulation import Asked, Limits, Question, Simulation, find_capacity, survey
+    from .runtime.simulation import (
+        MEDHA,
+        Asked,
+        Limits,
+        Question,
+        Simulation,
+        find_capacity,
+        survey,
+    )
     from .runtime.tracing import Recorder
 
     if capacity and perfetto is not None:
         raise UsageError("--perfetto shows one simulation, --capacity makes many")
+    if trace is not None and perfetto is not None and trace.absolute() == perfetto.absolute():
+        raise UsageError("--perfetto would be written over the --trace")
     asked = Asked(policy, engine, seed)
+    chosen = click.get_current_context().get_parameter_source("policy")
+    if engine != MEDHA and chosen is ParameterSource.COMMANDLINE and policy != "fcfs":
+        raise UsageError(
+            "the baselines are first come, first served", where="--policy", do="leave it out"
+        )
     manifest, contents = artifact.load(directory)
     cost = ArtifactModules(directory, contents, ["cost.py"]).load("cost")
     found: Result | Capacity | None
@@ -104,12 +116,13 @@ def simulate(
 def _traffic(
     trace: Path | None, workload: str | None, qps: float | None, until_s: float | None, seed: int
 ) -> Traffic:
-    from .runtime.simulation import Trace, load_workload
+    from .runtime.simulation import LEAST_QPS, MOST_QPS, Trace, load_workload
 
     if (trace is None) == (workload is None):
         raise UsageError("give one of --trace and --workload")
-    if qps is not None and not (math.isfinite(qps) and qps > 0):
-        raise BadInput("the rate must be more than 0", where="--qps", got=qps)
+    if qps is not None and not LEAST_QPS <= qps <= MOST_QPS:  # NaN neither
+        what = f"the rate must lie between {LEAST_QPS:g} and {MOST_QPS:g} requests per second"
+        raise BadInput(what, where="--qps", got=qps)
     traffic: Traffic
     if trace is not None:
         traffic = Trace(trace)

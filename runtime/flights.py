@@ -102,6 +102,13 @@ class Flights:
             if isinstance(change, Admitted):
                 handle = self._live[change.sid] = self._handles[change.job.id]
                 handle.scheduled_s = change.job.started_s
+                if (
+                    handle.hashes is not None
+                    and not change.generated
+                    and not change.job.preemptions
+                ):
+                    self._stats.prefix_queries += len(handle.request.prompt_ids)
+                    self._stats.prefix_hits += change.cached
         self._flights[number] = Flight(micro_batch, now_s, set(micro_batch.loads))
         if self._recorder is not None:
             self._recorder.sent(number, micro_batch, now_s)
@@ -159,17 +166,24 @@ class Flights:
             self._end(id, error)
 
     def _name_pages(self) -> None:
-        """Pages that decodes have filled get their hashes: others can find them from now on."""
+        """Pages that decodes have filled get their hashes: others can find them from now on.
+
+        Two at once where a preempted request's last token had filled a page, computed with the prompt then.
+        """
         filled, self._scheduler.filled = self._scheduler.filled, []
         for job in filled:
             assert job.hashes is not None, "only jobs that share are listed"
             handle = self._handles[job.id]
-            prompt, start = len(handle.request.prompt_ids), job.cached - self._page_size
-            tokens = [
-                *handle.request.prompt_ids[start : job.cached],
-                *handle.tokens[max(0, start - prompt) : max(0, job.cached - prompt)],
-            ]
-            job.hashes.append(page_hash(job.hashes[-1] if job.hashes else b"", tokens))
+            prompt = len(handle.request.prompt_ids)
+            for start in range(
+                len(job.hashes) * self._page_size, job.cached - self._page_size + 1, self._page_size
+            ):
+                end = start + self._page_size
+                tokens = [
+                    *handle.request.prompt_ids[start:end],
+                    *handle.tokens[max(0, start - prompt) : max(0, end - prompt)],
+                ]
+                job.hashes.append(page_hash(job.hashes[-1] if job.hashes else b"", tokens))
             self._scheduler.book.fill(job.sid, job.hashes, job.cached)
 
     def _token(

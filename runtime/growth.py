@@ -86,6 +86,9 @@ class Growth:
         From there on each query sees one key more, and all see as many once the stripe is full: what a
         piece's two bounds can say. Before a shard's first stripe `past` is negative: these queries see none.
         """
+        if self.kvp == 1:
+            yield Piece(rows, cached, cached + rows)
+            return
         first_stripe, starts = shard * self.stripe_tokens, []
         if rows > 1:  # one cannot be cut, and there may be a thousand of them
             stored = self.stored(shard, cached, rows)

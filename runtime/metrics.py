@@ -61,19 +61,37 @@ class Metrics:
 
     def collect(self) -> Iterable[Metric]:
         """For the registry: what the engine counts."""
-        engine, stats = self._engine, self._engine.stats
+        engine, stats, counts = self._engine, self._engine.stats, self._engine.counts
+        swapped_out, swapped_in = engine.swapped_pages
         for name, help, value in (
             ("num_requests_running", "Requests with pages.", engine.num_running),
             ("num_requests_waiting", "Requests that wait for pages.", engine.num_waiting),
-            ("kv_cache_usage_perc", "Fraction of KV pages reserved.", engine.kv_used_fraction),
+            (
+                "kv_cache_usage_perc",
+                "Fraction of KV pages that requests hold, 1 is all.",
+                engine.kv_used_fraction,
+            ),
         ):
             gauge = GaugeMetricFamily(f"mnemoc:{name}", help, labels=LABELS)
             gauge.add_metric(self._labels, float(value))
             yield gauge
         for name, help, value in (
-            ("prompt_tokens", "Prompt tokens prefilled.", stats.prompt_tokens),
+            (
+                "prompt_tokens",
+                "Tokens prefilled: of prompts and, after a preemption, once more.",
+                stats.prompt_tokens,
+            ),
             ("generation_tokens", "Tokens generated.", stats.generated_tokens),
             ("request_success", "Requests finished.", stats.finished),
+            ("num_preemptions", "Requests that gave their KV pages up.", counts.preemptions),
+            (
+                "prefix_cache_queries",
+                "Prompt tokens that were looked for in KV pages.",
+                stats.prefix_queries,
+            ),
+            ("prefix_cache_hits", "Prompt tokens found in KV pages.", stats.prefix_hits),
+            ("kv_pages_swapped_out", "KV pages copied to host memory.", swapped_out),
+            ("kv_pages_swapped_in", "KV pages copied back from host memory.", swapped_in),
         ):
             counter = CounterMetricFamily(f"mnemoc:{name}", help, labels=LABELS)
             counter.add_metric(self._labels, float(value))

@@ -30,6 +30,7 @@ from .answers import Answers
 from .api import ChatBody, CompletionBody
 from .engine import Engine
 from .metrics import Metrics
+from .policies import DEFAULT
 from .replies import ChatShape, CompletionShape, EventStream, Shape, gather
 from .tokenizer import FILE, Tokenizer
 
@@ -45,16 +46,26 @@ def serve(
     port: int,
     *,
     progress: Callable[[str], None] | None = None,
+    policy: str = DEFAULT.name,
+    prefix_caching: bool = True,
     trace_out: Path | None = None,
 ) -> None:
     """Serve a plan until interrupted. The port is taken before any worker starts.
 
+    policy, prefix_caching, trace_out: as for `Engine.start`
     Raises BadInput for a port that cannot be had, and whatever `Engine.start` raises.
     """
     say = progress or (lambda message: None)
     with bind(host, port) as listener:
         tokenizer = Tokenizer(weights) if (weights / FILE).is_file() else None
-        with Engine.start(directory, weights, progress=progress, trace_out=trace_out) as engine:
+        with Engine.start(
+            directory,
+            weights,
+            progress=progress,
+            policy=policy,
+            prefix_caching=prefix_caching,
+            trace_out=trace_out,
+        ) as engine:
             name, where = listener.getsockname()[:2]
             say(f"serving on http://{name}:{where}/v1")
             config = uvicorn.Config(

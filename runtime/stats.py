@@ -21,9 +21,15 @@ class Iteration:
 
 @dataclass
 class Stats:
-    """Counters since the start, and the latest iterations."""
+    """Counters since the start, and the latest iterations.
+
+    prefix_queries: tokens of prompts that were looked for in pages; prefix_hits: that were found there. A
+        request counts when it first comes, not when it comes back after a preemption.
+    """
 
     prompt_tokens: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
     generated_tokens: int = 0
     finished: int = 0
     cancelled: int = 0

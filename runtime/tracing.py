@@ -76,6 +76,10 @@ class Recorder:
     @classmethod
     def open(cls, path: Path, layout: Layout, origin_s: float = 0.0) -> Recorder:
         """origin_s: when time begins, on the engine's clock. BadInput if nothing can be written there."""
+        if (
+            path.exists() and not path.is_file()
+        ):  # a folder; or a device, which is not to be replaced
+            raise BadInput("cannot write: there is something that is not a file", where=path)
         try:
             number, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         except OSError as error:

@@ -229,8 +229,8 @@ def _ours(line: Line) -> Arrival:
     found = line.fields(OURS, OURS_TOO)
     prompt = line.count(found["prompt_tokens"], "prompt_tokens")
     kind = found.get("class", "")
-    if not isinstance(kind, str):
-        raise line.wrong("class is not a text", got=kind)
+    if not isinstance(kind, str) or not kind.isprintable():
+        raise line.wrong("class is not a text that can be printed", got=kind)
     promise = NO_PROMISE
     if not found.keys().isdisjoint(("ttft_s", "tbt_s", "priority")):
         priority = found.get("priority", 0)

@@ -20,6 +20,8 @@ from ..request import Promise
 MOST_TOKENS = 10**9
 MOST_SECONDS = 10**9
 """Of one request, and of a whole trace: beyond them a figure is taken for a mistake."""
+LEAST_QPS, MOST_QPS = 1e-9, 1e6
+"""Requests per second that a simulation can be asked for."""
 
 NO_PROMISE = Promise()
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-import math
 import operator
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -33,7 +32,7 @@ import numpy as np
 from ...errors import BadInput
 from ..request import Promise
 from .draws import PROCESSES, Arriving, Constant, Empirical, Length, Lognormal, Uniform
-from .traffic import MOST_SECONDS, MOST_TOKENS, Arrival
+from .traffic import LEAST_QPS, MOST_QPS, MOST_SECONDS, MOST_TOKENS, Arrival
 
 SHIPPED = Path(__file__).parent / "workloads"
 BLOCK = 1024
@@ -115,17 +114,19 @@ def load_workload(name_or_path: str) -> Workload:
 
 def _read(path: Path, name: str) -> Workload:
     try:
-        body = tomllib.loads(path.read_text(encoding="utf-8"))
+        body = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise BadInput(f"cannot read: {error.strerror}", where=path) from error
-    except ValueError as error:  # of TOML or of UTF-8
+    except UnicodeDecodeError as error:
+        raise BadInput("not UTF-8 text", where=path) from error
+    except ValueError as error:
         raise BadInput(f"not TOML: {error}", where=path) from error
     table = _Table(body, name)
     arriving = _arriving(table.table("arrivals", {"process": "poisson"}))
     kinds = table.tables("class")
     workload = Workload(
         name,
-        table.number("qps", 1e-9, 1e6),
+        table.number("qps", LEAST_QPS, MOST_QPS),
         table.number("duration_s", 1e-3, MOST_SECONDS),
         tuple(_kind(kind, arriving) for kind in kinds),
     )
@@ -210,11 +211,14 @@ class _Table:
         return key in self._left
 
     def text(self, key: str) -> str:
-        return str(self._take(key, str, "a text"))
+        value = str(self._take(key, str, "a text"))
+        if not value.isprintable():
+            raise BadInput(f"{key} cannot be printed", where=self.where, got=value)
+        return value
 
     def number(self, key: str, least: float, most: float) -> float:
         value = self._take(key, (int, float), "a number")
-        if not (math.isfinite(value) and least <= value <= most):
+        if not least <= value <= most:  # NaN neither
             raise BadInput(
                 f"{key} must lie between {least:g} and {most:g}", where=self.where, got=value
             )

@@ -330,10 +330,14 @@ def test_the_manifest_of_a_plan_that_the_shell_made_is_whole(made: Path) -> None
     assert "cost.py" in contents
 
 
-def test_a_plan_is_served_until_ctrl_c(made: Path) -> None:
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_plan_is_served_until_it_is_stopped_and_then_the_recording_is_whole(
+    made: Path, tmp_path: Path, how: signal.Signals, code: int
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
-    words = ("serve", str(made / "plan"), "--weights", str(made / "model"), "--port", port)
+    asked = ("--port", port, "--policy", "lars", "--no-prefix-caching", "--trace-out", "t.json")
+    words = ("serve", str(made / "plan"), "--weights", str(made / "model"), *asked)
     process = subprocess.Popen([*MNEMOC, *words], stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
@@ -341,12 +345,14 @@ def test_a_plan_is_served_until_ctrl_c(made: Path) -> None:
         assert any(f"serving on http://127.0.0.1:{port}" in line for line in said)
         body = urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=30).read()
         assert json.loads(body)["data"][0]["max_model_len"] == 2000
-        process.send_signal(signal.SIGINT)
+        process.send_signal(how)
         _, rest = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == code
     assert not rest.strip()
+    assert [file.name for file in tmp_path.iterdir()] == ["t.json"]
+    assert json.loads(Path("t.json").read_text())["traceEvents"]
 
 
 # ------------------------------------------------------------------------------------- init-model

@@ -14,7 +14,10 @@ import pytest
 from mnemoc import cli
 from mnemoc.errors import BadInput, Infeasible, RuntimeFault, UsageError
 
-COMMANDS = ("plan", "predict", "run", "serve", "verify", "show", "init-model", "calibrate")
+COMMANDS = (
+    "plan", "predict", "show", "export", "verify", "run", "replay", "simulate", "serve", "init-model",
+    "calibrate",
+)  # fmt: skip
 MNEMOC = (sys.executable, "-m", "mnemoc")
 
 

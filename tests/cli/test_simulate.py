@@ -85,20 +85,62 @@ def test_capacity_is_searched(plan: Path, mnemoc: Any) -> None:
     [
         ((), 2, "give one of --trace and --workload"),
         (("--workload", "sharegpt", "--trace", "x"), 2, "give one of"),
-        (("--workload", "sharegpt", "--policy", "lifo"), 2, "lars-slack"),
+        (("--workload", "sharegpt", "--engine", "fixed-chunk", "--policy", "lars"), 2, "leave it"),
         (("--workload", "sharegpt", "--engine", "vllm"), 2, "whole-prefill"),
-        (("--workload", "sharegpt", "--qps", "0"), 4, "--qps: the rate must be more than 0"),
-        (("--workload", "sharegpt", "--qps", "nan"), 4, "--qps: the rate must be more than 0"),
+        (("--workload", "sharegpt", "--qps", "0"), 4, "--qps: the rate must lie between"),
+        (("--workload", "sharegpt", "--qps", "nan"), 4, "--qps: the rate must lie between"),
+        (("--workload", "sharegpt", "--qps", "1e-320"), 4, "--qps: the rate must lie between"),
         (("--workload", "sharegpt", "--duration", "0s"), 4, "--duration"),
         (("--workload", "sharegpt", "--duration", "1ms"), 4, "no requests"),
         (("--workload", "nothing"), 4, "no such workload"),
         (("--trace", "nothing"), 4, "cannot read"),
         (("--workload", "sharegpt", "--perfetto", "no/t.json"), 4, "cannot write"),
+        (("--workload", "sharegpt", "--perfetto", "."), 4, "something that is not a file"),
         (("--workload", "sharegpt", "--capacity", "--perfetto", "t.json"), 2, "--capacity"),
+        (("--trace", "t.json", "--perfetto", "t.json"), 2, "written over the --trace"),
     ],
 )
 def test_what_makes_no_sense_is_said_in_a_sentence(
-    plan: Path, mnemoc: Any, asked: tuple[str, ...], code: int, what: str
+    plan: Path, mnemoc: Any, tmp_path: Path, asked: tuple[str, ...], code: int, what: str
 ) -> None:
     ran = mnemoc("simulate", plan, *asked)
     assert ran.code == code and what in ran.sentence
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("asked", "known"),
+    [(("--policy", "lifo"), "'lars-slack', 'lars', "), (("--seed", "-1"), "x>=0")],
+)
+def test_a_name_or_number_that_cannot_be_is_answered_with_those_that_can(
+    plan: Path, mnemoc: Any, asked: tuple[str, ...], known: str
+) -> None:
+    ran = mnemoc("simulate", plan, "--workload", "sharegpt", *asked)
+    assert ran.code == 2 and known in ran.err
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (OURS % (0, 10, "\\ud800"), "line 1: class is not a text that can be printed"),
+        (OURS % (0, 10, "a") + "\n" + OURS % (1, 10, "a"), "line 2: an empty line"),
+        (OURS % ("NaN", 10, "a"), "line 1: NaN is no number"),
+        (OURS % (2, 10, "a") + OURS % (1, 10, "a"), "line 2: a request comes before the one above"),
+        ("TIMESTAMP,Context\n", "line 1: not a trace of a known kind"),
+    ],
+)
+def test_a_broken_trace_is_refused_with_its_line_and_no_figures(
+    plan: Path, mnemoc: Any, tmp_path: Path, text: str, what: str
+) -> None:
+    (tmp_path / "trace").write_text(text)
+    ran = mnemoc("simulate", plan, "--trace", "trace", "--perfetto", "t.json", "--json")
+    assert ran.code == 4 and what in ran.sentence
+    assert json.loads(ran.out)["exit_code"] == 4
+    assert [file.name for file in tmp_path.iterdir()] == ["trace"]
+
+
+def test_a_plan_of_another_format_is_refused(plan: Path, mnemoc: Any, tmp_path: Path) -> None:
+    manifest = json.loads((plan / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"format": 4}))
+    ran = mnemoc("simulate", tmp_path, "--workload", "sharegpt")
+    assert ran.code == 4 and "plan again with this version" in ran.sentence

@@ -213,7 +213,7 @@ def test_a_calibration_measures_with_the_tiles_that_it_found_and_writes_all(
 
     bench = calibration_gpu.Bench("dgx-h100", "here", 80 << 30, small_spec(), own, CPU, race)
     only_rows = dataclasses.replace(SIZES, attention={}, widths={"rms_norm": (384,)})
-    tiny = ProbeSizes((16,), (4096,), (4,), (64,), (64,), 1 << 12, 64, 1, launches=1)
+    tiny = ProbeSizes((16,), (4096,), (4,), (64,), (64,), 1 << 12, (1,), 64, 1, launches=1)
     effort = calibration_gpu.Effort(only_rows, tiny, POINTS)
     shares: list[float] = []
     before = dataclasses.replace(NOTHING, rows={"merge": {64: Cut(8, 1)}})

@@ -165,8 +165,11 @@ class Serving(RuleBasedStateMachine):
         filled, self.scheduler.filled = self.scheduler.filled, []
         for job in filled:
             assert job.hashes is not None
-            tokens = self.asked[job.id].tokens[job.cached - PAGE : job.cached]
-            job.hashes.append(page_hash(job.hashes[-1] if job.hashes else b"", tokens))
+            tokens = self.asked[job.id].tokens
+            while len(job.hashes) < job.cached // PAGE:
+                start = len(job.hashes) * PAGE
+                before = job.hashes[-1] if job.hashes else b""
+                job.hashes.append(page_hash(before, tokens[start : start + PAGE]))
             self.scheduler.book.fill(job.sid, job.hashes, job.cached)
 
     @precondition(lambda self: self.flying)

@@ -277,6 +277,27 @@ def test_models_health_and_metrics_answer(served: Served) -> None:
     assert "mnemoc:kv_cache_usage_perc{" in metrics
 
 
+def sample(text: str, name: str) -> float:
+    """A counter or gauge in the text that /metrics gives."""
+    lines = text.splitlines()
+    return next(float(line.split()[-1]) for line in lines if line.startswith(f"mnemoc:{name}{{"))
+
+
+def test_prefix_hits_are_counted_by_the_names_that_dashboards_know(served: Served) -> None:
+    names = ("prefix_cache_queries_total", "prefix_cache_hits_total", "prompt_tokens_total")
+    before = httpx.get(f"{served.url}/metrics").text
+    prompt = [11, 12, 13] * 70
+    page_size = served.engine.manifest.plan.page_size
+    for _ in range(2):
+        body = {"prompt": prompt, "max_tokens": 2, "ignore_eos": True}
+        httpx.post(f"{served.url}/v1/completions", json=body)
+    hits = (len(prompt) - 1) // page_size * page_size  # a last token is always computed
+    after = httpx.get(f"{served.url}/metrics").text
+    queries, found, prefilled = (sample(after, name) - sample(before, name) for name in names)
+    assert (queries, found) == (2 * len(prompt), hits)
+    assert prefilled == queries - found
+
+
 @pytest.mark.parametrize(
     ("body", "status", "says"),
     [

@@ -91,6 +91,8 @@ def test_a_file_may_hold_promises_and_each_class_its_own_process(tmp_path: Path)
         ("qps = 2.0", "", "'qps' is missing"),
         ("qps = 2.0", "qps = 0", "qps must lie between"),
         ("qps = 2.0", "qps = nan", "qps must lie between"),
+        ("qps = 2.0", f"qps = {10**400}", "qps must lie between"),
+        ('name = "', 'name = "\\n', "name cannot be printed"),
         ("qps = 2.0", "qps = true", "qps must be a number"),
         ("qps = 2.0", "qps = 2.0\nqpm = 1", "unknown key 'qpm'"),
         ("qps = 2.0", "qps = 2.0 2", "not TOML"),

@@ -1,0 +1,59 @@
+"""What flights tell the page book of: names for pages that are filled token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+from mnemoc.runtime.cost import PlanCost
+from mnemoc.runtime.flights import Flights
+from mnemoc.runtime.job import MicroBatch
+from mnemoc.runtime.prefix import page_hashes
+from mnemoc.runtime.protocol import Done
+from mnemoc.runtime.request import Handle, Request, Sampling
+from mnemoc.runtime.scheduler import Scheduler
+from mnemoc.runtime.stats import Stats
+
+from .conftest import make_cost, make_manifest
+
+PAGE_SIZE = 16
+
+
+class Counting:
+    """Carries out a micro-batch at once: token after token a request counts up from its id."""
+
+    def __init__(self) -> None:
+        self.done: Done | None = None
+
+    def send(self, number: int, micro_batch: MicroBatch, handles: Mapping[int, Handle]) -> None:
+        sids = [*micro_batch.decodes, *(chunk.sid for chunk in micro_batch.chunks if chunk.ends)]
+        tokens = [(sid, 1000 * handles[sid].id + len(handles[sid].tokens)) for sid in sids]
+        self.done = Done(number, 0, tokens, (), 0.0)
+
+
+@pytest.mark.parametrize("longer", range(PAGE_SIZE))
+def test_pages_are_named_by_their_tokens_whenever_their_request_was_preempted(longer: int) -> None:
+    """Two requests grow until one gives way, at any place in a page, and goes on later."""
+    manifest = make_manifest(spp=1, num_pages=14)
+    assert manifest.plan.page_size == PAGE_SIZE
+    scheduler = Scheduler(manifest.plan, PlanCost(make_cost(1)), manifest.workload)
+    executor, stats = Counting(), Stats()
+    flights = Flights(manifest, scheduler, executor, stats)
+    handles = []
+    for id in range(2):
+        request = Request(range(id, 40 + id + id * longer), 90, Sampling(ignore_eos=True))
+        hashes = page_hashes(request.prompt_ids, PAGE_SIZE)
+        handles.append(Handle(request, id, 0.01 * id, lambda id: None, None, 0, hashes))
+        flights.accept(handles[id])
+    now_s = 0.1
+    while stats.finished < 2:
+        now_s += 0.01
+        assert flights.dispatch(now_s) and executor.done is not None
+        flights.settle(executor.done, now_s)
+        for job in scheduler.running.values():
+            known = [*handles[job.id].request.prompt_ids, *handles[job.id].tokens]
+            assert job.hashes is not None
+            assert job.hashes == page_hashes(known, PAGE_SIZE)[: len(job.hashes)]
+    assert scheduler.counts.preemptions
+    assert stats.prefix_queries == sum(len(handle.request.prompt_ids) for handle in handles)
+    assert stats.prefix_hits == 0, "what is found again after a preemption is no hit"
