@@ -13,7 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -208,7 +208,10 @@ def main() -> None:
     found = [
         figure for name, got in runs.items() for figure in figures(name, got, alone_s, runs["idle"])
     ]
-    details = {name: [asdict(one) for one in got] for name, got in runs.items()}
+    details: dict[str, Any] = {
+        name: [{"short_s": one.short_s, "long_s": one.long_s} for one in got]
+        for name, got in runs.items()
+    }
     details |= {"chunks": made["chunks"], "fixed chunk": budget, "alone_s": alone_s}
     write_report("convoy", "Short requests behind a long prompt", found, details)
 

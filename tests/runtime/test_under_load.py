@@ -69,7 +69,7 @@ def test_a_crowd_gets_the_tokens_that_each_of_them_gets_alone(
     plan = plans(
         model,
         **layout,
-        num_pages=64 // groups,
+        num_pages=48 // groups,
         host_pages=40,
         max_batch=12,
         max_rows=72,
