@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @policy_option
 @click.option(
     "--engine",
-    default="medha",
+    default="mnemoc",
     show_default=True,
     metavar="NAME",
     help="Or a baseline: whole-prefill, fixed-chunk.",
@@ -71,7 +71,7 @@ def simulate(
     from .codec import to_json
     from .runtime.loader import ArtifactModules
     from .runtime.simulation import (
-        MEDHA,
+        OURS,
         Asked,
         Limits,
         Question,
@@ -87,7 +87,7 @@ def simulate(
         raise UsageError("--perfetto would be written over the --trace")
     asked = Asked(policy, engine, seed)
     chosen = click.get_current_context().get_parameter_source("policy")
-    if engine != MEDHA and chosen is ParameterSource.COMMANDLINE and policy != "fcfs":
+    if engine != OURS and chosen is ParameterSource.COMMANDLINE and policy != "fcfs":
         raise UsageError(
             "the baselines are first come, first served", where="--policy", do="leave it out"
         )
@@ -159,7 +159,7 @@ def tell(found: Result | Capacity | None) -> Iterator[str]:
 
 
 def _tell_result(found: Result) -> Iterator[str]:
-    how = found.policy if found.engine == "medha" else f"{found.engine}, {found.policy}"
+    how = found.policy if found.engine == "mnemoc" else f"{found.engine}, {found.policy}"
     skipped = f", {found.skipped:,} that can never fit left out" if found.skipped else ""
     yield (
         f"{found.traffic} on {found.layout.gpus} ranks ({found.layout}), {how}, seed {found.seed}"

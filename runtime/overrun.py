@@ -1,8 +1,8 @@
 """How much longer than predicted micro-batches take: what one in a hundred takes, over its prediction.
 
-A running quantile by stochastic approximation: each observation above it raises it by UP, each below lowers it
-by DOWN, so it rests where UP · P(above) = DOWN · P(below), which is P(above) = 1 %. It forgets, so it follows a
-machine that others begin to use, and it costs two comparisons.
+A running quantile by stochastic approximation: each observation above it raises it by UP, each below lowers
+it by DOWN, so it rests where UP · P(above) = DOWN · P(below), which is P(above) = 1 %. It forgets, so it
+follows a machine that others begin to use, and it costs two comparisons.
 """
 
 from __future__ import annotations

@@ -78,9 +78,8 @@ def choose(logits_RV: torch.Tensor, draws: Sequence[Draw], eos: Iterable[int]) -
         some = shaped[first : first + ROWS_AT_ONCE]
         places = _ints(some, device)
         tokens[places] = sample(logits_SV[places].float(), [draws[i] for i in some], eos)
-    if all(draw.sampling.logprobs is None for draw in draws):
-        return Chosen(tokens)
-    return Chosen(tokens, *_scores(logits_SV, tokens))
+    scored = [i for i, draw in enumerate(draws) if draw.sampling.logprobs is not None]
+    return Chosen(tokens, *_scores(logits_SV, tokens, scored)) if scored else Chosen(tokens)
 
 
 def sample(logits_SV: torch.Tensor, draws: Sequence[Draw], eos: Iterable[int]) -> torch.Tensor:
@@ -194,11 +193,21 @@ def _drop_below(logits: torch.Tensor, thresholds: torch.Tensor) -> None:
     logits.masked_fill_(logits < thresholds, _OFF)
 
 
-def _scores(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    logprobs = torch.log_softmax(logits, 1, dtype=torch.float32)
-    best = logprobs.topk(min(MOST_LOGPROBS, logits.shape[1]), 1)
-    own = tokens[:, None]
-    return torch.cat([logprobs.gather(1, own), best.values], 1), torch.cat([own, best.indices], 1)
+def _scores(
+    logits_SV: torch.Tensor, tokens: torch.Tensor, scored: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As in `Chosen`, of the rows `scored`; others are 0."""
+    width = 1 + min(MOST_LOGPROBS, logits_SV.shape[1])
+    scores = logits_SV.new_zeros((len(tokens), width), dtype=torch.float32)
+    ids = tokens.new_zeros((len(tokens), width))
+    for first in range(0, len(scored), ROWS_AT_ONCE):
+        places = _ints(scored[first : first + ROWS_AT_ONCE], logits_SV.device)
+        logprobs = torch.log_softmax(logits_SV[places], 1, dtype=torch.float32)
+        best = logprobs.topk(width - 1, 1)
+        own = tokens[places, None]
+        scores[places] = torch.cat([logprobs.gather(1, own), best.values], 1)
+        ids[places] = torch.cat([own, best.indices], 1)
+    return scores, ids
 
 
 def _add(logits: torch.Tensor, found: Sequence[tuple[int, int, float]]) -> None:

@@ -41,7 +41,8 @@ NO_PROMISE = Promise()
 class Counts:
     """What happened to requests beside being computed.
 
-    hit_tokens: of prompts, found in pages; growths: how often a request took on a KVP group
+    hit_tokens: of prompts, found in pages, also of those that come back after a preemption; growths: how
+        often a request took on a KVP group
     """
 
     preemptions: int = 0

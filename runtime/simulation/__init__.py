@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .capacity import Question, find_capacity
-from .engine import ENGINES, MEDHA, Asked, Simulation
+from .engine import ENGINES, OURS, Asked, Simulation
 from .result import Capacity, ClassResult, Result, Spread
 from .traces import Trace
 from .traffic import LEAST_QPS, MOST_QPS, Arrival, Limits, Survey, Traffic, survey
@@ -12,8 +12,8 @@ from .workload import Workload, load_workload, shipped
 __all__ = [
     "ENGINES",
     "LEAST_QPS",
-    "MEDHA",
     "MOST_QPS",
+    "OURS",
     "Arrival",
     "Asked",
     "Capacity",

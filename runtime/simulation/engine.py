@@ -35,9 +35,9 @@ from .result import Result, StageResult
 from .traffic import Arrival, Limits, Survey, Traffic, page_hashes
 from .virtual import Clock, Stations
 
-MEDHA = "medha"
+OURS = "mnemoc"
 """The engine as it is."""
-ENGINES = (MEDHA, "whole-prefill", "fixed-chunk")
+ENGINES = (OURS, "whole-prefill", "fixed-chunk")
 SAMPLING = Sampling(ignore_eos=True)
 TURNS_PER_LOOK = 512
 """Turns between two looks at the real clock, for progress."""
@@ -65,7 +65,7 @@ class Asked:
     """
 
     policy: str = DEFAULT.name
-    engine: str = MEDHA
+    engine: str = OURS
     seed: int = 0
     most_broken: int | None = None
 
@@ -96,7 +96,7 @@ class Simulation:
         self._clock = Clock()
         self._stations = Stations(plan, cost, self._clock, recorder)
         predicted = PlanCost(cost)
-        policy = POLICIES[asked.policy if asked.engine == MEDHA else "fcfs"]
+        policy = POLICIES[asked.policy if asked.engine == OURS else "fcfs"]
         self.policy = policy.name
         self._scheduler = Scheduler(
             plan, predicted, manifest.workload, policy, _packing(asked, manifest)
