@@ -8,7 +8,7 @@ import queue
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..errors import BadInput, MnemocError
 
@@ -148,8 +148,7 @@ class Progress:
     eta_s: float
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """One generated token. time_s: on time.monotonic's clock; finish: why it is the last, if it is.
 
     logprob: log of its probability, before temperature, penalties and cuts, where asked for;
@@ -246,14 +245,14 @@ class Handle:
 
     def record(self, event: Event) -> None:
         """Engine's side: what the event changes here."""
-        if isinstance(event, Progress):
-            self.progress = event
-        elif isinstance(event, Token):
+        if isinstance(event, Token):
             self.tokens.append(event.id)
             if event.logprob is not None:
                 self.logprobs.append((event.logprob, event.top_logprobs))
             self.token_times_s.append(event.time_s)
             self.finish_reason = event.finish
+        elif isinstance(event, Progress):
+            self.progress = event
         else:
             self.error = event.error
             self.finish_reason = self.finish_reason or "cancelled"
