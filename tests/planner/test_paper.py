@@ -91,3 +91,18 @@ def test_directions_and_orders_are_the_papers(figures: tuple) -> None:
     assert 0.5 < ratio < 0.7
     assert two < four
     assert values(figures, "F12") == [32, 64, 128]
+
+
+def test_traffic_is_as_the_paper_tells_it(figures: tuple) -> None:
+    ttft, tpot, throughput, *others = values(figures, "F8")
+    assert ttft < 1.05
+    assert tpot > 2
+    assert throughput < 1
+    assert 1 < others[2] < tpot, "KVP divides the keys that a token waits for, not the weights"
+    median, tail, whole_tail, p90_s, *_ = values(figures, "F9")
+    assert tail > median > 30
+    assert whole_tail > 1
+    assert p90_s < 10
+    assert all(capacity > 5 for capacity in values(figures, "F9")[5:])
+    by_rate = values(figures, "F10")
+    assert all(goodput > 1 for goodput in (*by_rate[3:5], *by_rate[8:10]))
