@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .paper_page import Claim, Figure, Row, at_least, at_most, number, percent
+from .traffic_kept import Class, Seen, kept
 from .traffic_runs import (
     F8_QPS,
     F8_S,
@@ -13,9 +14,6 @@ from .traffic_runs import (
     ONE_QPS,
     P90_BAR,
     RATES,
-    Class,
-    Seen,
-    kept,
 )
 
 LOW, MIDDLE, HIGH = F9_RATES
@@ -49,8 +47,8 @@ def f8() -> Figure:
         f"smaller chunks cost {percent(fewer)} of the throughput. With one promise for both, each fills its "
         "iterations up to it, and nothing of TPOT is left to compare: there 3D keeps it with "
         f"{percent(less)} less throughput. The tightest promises say what KVP can give: "
-        f"{bounds[1] * 1e3:.3g} ms in place of {bounds[0] * 1e3:.3g}. Beside 2 M tokens of keys a token waits "
-        "for all the weights, which KVP does not divide, so that is less than half.",
+        f"{bounds[1] * 1e3:.3g} ms in place of {bounds[0] * 1e3:.3g}. Beside 2 M tokens of keys a token "
+        "waits for all the weights, which KVP does not divide, so that is less than half.",
     )  # fmt: skip
 
 
@@ -154,8 +152,8 @@ def f10() -> Figure:
         tuple(rows),
         "Slack in seconds puts conversations before long prompts that are in time, and behind them once "
         f"they are late: at {MIDDLE:g}/s most are in time, and the median is better so and the tail worse; "
-        f"at {HIGH:g}/s, more than the machine can do, conversations wait. What exactly the paper's factor is "
-        "of, its text as far as we had it does not say. "
+        f"at {HIGH:g}/s, more than the machine can do, conversations wait. What exactly the paper's factor "
+        "is of, its text as far as we had it does not say. "
         f"{_beside()}",
     )
 

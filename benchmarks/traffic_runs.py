@@ -14,18 +14,16 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 
 from mnemoc import pipeline
 from mnemoc.artifact import Manifest, Workload
-from mnemoc.codec import from_json, to_json
+from mnemoc.codec import to_json
 from mnemoc.codegen.cost import render_cost
 from mnemoc.errors import Infeasible
 from mnemoc.runtime.simulation import (
     Arrival,
     Asked,
-    ClassResult,
     Limits,
     Result,
     Simulation,
@@ -35,7 +33,8 @@ from mnemoc.runtime.simulation import (
 )
 from mnemoc.runtime.simulation.draws import Constant
 
-KEPT = Path(__file__).parent / "results" / "paper_traffic.json"
+from .traffic_kept import KEPT, Capacity, Class, Kept, Seen, rounded
+
 CONTEXT = 2_000_000
 HOUR_S = 3600.0
 
@@ -124,85 +123,6 @@ def mix(qps: float, share: float, duration_s: float, prompt: int | None = None) 
     return replace(workload, kinds=kinds, qps=qps, duration_s=duration_s)
 
 
-@dataclass(frozen=True)
-class Class:
-    """Requests of one kind: TTFT and time between tokens in seconds, shares that kept promises."""
-
-    requests: int
-    ttft_p50_s: float
-    ttft_p90_s: float
-    ttft_p99_s: float
-    tbt_mean_s: float | None
-    tbt_p99_s: float | None
-    in_time: float
-    kept: float
-
-    @classmethod
-    def of(cls, found: ClassResult) -> Class:
-        ttft, tbt = found.ttft, found.tbt
-        return cls(
-            found.requests,
-            _rounded(ttft.p50),
-            _rounded(ttft.p90),
-            _rounded(ttft.p99),
-            None if tbt is None else _rounded(tbt.mean),
-            None if tbt is None else _rounded(tbt.p99),
-            _rounded(found.in_time),
-            _rounded(found.kept),
-        )
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What one simulation showed. how: plan, policy or baseline; goodput, throughput: requests a second.
-
-    busy: share of the time in which the busiest stage computed
-    """
-
-    figure: str
-    how: str
-    qps: float
-    share: float
-    duration_s: float
-    all: Class
-    chats: Class
-    long: Class | None
-    goodput: float
-    throughput: float
-    preemptions: int
-    busy: float
-    tbt_promise_s: float
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """The highest of RATES, in requests per second, that still meets the bar; 0: none does."""
-
-    how: str
-    bar: str
-    qps: float
-
-
-@dataclass(frozen=True)
-class Kept:
-    """The file."""
-
-    seen: tuple[Seen, ...]
-    capacities: tuple[Capacity, ...]
-
-    def of(self, figure: str, how: str, qps: float, share: float | None = None) -> Seen:
-        (found,) = (
-            one
-            for one in self.seen
-            if (one.figure, one.how, one.qps) == (figure, how, qps) and share in (None, one.share)
-        )
-        return found
-
-    def capacity(self, how: str, bar: str) -> float:
-        (found,) = (one.qps for one in self.capacities if (one.how, one.bar) == (how, bar))
-        return found
-
-
 POLICIES = ("lars-slack", "lars", "lrs")
 BASELINES = ("whole-prefill", "fixed-chunk")
 
@@ -235,10 +155,10 @@ def seen(
         Class.of(found.everything),
         kinds["chat"],
         kinds.get("long"),
-        _rounded(found.goodput_requests_per_s),
-        _rounded(found.requests_per_s),
+        rounded(found.goodput_requests_per_s),
+        rounded(found.requests_per_s),
         found.pages.preemptions,
-        _rounded(max(stage.mean for stage in found.stages)),
+        rounded(max(stage.mean for stage in found.stages)),
         setup.tbt_s,
     )
     print(f"{figure} {how} {qps:g}/s {share:.0%}: {one.all}", file=sys.stderr, flush=True)
@@ -306,7 +226,7 @@ def capacities() -> Iterator[Capacity]:
                     low = middle
                 else:
                     high = middle
-            found = Capacity(how, bar, _rounded(RATES[low]) if low >= 0 else 0.0)
+            found = Capacity(how, bar, rounded(RATES[low]) if low >= 0 else 0.0)
             print(found, file=sys.stderr, flush=True)
             yield found
 
@@ -320,16 +240,6 @@ def _meets(how: str, qps: float, bar: str) -> bool:
     surveyed = survey(traffic, Limits.of(manifest), skip=True)
     question = replace(asked(how), most_broken=surveyed.requests // 10)
     return Simulation(manifest, cost, traffic, surveyed, question).run() is not None
-
-
-@cache
-def kept() -> Kept:
-    """What was found last."""
-    return from_json(Kept, json.loads(KEPT.read_text()), str(KEPT))
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
 
 
 def main() -> None:

@@ -21,7 +21,6 @@ from .scheduler import Scheduler
 from .stats import Iteration, Stats
 from .tracing import Recorder
 
-
 NOT_ASKED: tuple[None, Top] = (None, ())
 """The logprobs of a token that nobody asked for."""
 
@@ -138,7 +137,7 @@ class Flights:
             job = running.get(sid)
             if job is None:
                 continue
-            logprob, top = likely[sid] if sid in likely else NOT_ASKED
+            logprob, top = likely.get(sid, NOT_ASKED)
             if self._token(job, token, now_s, logprob, top):
                 going_on.append(sid)
         if not flight.groups:
@@ -180,9 +179,7 @@ class Flights:
             job.hashes.append(page_hash(job.hashes[-1] if job.hashes else b"", tokens))
             self._scheduler.book.fill(job.sid, job.hashes, job.cached)
 
-    def _token(
-        self, job: Job, token: int, now_s: float, logprob: float | None, top: Top
-    ) -> bool:
+    def _token(self, job: Job, token: int, now_s: float, logprob: float | None, top: Top) -> bool:
         """Note a token; whether its request wants another."""
         handle, index = self._handles[job.id], job.tokens
         job.tokens = index + 1

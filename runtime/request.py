@@ -8,7 +8,7 @@ import queue
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import BadInput, MnemocError
 
@@ -148,7 +148,8 @@ class Progress:
     eta_s: float
 
 
-class Token(NamedTuple):
+@dataclass(slots=True)  # not frozen: that makes it thrice as slow, and there are many
+class Token:
     """One generated token. time_s: on time.monotonic's clock; finish: why it is the last, if it is.
 
     logprob: log of its probability, before temperature, penalties and cuts, where asked for;

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from mnemoc.codec import from_json, to_json
 from mnemoc.runtime.simulation import engine
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +60,7 @@ def test_a_simulation_is_summed_up_by_kind(runs: ModuleType) -> None:
     seen = runs.seen("one", "lars", setup, 2.0, 0.0, 5.0, traffic, runs.asked("lars"))
     assert seen.long.requests == 1 < seen.chats.requests == seen.all.requests - 1
     assert 0 < seen.chats.ttft_p50_s < seen.long.ttft_p50_s
-    assert runs.from_json(runs.Seen, runs.to_json(seen), "") == seen
+    assert from_json(runs.Seen, to_json(seen), "") == seen
 
 
 def test_only_steps_with_rows_of_all_requests_are_timed(scheduling: ModuleType) -> None:
