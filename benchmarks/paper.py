@@ -1,11 +1,11 @@
-"""The paper, re-told: figures F1–F7, F11 and F12 of arXiv 2409.17264 beside what mnemoc predicts for them.
+"""The paper, re-told: figures F1–F12 of arXiv 2409.17264 beside what mnemoc predicts for them.
 
-    python benchmarks/paper.py            prints them
-    python benchmarks/paper.py --write    and writes docs/paper.md and benchmarks/results/paper.{md,json}
+    python -m benchmarks.paper            prints them
+    python -m benchmarks.paper --write    and writes docs/paper.md and benchmarks/results/paper.{md,json}
 
 Each figure is a function: its setup is put to the planner's Python doors on the shipped DGX H100 (datasheets
 and named kernel measurements), and its rows hold the paper's number and ours. Nothing is fitted to the
-paper. F8–F10 are about traffic, which the planner does not predict.
+paper. F8–F10 are about traffic: `paper_traffic` tells them from simulations that are kept.
 """
 
 from __future__ import annotations
@@ -13,11 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
-import math
-import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -34,92 +30,30 @@ from mnemoc.planner import (
 )
 from mnemoc.units import format_duration
 
+from .paper_page import (
+    Claim,
+    Figure,
+    Row,
+    as_json,
+    at_least,
+    at_most,
+    between,
+    change,
+    exactly,
+    page,
+    percent,
+    summary,
+)
+from .paper_traffic import f8, f9, f10
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "paper.md"
 RESULTS = ROOT / "benchmarks" / "results"
-NEAR = 0.15
-"""A figure that is further off than this share needs its reason."""
-
 M = 10**6
 SMALL, LARGE = "llama-3-8b", "llama-3-70b"
 SHORT = {SMALL: "8B", LARGE: "70B"}
 TP = 8
 """Of every setup: a node's eight GPUs."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What the paper says: in words, and the values that agree with it; none where it gives no number.
-
-    base: what it counts from: 1 where it gives a ratio as a change, so that errors are those of the change
-    """
-
-    words: str
-    low: float = math.nan
-    high: float = math.nan
-    base: float = 0.0
-
-    @property
-    def wordy(self) -> bool:
-        """It gives no number."""
-        return math.isnan(self.low)
-
-    def error(self, ours: float) -> float | None:
-        """How far a value lies outside, as a share of the nearest value that agrees."""
-        if self.wordy:
-            return None
-        agreed = min(max(ours, self.low), self.high)
-        return (ours - self.base) / (agreed - self.base) - 1
-
-
-def exactly(value: float) -> Claim:
-    return Claim(_number(value), value, value)
-
-
-def change(ratio: float) -> Claim:
-    """A ratio that the paper gives as a change: 1.16 for "+16 %"."""
-    return Claim(_number(ratio), ratio, ratio, base=1.0)
-
-
-def at_least(value: float) -> Claim:
-    return Claim(f"≥ {_number(value)}", value, math.inf)
-
-
-def at_most(value: float) -> Claim:
-    return Claim(f"≤ {_number(value)}", 0.0, value)
-
-
-def between(low: float, high: float) -> Claim:
-    return Claim(f"{_number(low)} to {_number(high)}", low, high)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One number. ours is None where no plan exists."""
-
-    what: str
-    unit: str
-    paper: Claim
-    ours: float | None
-
-    @property
-    def error(self) -> float | None:
-        return None if self.ours is None else self.paper.error(self.ours)
-
-    @property
-    def near(self) -> bool:
-        return self.ours is not None and abs(self.error or 0.0) <= NEAR
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure of the paper. setup: what was put to the planner; why: it agrees, or does not."""
-
-    number: str
-    title: str
-    setup: str
-    rows: tuple[Row, ...]
-    why: str
 
 
 # ------------------------------------------------------------------------------------- what is asked
@@ -217,7 +151,7 @@ def f3() -> Figure:
         "70B on 8 H100 (TP 8): 2048 tokens behind 1 M cached ones, in 64 chunks of 32 or in "
         "one; attention alone.",
         (Row("chunks of 32 over one of 2048", "×", change(1.11), small / large),),
-        f"Ours costs {_percent(small / large - 1)} more where the paper has 11 %: our "
+        f"Ours costs {percent(small / large - 1)} more where the paper has 11 %: our "
         "kernel's curve by rows goes through published figures of FlashMLA and "
         "FlashAttention-3, the paper's figure is that of the kernels it had. Both say that 32 "
         "tokens, 256 query rows on each KV head, are enough to be bound by arithmetic.",
@@ -287,7 +221,7 @@ def f6() -> Figure:
             Row("SPP 8", "×", change(1.16), eight / one),
             Row("SPP 16", "×", Claim("marginal"), sixteen / one),
         ),
-        f"Ours costs {_percent(eight / one - 1)} more where the paper has 16 %. To us a "
+        f"Ours costs {percent(eight / one - 1)} more where the paper has 16 %. To us a "
         "stage costs a decode a hop and the host's time for one more micro-batch, "
         f"{(eight - one) / 7 * 1e6:.0f} µs; 16 % would be {0.16 * one / 7 * 1e6:.0f} µs: the "
         "time that the paper's engine takes to pass a step on, which no datasheet has. That it "
@@ -309,9 +243,9 @@ def f7() -> Figure:
             Row("rate, KVP 2", "tokens/s", exactly(30), 1 / two),
             Row("rate, KVP 4 (as one passage has it)", "tokens/s", exactly(30), 1 / four),
         ),
-        f"KVP 2 changes latency by {_percent(two / one - 1)} where the paper has about −40 %: ours "
+        f"KVP 2 changes latency by {percent(two / one - 1)} where the paper has about −40 %: ours "
         "halves the reading and pays little for the merge. The two passages about 30 tokens/s "
-        f"exclude each other: it is a bandwidth share of {_percent(used)} for KVP 2, and of half "
+        f"exclude each other: it is a bandwidth share of {percent(used)} for KVP 2, and of half "
         "as much for KVP 4, far from what the paper reports elsewhere (F11). We take KVP 2 for "
         "meant.",
     )
@@ -353,8 +287,8 @@ def f11() -> Figure:
         "so the largest shards.",
         tuple(rows),
         "MFU agrees; at 10 M nearly all work is attention, and MFU comes to its kernel's share "
-        f"of peak ({_percent(best)} at most). MBU counts the whole time between tokens: "
-        f"attention alone reaches {_percent(attending)} of the bandwidth (extrapolated: its curve's "
+        f"of peak ({percent(best)} at most). MBU counts the whole time between tokens: "
+        f"attention alone reaches {percent(attending)} of the bandwidth (extrapolated: its curve's "
         "points end at 82 %), and all-reduces, launches and one-row products, which reach less, "
         "take the rest.",
     )
@@ -388,90 +322,9 @@ def f12() -> Figure:
     )
 
 
-FIGURES: tuple[Callable[[], Figure], ...] = (f1, f2, f3, f4, f5, f6, f7, f11, f12)
-
-
-# ----------------------------------------------------------------------------------------- the page
-
-
-def page(figures: tuple[Figure, ...]) -> str:
-    """docs/paper.md."""
-    head = [
-        "What *Mnemosyne*, later *Medha* (arXiv 2409.17264), reports, and what mnemoc predicts "
-        "for the same setup on its shipped DGX H100: datasheets and named kernel measurements "
-        "([dgx-h100.toml](../planner/clusters/dgx-h100.toml)), nothing fitted to the paper. "
-        "F8–F10 are about traffic, which the planner does not predict.",
-        "An error is how far our value lies from what the paper says, as a share of it; what is "
-        f"off by more than {_percent(NEAR)} is in bold. What the paper, as far as we could read "
-        "it, leaves open is marked as our choice. Where it says +16 % or −40 %, the tables hold "
-        "1.16 or 0.6, and the error is that of the change. `python benchmarks/paper.py --write` "
-        "writes this page.",
-        _tally(figures),
-    ]
-    parts = ["# The paper, re-told", *map(_wrapped, head)]
-    for figure in figures:
-        table = _table(["", "paper", "mnemoc", "error"], [_cells(row) for row in figure.rows])
-        parts += [f"## {figure.number}: {figure.title}", _wrapped(figure.setup), table]
-        parts.append(_wrapped(figure.why))
-    return "\n\n".join(parts) + "\n"
-
-
-def summary(figures: tuple[Figure, ...]) -> str:
-    """benchmarks/results/paper.md: every number in one table."""
-    rows = [[figure.number, *_cells(row)] for figure in figures for row in figure.rows]
-    table = _table(["", "", "paper", "mnemoc", "error"], rows)
-    title = "# The paper's figures and ours"
-    where = "Predicted, not measured; setups and reasons: [docs/paper.md](../../docs/paper.md)."
-    return "\n\n".join([title, where, table, _tally(figures)]) + "\n"
-
-
-def as_json(figures: tuple[Figure, ...]) -> str:
-    """benchmarks/results/paper.json."""
-    rows = [
-        {"figure": figure.number, "what": row.what, "unit": row.unit, "paper": row.paper.words}
-        | {"ours": _rounded(row.ours), "error": _rounded(row.error)}
-        for figure in figures
-        for row in figure.rows
-    ]
-    return json.dumps({"cluster": cluster().name, "rows": rows}, indent=1) + "\n"
-
-
-def _tally(figures: tuple[Figure, ...]) -> str:
-    rows = [row for figure in figures for row in figure.rows if not row.paper.wordy]
-    near = sum(row.near for row in rows)
-    return f"{near} of {len(rows)} numbers agree within {_percent(NEAR)}."
-
-
-def _cells(row: Row) -> list[str]:
-    unit = "" if row.unit == "1" else f" {row.unit}"
-    paper = row.paper.words if row.paper.wordy else f"{row.paper.words}{unit}"
-    ours = "no plan" if row.ours is None else f"{_number(row.ours)}{unit}"
-    error = "–" if row.error is None else "agrees" if row.error == 0 else _percent(row.error, "+")
-    return [row.what, paper, ours, error if row.near else f"**{error}**"]
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _rounded(value: float | None) -> float | None:
-    """To what is the same on every machine."""
-    return None if value is None else float(f"{value:.4g}")
-
-
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, 110, break_long_words=False, break_on_hyphens=False)
-
-
-def _percent(share: float, sign: str = "") -> str:
-    """Two significant digits where it is small: "5.8 %", "−16 %"."""
-    digits = 0 if abs(share) >= 0.095 else 1
-    return f"{100 * share:{sign}.{digits}f} %".replace("-", "−")
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}"
+FIGURES: tuple[Callable[[], Figure], ...] = (
+    f1, f2, f3, f4, f5, f6, f7, f8, f9, f10, f11, f12,
+)  # fmt: skip
 
 
 def main() -> None:
@@ -483,7 +336,7 @@ def main() -> None:
     if write:
         PAGE.write_text(page(figures))
         (RESULTS / "paper.md").write_text(summary(figures))
-        (RESULTS / "paper.json").write_text(as_json(figures))
+        (RESULTS / "paper.json").write_text(as_json(figures, cluster().name))
 
 
 if __name__ == "__main__":

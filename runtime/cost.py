@@ -50,7 +50,7 @@ class Load:
             return
         self.R += ends and shard == growth.owner(cached + rows - 1)
         self.QK += growth.pairs(shard, cached, rows)
-        self.KV += sum(piece.kv_len for piece in growth.pieces(shard, cached, rows))
+        self.KV += growth.read(shard, cached, rows)
         self.X += rows * (growth.seen_by(cached + rows) - 1)
 
     def __add__(self, other: Load) -> Load:

@@ -16,10 +16,13 @@ from ..errors import MnemocError
 from .job import Admitted, Job, MicroBatch
 from .prefix import page_hash
 from .protocol import Done
-from .request import Ended, Event, FinishReason, Handle, Progress, Token, Top
+from .request import Ended, Event, FinishReason, Handle, Progress, Request, Token, Top
 from .scheduler import Scheduler
 from .stats import Iteration, Stats
 from .tracing import Recorder
+
+NOT_ASKED: tuple[None, Top] = (None, ())
+"""The logprobs of a token that nobody asked for."""
 
 
 class Executor(Protocol):
@@ -30,7 +33,7 @@ class Executor(Protocol):
         ...
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Flight:
     """A micro-batch on its way. groups: those that have not answered; going_on: sids that want a token."""
 
@@ -70,8 +73,10 @@ class Flights:
     def room(self) -> bool:
         """One micro-batch per stage. More while nobody decodes: one on each link between two stages, and
         at least one that keeps the first stage from waiting for the engine between chunks."""
-        ahead = 0 if self._scheduler.decoding else max(1, self._depth - 1)
-        return len(self._flights) < self._depth + ahead
+        in_flight, depth = len(self._flights), self._depth
+        if in_flight < depth:
+            return True
+        return in_flight < depth + max(1, depth - 1) and not self._scheduler.decoding
 
     def accept(self, handle: Handle) -> None:
         """A new request."""
@@ -98,6 +103,7 @@ class Flights:
         if micro_batch is None:
             return False
         number = next(self._numbers)
+        over = []
         for change in micro_batch.changes:
             if isinstance(change, Admitted):
                 handle = self._live[change.sid] = self._handles[change.job.id]
@@ -109,13 +115,14 @@ class Flights:
                 ):
                     self._stats.prefix_queries += len(handle.request.prompt_ids)
                     self._stats.prefix_hits += change.cached
+            elif isinstance(change, int):
+                over.append(change)
         self._flights[number] = Flight(micro_batch, now_s, set(micro_batch.loads))
         if self._recorder is not None:
             self._recorder.sent(number, micro_batch, now_s)
         self._executor.send(number, micro_batch, self._live)
-        for change in micro_batch.changes:
-            if isinstance(change, int):
-                self._live.pop(change, None)
+        for sid in over:
+            self._live.pop(sid, None)
         if self._scheduler.filled:
             self._name_pages()
         return True
@@ -128,18 +135,18 @@ class Flights:
         flight = self._flights[done.number]
         flight.busy_s = max(flight.busy_s, done.busy_s)
         flight.groups.discard(done.group)
-        live, jobs = self._live, self._jobs
+        running, going_on = self._scheduler.running, flight.going_on
         for sid, rows in done.logits:
-            handle = live.get(sid)
-            if handle is not None and (job := jobs.get(handle.id)) is not None and job.sid == sid:
-                handle.logits_bytes.append(rows)
+            if (job := running.get(sid)) is not None:
+                self._handles[job.id].logits_bytes.append(rows)
         likely = {sid: (logprob, top) for sid, logprob, top in done.logprobs}
         for sid, token in done.tokens:
-            handle = live.get(sid)
-            if handle is None or (job := jobs.get(handle.id)) is None or job.sid != sid:
+            job = running.get(sid)
+            if job is None:
                 continue
-            if self._token(handle, job, token, now_s, *likely.get(sid, (None, ()))):
-                flight.going_on.append(sid)
+            logprob, top = likely.get(sid, NOT_ASKED)
+            if self._token(job, token, now_s, logprob, top):
+                going_on.append(sid)
         if not flight.groups:
             self._landed(done.number, flight, now_s)
 
@@ -186,21 +193,13 @@ class Flights:
                 job.hashes.append(page_hash(job.hashes[-1] if job.hashes else b"", tokens))
             self._scheduler.book.fill(job.sid, job.hashes, job.cached)
 
-    def _token(
-        self,
-        handle: Handle,
-        job: Job,
-        token: int,
-        now_s: float,
-        logprob: float | None,
-        top: Top,
-    ) -> bool:
+    def _token(self, job: Job, token: int, now_s: float, logprob: float | None, top: Top) -> bool:
         """Note a token; whether its request wants another."""
-        index = job.tokens
+        handle, index = self._handles[job.id], job.tokens
         job.tokens = index + 1
         if not index:
             job.first_token_s = now_s
-        finish = self._finish(handle, token, index + 1)
+        finish = self._finish(handle.request, token, index + 1)
         self._stats.generated_tokens += 1
         if finish is not None:
             self._stats.finished += 1
@@ -209,12 +208,12 @@ class Flights:
         self._post(handle, Token(token, index, now_s, finish, logprob, top))
         return finish is None
 
-    def _finish(self, handle: Handle, token: int, count: int) -> FinishReason | None:
-        sampling = handle.request.sampling
-        ends = token in sampling.stop_ids or (token in self._eos and not sampling.ignore_eos)
+    def _finish(self, request: Request, token: int, count: int) -> FinishReason | None:
+        sampling = request.sampling
+        ends = token in sampling.stop_ids or (not sampling.ignore_eos and token in self._eos)
         if ends and count >= sampling.min_tokens:
             return "stop"
-        return "length" if count == handle.request.max_tokens else None
+        return "length" if count == request.max_tokens else None
 
     def _landed(self, number: int, flight: Flight, now_s: float) -> None:
         del self._flights[number]

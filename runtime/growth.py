@@ -98,8 +98,19 @@ class Growth:
             blind = max(0, first_stripe - first)
             yield Piece(end - first, self.held(shard, first) - blind, self.held(shard, end))
 
+    def read(self, shard: int, cached: int, rows: int) -> int:
+        """Keys of the shard that the chunk's pieces read: the sum of their `kv_len`."""
+        first_stripe = shard * self.stripe_tokens
+        cut = cached + 1 + (first_stripe - cached - 1) % self.round_tokens
+        if (cut if cut > first_stripe else cut + self.round_tokens) >= cached + rows:
+            return self.held(shard, cached + rows)  # one piece
+        return sum(piece.kv_len for piece in self.pieces(shard, cached, rows))
+
     def pairs(self, shard: int, cached: int, rows: int) -> int:
         """Query–key pairs that `rows` queries after `cached` tokens have on the shard (causal)."""
+        if cached // self.stripe_tokens == (cached + rows - 1) // self.stripe_tokens:
+            own = rows * (rows + 1) // 2 if self.owner(cached) == shard else 0
+            return rows * self.held(shard, cached) + own  # nearly always, and in few steps
         return self._pairs(shard, cached + rows) - self._pairs(shard, cached)
 
     def _pairs(self, shard: int, queries: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .cost import Load
 from .protocol import Copies, MorePages, Run
@@ -65,8 +66,7 @@ class Job:
         return first_s + self.tokens * self.tbt_s - now_s
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """`rows` prompt tokens of an admission, after `start` cached ones; `ends`: the prompt's last.
 
     left_s: predicted time for what then is left of the prompt
@@ -95,8 +95,7 @@ Change = Admitted | MorePages | Copies | int
 """An int: the sid of an admission that is over."""
 
 
-@dataclass(frozen=True)
-class MicroBatch:
+class MicroBatch(NamedTuple):
     """What one step computes. decodes: sids; loads: of each KVP group that has rows in it."""
 
     decodes: tuple[int, ...]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 KEPT = 4096
 """Iterations whose times are kept."""
 
 
-@dataclass(frozen=True)
-class Iteration:
+class Iteration(NamedTuple):
     """One micro-batch: its tokens, dispatch to last reply, and what of it the last stage was busy."""
 
     decodes: int

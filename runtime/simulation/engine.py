@@ -128,8 +128,9 @@ class Simulation:
                 clock.now_s = done_s
             else:
                 break
-            while stations.next_s == clock.now_s:
-                flights.settle(stations.pop(), clock.now_s)
+            if clock.now_s == done_s:
+                while stations.next_s == done_s:
+                    flights.settle(stations.pop(), done_s)
             while coming is not None and coming.submitted_s <= clock.now_s:
                 flights.accept(coming)
                 coming = next(handles, None)
@@ -174,6 +175,7 @@ class Simulation:
     def _heard(self, handle: Handle, kind: str, event: Event) -> None:
         if isinstance(event, Token) and event.finish is not None:
             self._collector.ended(handle, kind)
+            handle.sink = None  # it knew the handle: without it, nothing is left for the collector
 
     def _result(self) -> Result:
         collector, machine, surveyed = self._collector, self._machine, self.surveyed

@@ -103,6 +103,7 @@ def test_pieces_show_each_query_the_keys_up_to_its_own(
         by_hand = [growth.held(shard, query + 1) for query in range(cached, cached + rows)]
         assert seen == by_hand
         assert growth.pairs(shard, cached, rows) == sum(by_hand)
+        assert growth.read(shard, cached, rows) == sum(piece.kv_len for piece in pieces)
         stripes = [first for first, _ in growth.stored(shard, cached, rows)]
         assert len(pieces) <= 1 + len(stripes)
 
