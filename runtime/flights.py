@@ -145,6 +145,7 @@ class Flights:
             if job is None:
                 continue
             logprob, top = likely.get(sid, NOT_ASKED)
+            self._stats.generated_tokens += 1
             if self._token(job, token, now_s, logprob, top):
                 going_on.append(sid)
         if not flight.groups:
@@ -200,12 +201,13 @@ class Flights:
         if not index:
             job.first_token_s = now_s
         finish = self._finish(handle.request, token, index + 1)
-        self._stats.generated_tokens += 1
         if finish is not None:
             self._stats.finished += 1
             self._scheduler.drop(job)
             self._forget(handle.id)
-        self._post(handle, Token(token, index, now_s, finish, logprob, top))
+        event = Token(token, index, now_s, finish, logprob, top)
+        handle.record_token(event)
+        self._outbox.append((handle, event))
         return finish is None
 
     def _finish(self, request: Request, token: int, count: int) -> FinishReason | None:

@@ -247,16 +247,21 @@ class Handle:
     def record(self, event: Event) -> None:
         """Engine's side: what the event changes here."""
         if isinstance(event, Token):
-            self.tokens.append(event.id)
-            if event.logprob is not None:
-                self.logprobs.append((event.logprob, event.top_logprobs))
-            self.token_times_s.append(event.time_s)
-            self.finish_reason = event.finish
+            self.record_token(event)
         elif isinstance(event, Progress):
             self.progress = event
         else:
             self.error = event.error
             self.finish_reason = self.finish_reason or "cancelled"
+
+    def record_token(self, token: Token) -> None:
+        """`record`, of what comes most."""
+        self.tokens.append(token.id)
+        self.token_times_s.append(token.time_s)
+        if token.logprob is not None:
+            self.logprobs.append((token.logprob, token.top_logprobs))
+        if token.finish is not None:
+            self.finish_reason = token.finish
 
     def hand_over(self, event: Event) -> None:
         """Engine's side: give the event to whoever waits for it."""
