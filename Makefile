@@ -27,6 +27,7 @@ demo: $(VENV)/installed
 	$(MNEMOC) show demo/plan kernel rms_norm
 	$(MNEMOC) verify demo/plan --weights demo/model
 	$(MNEMOC) run demo/plan --weights demo/model --prompt-file README.md --max-tokens 32
+	$(MNEMOC) simulate demo/plan --workload sharegpt --qps 0.2 --duration 5min --skip-unservable
 
 test: $(VENV)/installed $(VENV)/dev
 	$(BIN)/python -m pytest $(PYTEST)
@@ -46,6 +47,7 @@ bench: $(VENV)/installed $(VENV)/dev
 	$(BIN)/python benchmarks/under_load.py
 	$(BIN)/python benchmarks/convoy.py
 	$(BIN)/python benchmarks/simulated.py
+	$(BIN)/python -m benchmarks.scheduling
 
 # the checkout itself, with whatever python3 has torch and triton: nothing is installed
 bench-gpu:

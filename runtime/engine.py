@@ -12,6 +12,7 @@ waiting, and fresh workers are started.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import queue
 import secrets
@@ -134,6 +135,8 @@ class Engine:
         except BaseException:
             engine.close()
             raise
+        gc.collect()
+        gc.freeze()  # else the collector goes through all modules again and again, in the midst of steps
         return engine
 
     def submit(self, request: Request, sink: Callable[[Event], None] | None = None) -> Handle:

@@ -1,8 +1,8 @@
 """LARS, and slack put to use: a long prompt leaves room for short ones beside it, and decodes ahead of their
 promise lend time to a prompt that would be late.
 
-The paper has a long prompt leave its relative slack, up to 0.4, whether others use it or not. Here it has back
-what they leave, so room costs it only what they need: a quarter of the time is its own in any case.
+The paper has a long prompt leave its relative slack, up to 0.4, whether others use it or not. Here it has
+back what they leave, so room costs it only what they need: a quarter of the time is its own in any case.
 """
 
 from __future__ import annotations
