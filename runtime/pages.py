@@ -13,7 +13,6 @@ at the same home. The engine alone decides; workers are told of pages, once.
 
 from __future__ import annotations
 
-import bisect
 import itertools
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from dataclasses import dataclass, field
 
 from .growth import Growth
 from .job import Change
+from .pool import PagePool, runs_of
 from .protocol import Copies, MorePages, Run
 
 TIDIED = 1024
@@ -28,51 +28,6 @@ TIDIED = 1024
 
 Key = tuple[int, bytes]
 """A block: its request's home, and its hash."""
-
-
-class PagePool:
-    """The free pages of one KVP group. Prefers runs: contiguous pages are quicker to read."""
-
-    def __init__(self, num_pages: int) -> None:
-        self.num_pages = num_pages
-        self.num_free = num_pages
-        self._free: list[Run] = [(0, num_pages)] if num_pages else []
-
-    def take(self, count: int) -> tuple[Run, ...]:
-        """`count` pages, in as few runs as possible. The caller knows that they are there (`num_free`)."""
-        assert 0 <= count <= self.num_free, f"{count} pages wanted, {self.num_free} free"
-        runs: list[Run] = []
-        while count:
-            run = self._take(count)
-            runs.append(run)
-            count -= run[1]
-        return tuple(runs)
-
-    def _take(self, count: int) -> Run:
-        """The first free run that holds `count` pages, else the largest one; at most `count`."""
-        index = next((i for i, run in enumerate(self._free) if run[1] >= count), None)
-        if index is None:
-            index = max(range(len(self._free)), key=lambda i: self._free[i][1])
-        start, size = self._free[index]
-        taken = min(size, count)
-        if taken == size:
-            del self._free[index]
-        else:
-            self._free[index] = (start + taken, size - taken)
-        self.num_free -= taken
-        return start, taken
-
-    def give(self, start: int, count: int) -> None:
-        """A run of pages is free again."""
-        self.num_free += count
-        index = bisect.bisect_left(self._free, (start, 0))
-        if index < len(self._free) and self._free[index][0] == start + count:
-            count += self._free.pop(index)[1]
-        if index and sum(self._free[index - 1]) == start:
-            index -= 1
-            start, before = self._free.pop(index)
-            count += before
-        self._free.insert(index, (start, count))
 
 
 @dataclass(eq=False, slots=True)
@@ -219,7 +174,7 @@ class PageBook:
             self._add(held, shard, count - len(held.pages[shard]))
         self._held[sid] = held
         shards = (self.growth.shard(home, group) for group in range(self.growth.kvp))
-        return tuple(tuple(_runs(held.pages[shard])) for shard in shards)
+        return tuple(tuple(runs_of(held.pages[shard])) for shard in shards)
 
     def holds(self, sid: int, group: int) -> bool:
         """Whether the admission has pages on the group."""
@@ -276,7 +231,7 @@ class PageBook:
         blocks = len(held.hashes) * self.page_size
         for shard, pages in enumerate(held.pages):
             pool = self._groups[self.growth.group(held.home, shard)].pool
-            for start, count in _runs(pages[self.growth.held(shard, blocks) // self.page_size :]):
+            for start, count in runs_of(pages[self.growth.held(shard, blocks) // self.page_size :]):
                 pool.give(start, count)
         self._leaving.append((held, returns))
         self.tidy()
@@ -389,16 +344,3 @@ class PageBook:
         if group.slots:
             return group.slots.pop()
         return group.host.popitem(last=False)[1] if group.host else None
-
-
-def _runs(pages: Sequence[int]) -> Iterator[Run]:
-    """Pages in order, as runs."""
-    start = end = -1
-    for page in pages:
-        if page != end:
-            if end > start:
-                yield start, end - start
-            start = page
-        end = page + 1
-    if end > start:
-        yield start, end - start

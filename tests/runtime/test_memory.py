@@ -23,8 +23,7 @@ from mnemoc.ir.model import load_model
 from mnemoc.planner import load_cluster, make_plan
 from mnemoc.runtime import comm, cores
 from mnemoc.runtime.growth import Growth
-from mnemoc.runtime.pages import Run
-from mnemoc.runtime.protocol import Admission, Step
+from mnemoc.runtime.protocol import Admission, Run, Step
 from mnemoc.runtime.request import Sampling
 from mnemoc.runtime.settings import Settings
 from mnemoc.runtime.stage import Prepared, Stage

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 from mnemoc.runtime.growth import Growth
-from mnemoc.runtime.pages import PageBook, PagePool
+from mnemoc.runtime.pages import PageBook
+from mnemoc.runtime.pool import PagePool
 from mnemoc.runtime.prefix import page_hash, page_hashes
 from mnemoc.runtime.protocol import Copies, MorePages
 
