@@ -45,8 +45,8 @@ def f8() -> Figure:
         ),
         "With one time for each stage ours says what the paper says of TPOT and TTFT; in exchange, "
         f"smaller chunks cost {percent(fewer)} of the throughput. With one promise for both, each fills its "
-        "iterations up to it, and nothing of TPOT is left to compare: there 3D keeps it with "
-        f"{percent(less)} less throughput. The tightest promises say what KVP can give: "
+        "iterations up to it, and nothing of TPOT is left to compare: there the difference is in throughput, "
+        f"{percent(abs(less))} {'less' if less > 0 else 'more'} in 3D. The tightest promises say what KVP can give: "
         f"{bounds[1] * 1e3:.3g} ms in place of {bounds[0] * 1e3:.3g}. Beside 2 M tokens of keys a token "
         "waits for all the weights, which KVP does not divide, so that is less than half.",
     )  # fmt: skip
@@ -151,7 +151,7 @@ def f10() -> Figure:
         "against `lrs` (least slack in seconds first, nothing beside a long prompt).",
         tuple(rows),
         "Slack in seconds puts conversations before long prompts that are in time, and behind them once "
-        f"they are late: at {MIDDLE:g}/s most are in time, and the median is better so and the tail worse; "
+        f"they are late: at {MIDDLE:g}/s most are in time, and medians are alike, but the tail is not; "
         f"at {HIGH:g}/s, more than the machine can do, conversations wait. What exactly the paper's factor "
         "is of, its text as far as we had it does not say. "
         f"{_beside()}",
