@@ -47,8 +47,8 @@ def f8() -> Figure:
         f"smaller chunks cost {percent(fewer)} of the throughput. With one promise for both, each fills its "
         "iterations up to it, and nothing of TPOT is left to compare: there the difference is in throughput, "
         f"{percent(abs(less))} {'less' if less > 0 else 'more'} in 3D. The tightest promises say what KVP "
-        f"can give: {bounds[1] * 1e3:.3g} ms in place of {bounds[0] * 1e3:.3g}. Beside 2 M tokens of keys a token "
-        "waits for all the weights, which KVP does not divide, so that is less than half.",
+        f"can give: {bounds[1] * 1e3:.3g} ms in place of {bounds[0] * 1e3:.3g}. Beside 2 M tokens of keys "
+        "a token waits for all the weights, which KVP does not divide, so that is less than half.",
     )  # fmt: skip
 
 
