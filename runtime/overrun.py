@@ -12,7 +12,7 @@ from dataclasses import dataclass
 LEAST, MOST = 1.1, 4.0
 """Where it is kept: predictions may be off by a tenth even where nothing says so, and if something takes four
 times as long, it is not the predictions that are wrong."""
-UP, DOWN = 0.03, 0.03 / 99
+UP, DOWN = 0.1, 0.1 / 99
 
 
 @dataclass
