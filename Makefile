@@ -23,7 +23,7 @@ demo: $(VENV)/installed
 	$(MNEMOC) init-model tiny-llama demo/model --seed 1 --max-shard-size 4M
 	$(MNEMOC) calibrate --cpu -o demo/local.toml
 	$(MNEMOC) plan demo/model --cluster demo/local.toml --gpus 2 --layout spp=2 \
-		--context 8K --output-tokens 64 --ttft 60s --tbt 500ms -o demo/plan
+		--context 16K --output-tokens 64 --ttft 60s --tbt 500ms -o demo/plan
 	$(MNEMOC) show demo/plan kernel rms_norm
 	$(MNEMOC) verify demo/plan --weights demo/model
 	$(MNEMOC) run demo/plan --weights demo/model --prompt-file README.md --max-tokens 32
