@@ -114,15 +114,18 @@ def test_at_most_max_batch_decode_together_and_the_others_come_next() -> None:
     assert [len(step(scheduler).decodes) for _ in range(2)] == [4, 2]
 
 
-def test_only_one_long_prompt_is_in_a_batch_but_short_ones_join_it() -> None:
-    scheduler = make(tbt_s=0.01)  # more than 32 iterations of it: long
-    long = [scheduler.add(id, prompt, prompt, now_s=0.0) for id, prompt in enumerate((400, 410))]
-    short = [scheduler.add(id, 3, 3, now_s=0.0) for id in (2, 3)]
-    assert [job.long for job in [*long, *short]] == [True, True, False, False]
-    scheduler = make(tbt_s=0.01)
-    for id, prompt in enumerate((400, 410)):
-        scheduler.add(id, prompt, prompt, now_s=0.0)
-    assert len(rows(scheduler)) == 1
+@pytest.mark.parametrize("policy", POLICIES)
+def test_only_one_long_prompt_is_in_a_batch_but_short_ones_join_it(policy: str) -> None:
+    """There is time for all of them, and memory for 54 rows."""
+    scheduler = make(policy=policy)
+    long = [scheduler.add(id, 10 + id, 20, now_s=0.0) for id in (0, 1)]
+    for job in long:
+        job.long = True
+    for id in (2, 3):
+        scheduler.add(id, 3, 3, now_s=0.0)
+    sent = rows(scheduler)
+    assert {2, 3} < sent.keys()
+    assert len(sent.keys() & {0, 1}) == 1
 
 
 @pytest.mark.parametrize("decodes", [1, 3])

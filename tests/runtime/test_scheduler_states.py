@@ -313,8 +313,10 @@ STEPS = int(os.environ.get("MNEMOC_STATE_STEPS", "5000"))
 def test_whatever_happens_pages_are_right_and_everybody_finishes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Requests that leave are tidied up three pages at a time, so that they are seen half gone."""
+    """Requests that leave are tidied up three pages at a time, so that they are seen half gone; prompts of
+    some forty tokens are long, so that two of them could be in a micro-batch."""
     monkeypatch.setattr("mnemoc.runtime.pages.TIDIED", 3)
+    monkeypatch.setattr("mnemoc.runtime.scheduler.LONG_ITERATIONS", 0.5)
     run_state_machine_as_test(
         Serving,
         settings=settings(
