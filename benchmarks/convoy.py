@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import (
+    SMALL_MODEL,
     Figure,
     make_model,
     make_plan,
@@ -33,14 +34,6 @@ from mnemoc.runtime import Engine, Handle, Request, Sampling
 from mnemoc.runtime.scheduler import MIN_DEADLINE_S
 from mnemoc.runtime.simulation.baselines import FixedChunk, WholePrefill
 
-MODEL = {
-    "hidden_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 64,
-    "intermediate_size": 1408,
-}
 TBT_S = 0.1
 LONG_TOKENS = 8192
 RUNNING = 2  # requests that decode all the while
@@ -179,7 +172,7 @@ def main() -> None:
         work = Path(folder)
         say("measuring this machine")
         mnemoc("calibrate", "--cpu", "-o", work / "local.toml")
-        model, plan = make_model(work / "model", **MODEL), work / "plan"
+        model, plan = make_model(work / "model", **SMALL_MODEL), work / "plan"
         layout, tbt = "tp=1,spp=1,kvp=1", f"{TBT_S * 1e3:.4g}ms"
         made = make_plan(plan, model, work / "local.toml", layout, LONG_TOKENS, 64, tbt=tbt)
         budget = artifact.load(plan)[0].plan.chunk_at(0)

@@ -27,6 +27,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from mnemoc.runtime import Engine, Request, Sampling
 
 RESULTS = Path(__file__).parent / "results"
+SMALL_MODEL = {
+    "hidden_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "intermediate_size": 1408,
+}
+"""A dense decoder that one core steps through in some milliseconds: fields of its config.json."""
 
 
 @dataclass(frozen=True)

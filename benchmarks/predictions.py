@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import (
+    SMALL_MODEL,
     Figure,
     engine,
     make_model,
@@ -28,14 +29,6 @@ from harness import (
     write_report,
 )
 
-DENSE = {
-    "hidden_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 64,
-    "intermediate_size": 1408,
-}
 LONG = {  # much KV per token and little else
     "hidden_size": 256,
     "num_hidden_layers": 2,
@@ -43,7 +36,7 @@ LONG = {  # much KV per token and little else
     "num_key_value_heads": 4,
     "head_dim": 64,
 }
-MODELS = {"dense": DENSE, "long": LONG}
+MODELS = {"dense": SMALL_MODEL, "long": LONG}
 OUT = 24  # tokens generated
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import (
+    SMALL_MODEL,
     Figure,
     make_model,
     make_plan,
@@ -29,14 +30,6 @@ from harness import (
 )
 from mnemoc.runtime import Engine, Request, Sampling
 
-MODEL = {
-    "hidden_size": 512,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 64,
-    "intermediate_size": 1408,
-}
 CONTEXT, MOST_OUT = 4096, 64
 RATES = {
     "tp=1,spp=1,kvp=1": 1.5,
@@ -113,7 +106,7 @@ def main() -> None:
     runs: dict[str, list[dict[str, Any]]] = {layout: [] for layout in RATES}
     with tempfile.TemporaryDirectory(prefix="mnemoc-simulated.") as folder:
         work = Path(folder)
-        model = make_model(work / "model", **MODEL)
+        model = make_model(work / "model", **SMALL_MODEL)
         for number in range(1, chosen.rounds + 1):
             say(f"round {number}: measuring this machine")
             cluster = work / f"local{number}.toml"

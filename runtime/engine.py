@@ -177,7 +177,7 @@ class Engine:
 
     @property
     def swapped(self) -> tuple[int, int]:
-        """KV pages that were copied to host memory, and back, since the start."""
+        """KV pages copied to host memory, and back, since the start: of each rank that has them."""
         book = self._scheduler.book
         return book.swapped_out, book.swapped_in
 
@@ -185,11 +185,6 @@ class Engine:
     def kv_used_fraction(self) -> float:
         """Of all KV pages, those that requests hold."""
         return self._scheduler.book.used_fraction
-
-    @property
-    def swapped_pages(self) -> tuple[int, int]:
-        """Pages copied to host memory, and back, since the start: of each rank that has them."""
-        return self._scheduler.book.swapped_out, self._scheduler.book.swapped_in
 
     def close(self) -> None:
         """End all requests and all workers. May be called twice."""

@@ -62,7 +62,7 @@ class Metrics:
     def collect(self) -> Iterable[Metric]:
         """For the registry: what the engine counts."""
         engine, stats, counts = self._engine, self._engine.stats, self._engine.counts
-        swapped_out, swapped_in = engine.swapped_pages
+        swapped_out, swapped_in = engine.swapped
         for name, help, value in (
             ("num_requests_running", "Requests with pages.", engine.num_running),
             ("num_requests_waiting", "Requests that wait for pages.", engine.num_waiting),

@@ -12,7 +12,6 @@ class PagePool:
     """Free pages. num_free: how many there are now."""
 
     def __init__(self, num_pages: int) -> None:
-        self.num_pages = num_pages
         self.num_free = num_pages
         self._free: list[Run] = [(0, num_pages)] if num_pages else []
 
