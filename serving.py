@@ -138,15 +138,7 @@ def serve(
     Example:
       mnemoc serve plan/ --weights models/tiny --port 8000
     """
-    from .runtime.server import serve as serve_forever
+    from .runtime import server
 
-    serve_forever(
-        directory,
-        weights,
-        host,
-        port,
-        progress=console.remark,
-        policy=policy,
-        prefix_caching=prefix_caching,
-        trace_out=trace_out,
-    )
+    options = server.Options(policy, prefix_caching, trace_out)
+    server.serve(directory, weights, host, port, options, progress=console.remark)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mnemoc.runtime import Engine, Request, Sampling
-from mnemoc.runtime.metrics import Metrics
+from mnemoc.runtime.server.metrics import Metrics
 from mnemoc.runtime.workers import NurseryProcess
 
 

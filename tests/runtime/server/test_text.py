@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mnemoc.errors import BadInput
-from mnemoc.runtime.answers import StopStrings, _Answer
-from mnemoc.runtime.api import Body, ChatBody, CompletionBody
-from mnemoc.runtime.logprobs import chat_logprobs, completion_logprobs
 from mnemoc.runtime.request import Request, Sampling, Token
+from mnemoc.runtime.server.answers import StopStrings, _Answer
+from mnemoc.runtime.server.api import Body, ChatBody, CompletionBody
+from mnemoc.runtime.server.logprobs import chat_logprobs, completion_logprobs
 from mnemoc.runtime.tokenizer import Detokenizer, Tokenizer
 
 

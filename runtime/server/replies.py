@@ -14,10 +14,10 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from ..errors import MnemocError
+from ...errors import MnemocError
+from ..request import Progress
 from .answers import Answers, Piece
 from .logprobs import Scored, chat_logprobs, completion_logprobs
-from .request import Progress
 
 
 @dataclass

@@ -11,11 +11,11 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
-from ..errors import MnemocError
-from .engine import Engine
+from ...errors import MnemocError
+from ..engine import Engine
+from ..request import Event, FinishReason, Handle, Progress, Request, Token
+from ..tokenizer import Detokenizer, Tokenizer
 from .logprobs import Scored
-from .request import Event, FinishReason, Handle, Progress, Request, Token
-from .tokenizer import Detokenizer, Tokenizer
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..errors import BadInput
-from .request import MOST_LOGPROBS, Promise, Request, Sampling
-from .tokenizer import Tokenizer
+from ...errors import BadInput
+from ..request import MOST_LOGPROBS, Promise, Request, Sampling
+from ..tokenizer import Tokenizer
 
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "best_of": (1,),

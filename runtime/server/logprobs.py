@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .request import Token
-from .tokenizer import Tokenizer
+from ..request import Token
+from ..tokenizer import Tokenizer
 
 LEAST = -9999.0
 """In place of minus infinity, which JSON has not."""

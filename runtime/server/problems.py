@@ -1,0 +1,53 @@
+"""Errors over HTTP, in OpenAI's words: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import FastAPI
+from fastapi import Request as HttpRequest
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from ...errors import BadInput, MnemocError
+
+log = logging.getLogger("mnemoc.server")
+
+
+def report_errors(app: FastAPI) -> None:
+    """Every error has OpenAI's body."""
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(http: HttpRequest, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"] if part != "body"]
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = "this field is unknown, or not served with this value"
+        return problem(400, f"{'.'.join(place)}: {message}" if place else message, *place[:1])
+
+    @app.exception_handler(HTTPException)
+    async def refused(http: HttpRequest, error: HTTPException) -> Response:
+        return problem(error.status_code, f"{http.method} {http.url.path}: {error.detail}")
+
+    @app.exception_handler(BadInput)
+    async def bad_input(http: HttpRequest, error: BadInput) -> Response:
+        return problem(400, str(error))
+
+    @app.exception_handler(MnemocError)
+    async def fault(http: HttpRequest, error: MnemocError) -> Response:
+        return problem(503, str(error))
+
+    @app.exception_handler(Exception)
+    async def bug(http: HttpRequest, error: Exception) -> Response:
+        log.error("a request failed", exc_info=error)
+        return problem(500, "an error of the server's own")
+
+
+def problem(
+    status: int, message: str, param: str | None = None, code: str | None = None
+) -> Response:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    return JSONResponse({"error": error}, status_code=status)

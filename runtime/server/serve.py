@@ -1,0 +1,72 @@
+"""`mnemoc serve`: an engine behind a listening socket, until told to stop."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+
+from ...errors import BadInput
+from ..engine import Engine
+from ..tokenizer import FILE, Tokenizer
+from .app import create_app
+from .options import Options
+
+DRAIN_S = 5
+"""How long streams may go on after the server is told to stop."""
+
+
+def serve(
+    directory: Path,
+    weights: Path,
+    host: str,
+    port: int,
+    options: Options | None = None,
+    *,
+    progress: Callable[[str], None] | None = None,
+) -> None:
+    """Serve a plan until interrupted. The port is taken before any worker starts.
+
+    Raises BadInput for a port that cannot be had, and whatever `Engine.start` raises.
+    """
+    options = options or Options()
+    say = progress or (lambda message: None)
+    with bind(host, port) as listener:
+        tokenizer = Tokenizer(weights) if (weights / FILE).is_file() else None
+        with Engine.start(
+            directory,
+            weights,
+            progress=progress,
+            policy=options.policy,
+            prefix_caching=options.prefix_caching,
+            trace_out=options.trace_out,
+        ) as engine:
+            name, where = listener.getsockname()[:2]
+            say(f"serving on http://{name}:{where}/v1")
+            config = uvicorn.Config(
+                create_app(engine, tokenizer, options),
+                log_level="warning",
+                lifespan="off",
+                timeout_graceful_shutdown=DRAIN_S,
+            )
+            uvicorn.Server(config).run(sockets=[listener])
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket, or a sentence that says why not."""
+    where = f"{host}:{port}"
+    if not 0 <= port <= 65535:
+        raise BadInput("a port lies in 0..65535", got=port)
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=512)
+    except socket.gaierror as error:
+        raise BadInput("no such host", where=where, do="give an address of this machine") from error
+    except OSError as error:
+        reason = os.strerror(error.errno or 0).lower()
+        raise BadInput(
+            f"cannot listen: {reason}", where=where, do="choose another --port"
+        ) from error
