@@ -27,7 +27,7 @@ from typing import Any
 from .codec import from_json, to_json
 from .errors import BadInput
 
-FORMAT = 5
+FORMAT = 6
 MANIFEST = "manifest.json"
 
 
@@ -289,6 +289,8 @@ class Plan:
     max_batch: sequences that may decode together: at least those promised.
     max_rows: the most rows of a micro-batch for which memory was counted, those of a KVP group; of them
         max_batch + 1 may want logits.
+    overlap_rows: chunks of at least so many rows that are on several KVP groups go through a layer in two halves,
+        so that one's partial results travel while the other is computed; 0: none do
     precision: what is not kept as dtype; eager: kernels are launched one by one, not by CUDA graphs.
     binding: the constraint without which the objective would be better: a name of the program, or "none".
     marginals, frontier: what else could be had and at what price; the frontier only where asked for.
@@ -315,6 +317,7 @@ class Plan:
     precision: Precision = AUTO
     eager: bool = False
     host_pages: int = 0
+    overlap_rows: int = 0
 
     @property
     def gpus(self) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ..errors import BadInput
-from ..ir.ops.attention import LSE_BYTES, SPLIT_ROWS
+from ..ir.ops.attention import LENT, LSE_BYTES, SPLIT_ROWS
 from ..ir.types import DTYPE_NAMES, E4M3, ITEMSIZE, TORCH_NAMES
 from ..tiles import Cut, Tile
 from .rowwise import LOAD_BYTES, head_tile, row_block, row_tile
@@ -185,6 +185,7 @@ def _triton(spec: KernelSpec, given: Tiles | None) -> dict[str, object]:
             **vars(prefill),
             "tile_rows": prefill.block_m // spec.group,
             "grid": grid["prefill"],
+            "lent": tiles.sms // LENT * prefill.programs,
             "slots": slots,
         },
         "decode": {**vars(decode), "grid": grid["decode"]},

@@ -30,7 +30,7 @@ from mnemoc.codegen import Emission, emit
 from mnemoc.ir import sizes
 from mnemoc.ir.build import build
 from mnemoc.ir.model import load_model, read_config
-from mnemoc.ir.passes import fuse, lower, shard, split_stages
+from mnemoc.ir.passes import fuse, lower, overlap, shard, split_stages
 from mnemoc.runtime.init_model import Blueprint, init_model
 from mnemoc.runtime.workers import NurseryProcess
 from mnemoc.speeds import Swap
@@ -130,6 +130,8 @@ def compile_plan(model: Path, plan: Plan, workload: Workload, directory: Path) -
     source = build(spec, plan.dtype)
     layout = plan.layout
     sharded = fuse(shard(source, tp=layout.tp, kvp=layout.kvp, ffn=layout.ffn))
+    if plan.overlap_rows:
+        sharded = overlap(sharded)
     counts, roles = [s.num_layers for s in plan.stages], [s.role for s in plan.stages]
     planned = lower(split_stages(sharded, counts, roles), plan.target)
     seconds = sympy.Float(1e-6) * (sizes.T + sizes.QK / 1000 + sizes.KD / 1000)
