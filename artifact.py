@@ -38,6 +38,9 @@ FFN_MODES = ("repeated", "helix")
 CONTIGUOUS = "contiguous"
 """In place of a stripe's tokens: a request's KV cache is cut once, into one run of tokens per group."""
 
+NEVER_HALVED = "off"
+"""In place of the rows from which chunks go through layers in two halves."""
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -33,6 +33,16 @@ is the device (a CPU) there is one figure, and it is all inside.
 Blocks `embed`, `rotation`, `layer` and `head` are the functions of the module; `step` is what every
 micro-batch costs a stage beside its ops (host time), `hop` sends [T, hidden] to the next stage: α + bytes/β.
 
+Where a layer may go in two halves (`halves`; see `passes.overlap`), each half's exchange runs beside what lies
+between it and its merge, sums over KVP ranks excepted, which need the same link. With S the seconds of that,
+n = `LENT`, of whose multiprocessors one is left to messages, both take
+
+    Max(S·(1 + 1/(n − 1)), α + bytes/β)        so communication counts for that, less S
+
+A micro-batch goes in halves if T − R ≥ the least rows that are worth it, and QK and X are not 0 (`in_halves`): a
+chunk that large, by what the six sizes tell, on several groups. On a CPU the cores carry the messages themselves,
+and nothing runs beside them.
+
 From terms, each a row of coefficients or the larger of two, come both the sympy expressions that the
 artifact's cost.py prints and, for the search, tables; each plan's re-check compares the two.
 """
@@ -40,24 +50,30 @@ artifact's cost.py prints and, for the search, tables; each plan's re-check comp
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import sympy
+from numpy.typing import NDArray
 from sympy.printing.pycode import PythonCodePrinter
 
 from ..artifact import Layout
-from ..ir.graph import Module
+from ..ir.graph import Function, Module
 from ..ir.ops import Work, works
+from ..ir.ops.attention import LENT
 from ..ir.sizes import KD, QK, SYMBOLS, Size, X, any_of
 from .chunks import Floats, Sizes
 from .cluster import Cluster
 
-BLOCKS = ("step", "embed", "rotation", "layer", "head", "hop")
-FUNCTIONS = ("embed", "rotation", "layer", "head")
+HALVES = "halves"
+"""The block of a layer in two halves, where there is one."""
+
+FUNCTIONS = {"embed": "embed", "rotation": "rotation", "layer": "layer", "layer_halves": HALVES, "head": "head"}
+"""Function of the module → block."""
+
 PARTS = ("linear", "attention", "communication", "launch", "other")
 
 Row = tuple[float, ...]
@@ -70,10 +86,13 @@ BASIS: tuple[sympy.Expr, ...] = (sympy.S.One, *SYMBOLS, any_of(QK), any_of(KD), 
 class Formula:
     """One block: part → seconds on the device, in the symbols of `ir.sizes`, and what its launches take
     the host. The block takes the longer of the two; what the host takes more counts as launch.
+
+    least_rows: of `halves`, those from which micro-batches go in halves
     """
 
     parts: Mapping[str, sympy.Expr]
     host_s: float
+    least_rows: int = 0
 
 
 StageFormulas = Mapping[str, Formula]
@@ -90,7 +109,10 @@ class Links:
 
 @dataclass(frozen=True)
 class Task:
-    """One work of one op, counted; `launches`: kernel launches that it stands for."""
+    """One work of one op, counted; `launches`: kernel launches that it stands for.
+
+    beside: number of the transfer that it runs beside, or is itself (`transfers`), from 1 on; 0: none
+    """
 
     part: str
     resource: str
@@ -99,14 +121,18 @@ class Task:
     bytes: Row
     grain: Row
     launches: int
+    beside: int = 0
+    transfers: bool = False
 
 
 @dataclass(frozen=True)
 class Term:
-    """Seconds of one work: the larger of two affine functions, or one alone."""
+    """Seconds of one work: the larger of two affine functions, or one alone. beside, transfers: as in Task."""
 
     part: str
     rows: tuple[Row, ...]
+    beside: int = 0
+    transfers: bool = False
 
     def seconds(self) -> sympy.Expr:
         sides = [_expression(row) for row in self.rows]
@@ -120,9 +146,26 @@ class Block:
     terms: tuple[Term, ...]
     host_s: float = 0.0
 
+    @property
+    def computing(self) -> tuple[Term, ...]:
+        """What takes the device's own time."""
+        return tuple(term for term in self.terms if not term.transfers)
+
+    @property
+    def transfers(self) -> tuple[tuple[Term, tuple[Term, ...]], ...]:
+        """Those that others run beside, with these."""
+        return tuple(
+            (transfer, tuple(t for t in self.computing if t.beside == transfer.beside))
+            for transfer in self.terms
+            if transfer.transfers
+        )
+
 
 Terms = Mapping[str, Block]
 """block name → block."""
+
+Totals = Callable[[Sizes], Mapping[str, Floats]]
+"""sizes → seconds by block, vectorised."""
 
 
 def links_of(layout: Layout, cluster: Cluster) -> Links:
@@ -137,13 +180,39 @@ def count(module: Module) -> Mapping[str, tuple[Task, ...]]:
     """What one rank does in each function of a sharded, fused module, and in a hop."""
     mesh = module.mesh
     tasks: dict[str, tuple[Task, ...]] = {}
-    for name in FUNCTIONS:
-        function = module.functions[name]
-        done = [works(op, function, mesh) for op in function.ops]
-        tasks[name] = tuple(task for op_works in done for task in _tasks(op_works))
+    for name, block in FUNCTIONS.items():
+        if name in module.functions:
+            function = module.functions[name]
+            done = [list(_tasks(works(op, function, mesh))) for op in function.ops]
+            _put_beside(function, done)
+            tasks[block] = tuple(task for op_tasks in done for task in op_tasks)
     hidden = module.functions["embed"].result_types[0].local_bytes(mesh)
     tasks["hop"] = tuple(_tasks((Work("communication", "hop", 0, hidden, "spp"),)))
     return tasks
+
+
+def _put_beside(function: Function, done: list[list[Task]]) -> None:
+    """Find what runs beside each transfer: what lies between it, or the end of the one before, and its merge."""
+    sent: list[int] = []  # ops whose transfers are under way, in their order
+    since = number = 0
+    for at, op in enumerate(function.ops):
+        if op.name.startswith("exchange"):
+            since = since if sent else at + 1
+            sent.append(at)
+        elif op.name.startswith("merge") and sent:
+            number += 1
+            (transfer,) = done[first := sent.pop(0)]
+            done[first] = [replace(transfer, beside=number, transfers=True)]
+            for op_tasks in done[since:at]:
+                op_tasks[:] = [
+                    task if task.transfers or _crosses_kvp(task) else replace(task, beside=number)
+                    for task in op_tasks
+                ]
+            since = at
+
+
+def _crosses_kvp(task: Task) -> bool:
+    return task.axis is not None and "kvp" in task.axis
 
 
 def _tasks(op_works: tuple[Work, ...]) -> Iterator[Task]:
@@ -191,41 +260,57 @@ def price_terms(
     return {"step": Block((_launch(cluster["overhead.iteration"]),)), **blocks}
 
 
-def _launch(seconds: float) -> Term:
-    return Term("launch", (_sum((seconds, _row(1))),))
+def _launch(seconds: float, beside: int = 0) -> Term:
+    return Term("launch", (_sum((seconds, _row(1))),), beside)
 
 
-def stage_formulas(terms: Terms) -> StageFormulas:
+def stage_formulas(terms: Terms, least_rows: int) -> StageFormulas:
     """Terms as expressions, by block and part."""
-    return {
-        name: Formula(
-            {
-                part: sympy.Add(*(t.seconds() for t in block.terms if t.part == part))
-                for part in PARTS
-            },
-            block.host_s,
-        )
-        for name, block in ((name, terms[name]) for name in BLOCKS)
-    }
+    formulas = {}
+    for name, block in terms.items():
+        parts = {
+            part: sympy.Add(*(t.seconds() for t in block.computing if t.part == part))
+            for part in PARTS
+        }
+        for transfer, beside in block.transfers:
+            parts["communication"] += _uncovered(transfer, beside)
+        formulas[name] = Formula(parts, block.host_s, least_rows if name == HALVES else 0)
+    return formulas
 
 
-def tabulate(terms: Terms) -> Callable[[Sizes], Mapping[str, Floats]]:
-    """sizes → seconds by block, as two products with tables of coefficients."""
-    upper: list[Row] = []
-    lower: list[Row] = []
-    ranges: dict[str, tuple[int, int]] = {}
-    for name in BLOCKS:
-        first = len(upper)
-        for term in terms[name].terms:
-            if len(term.rows) == 2:
-                upper.append(term.rows[0])
-                lower.append(term.rows[1])
-        plain = _sum(*((1.0, t.rows[0]) for t in terms[name].terms if len(t.rows) == 1))
-        upper.append(plain)
-        lower.append(plain)
-        ranges[name] = (first, len(upper))
-    uppers, lowers = np.array(upper), np.array(lower)
-    host_s = {name: terms[name].host_s for name in BLOCKS}
+def _uncovered(transfer: Term, beside: Sequence[Term]) -> sympy.Expr:
+    """What a transfer adds to the time of what runs beside it."""
+    covered = sympy.Add(*(term.seconds() for term in beside))
+    return sympy.Max(covered / (LENT - 1), transfer.seconds() - covered, evaluate=False)
+
+
+def in_halves(sizes: Sizes, least_rows: int) -> NDArray[np.bool_]:
+    """Which micro-batches go through layers in halves."""
+    return np.asarray((sizes.T - sizes.R >= least_rows) & (sizes.QK > 0) & (sizes.X > 0))
+
+
+def choosing(totals: Totals, least_rows: int) -> Totals:
+    """The seconds of blocks, with those of a layer in halves where it goes in halves."""
+
+    def chosen(sizes: Sizes) -> Mapping[str, Floats]:
+        blocks = dict(totals(sizes))
+        halves, whole = blocks.pop(HALVES), blocks["layer"]
+        return {**blocks, "layer": np.where(in_halves(sizes, least_rows), halves, whole)}
+
+    return chosen
+
+
+def tabulate(terms: Terms) -> Totals:
+    """sizes → seconds by block, as two products with tables of coefficients.
+
+    With a block of halves where terms have one: which is it that counts is to be chosen (`choosing`).
+    """
+    uppers, lowers = (np.array(rows) for rows in zip(*_tabled(terms), strict=True))
+    ranges, at = {}, 0
+    for name, block in terms.items():
+        groups = [range(at, at := at + len(rows)) for rows in _grouped(block)]
+        ranges[name] = groups[0], list(zip(groups[1::2], groups[2::2], strict=True))
+    host_s = {name: block.host_s for name, block in terms.items()}
     symbols = [str(symbol) for symbol in SYMBOLS]
 
     def evaluate(sizes: Sizes) -> Mapping[str, Floats]:
@@ -234,13 +319,38 @@ def tabulate(terms: Terms) -> Callable[[Sizes], Mapping[str, Floats]]:
         columns += [np.minimum(gate, 1) for gate in (sizes.QK, sizes.KD, sizes.X)]
         table = np.stack(columns).reshape(len(columns), -1)
         seconds = np.maximum(uppers @ table, lowers @ table)
-        totals = {name: seconds[i:j].sum(axis=0) for name, (i, j) in ranges.items()}
-        return {n: np.maximum(total, host_s[n]).reshape(shape) for n, total in totals.items()}
+        totals = {}
+        for name, (alone, beside) in ranges.items():
+            total = seconds[alone].sum(axis=0)
+            for covering, transfer in beside:
+                covered = seconds[covering].sum(axis=0)
+                total += np.maximum(covered * LENT / (LENT - 1), seconds[transfer].sum(axis=0))
+            totals[name] = np.maximum(total, host_s[name]).reshape(shape)
+        return totals
 
     return evaluate
 
 
-def compile_totals(formulas: StageFormulas) -> Callable[[Sizes], Mapping[str, Floats]]:
+def _tabled(terms: Terms) -> Iterator[tuple[Row, Row]]:
+    for block in terms.values():
+        for rows in _grouped(block):
+            yield from rows
+
+
+def _grouped(block: Block) -> list[list[tuple[Row, Row]]]:
+    """What runs alone, and for each transfer what runs beside it and itself: rows for a table, as few as do."""
+    alone = [term for term in block.computing if not term.beside]
+    groups = [alone, *(group for t, beside in block.transfers for group in (beside, (t,)))]
+    return [_fewest(group) for group in groups]
+
+
+def _fewest(terms: Sequence[Term]) -> list[tuple[Row, Row]]:
+    """Each maximum by itself, and all that is affine as one."""
+    plain = _sum(*((1.0, term.rows[0]) for term in terms if len(term.rows) == 1))
+    return [(t.rows[0], t.rows[1]) for t in terms if len(t.rows) == 2] + [(plain, plain)]
+
+
+def compile_totals(formulas: StageFormulas) -> Totals:
     """sizes → seconds by block, vectorised."""
     names = list(formulas)
     totals = [sympy.Add(*formulas[name].parts.values()) for name in names]
@@ -250,7 +360,7 @@ def compile_totals(formulas: StageFormulas) -> Callable[[Sizes], Mapping[str, Fl
         pairs = zip(names, evaluate(sizes), strict=True)
         return {name: np.maximum(total, formulas[name].host_s) for name, total in pairs}
 
-    return blocks
+    return choosing(blocks, formulas[HALVES].least_rows) if HALVES in formulas else blocks
 
 
 def compile_parts(formulas: StageFormulas) -> Callable[[Sizes], Mapping[str, Mapping[str, Floats]]]:
@@ -265,6 +375,10 @@ def compile_parts(formulas: StageFormulas) -> Callable[[Sizes], Mapping[str, Map
         for block, by_part in result.items():
             waits = formulas[block].host_s - sum(by_part.values())
             by_part["launch"] = by_part["launch"] + np.maximum(waits, 0)
+        if HALVES in result:
+            halved, whole = result.pop(HALVES), result["layer"]
+            in_two = in_halves(sizes, formulas[HALVES].least_rows)
+            result["layer"] = {part: np.where(in_two, halved[part], whole[part]) for part in PARTS}
         return result
 
     return parts
@@ -307,16 +421,25 @@ class _Pricer:
     eager: bool
 
     def block(self, tasks: Sequence[Task]) -> Block:
-        launches = sum(task.launches for task in tasks)
-        between_s, host_s = launches * self.cluster["overhead.launch"], 0.0
+        if self.cluster.target == "cpu":
+            tasks = [replace(task, beside=0, transfers=False) for task in tasks]
+        launches = Counter[int]()
+        for task in tasks:
+            launches[task.beside] += task.launches
+        launch_s, host_s = self.cluster["overhead.launch"], 0.0
         if "overhead.launch_captured" in self.cluster.numbers:
-            host_s = between_s if self.eager else 0.0
-            between_s = launches * self.cluster["overhead.launch_captured"]
+            host_s = launches.total() * launch_s if self.eager else 0.0
+            launch_s = self.cluster["overhead.launch_captured"]
+        between = (_launch(count * launch_s, beside) for beside, count in launches.items())
         priced = (
-            self._local(task) if task.axis is None else self._remote(task, task.axis)
+            replace(
+                self._local(task) if task.axis is None else self._remote(task, task.axis),
+                beside=task.beside,
+                transfers=task.transfers,
+            )
             for task in tasks
         )
-        return Block((_launch(between_s), *priced), host_s)
+        return Block((*between, *priced), host_s)
 
     def _local(self, task: Task) -> Term:
         compute, stream = _CURVES[task.resource]

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..artifact import ChunkRule, Layout, Memory, Workload
+from ..artifact import NEVER_HALVED, ChunkRule, Layout, Memory, Workload
 from ..ir.model import ModelSpec
 from .candidate import best_chunks, make_candidate
 from .chunks import Floats, Riders, Sizes, decode_sizes, prefill_sizes
@@ -75,7 +75,10 @@ def forecast(spec: ModelSpec, cluster: Cluster, asked: Configuration) -> Forecas
     check_configuration(spec, cluster, asked)
     dtype = "float32" if cluster.target == "cpu" else spec.dtype
     workload = Workload(asked.tokens, NEVER, NEVER, asked.output)
-    pricer = Pricer(spec, cluster, dtype, workload, asked.precision, eager=asked.eager)
+    overlap = NEVER_HALVED if asked.cp > 1 else asked.overlap  # a ring's keys travel, not its results
+    pricer = Pricer(
+        spec, cluster, dtype, workload, asked.precision, eager=asked.eager, overlap=overlap
+    )
     if asked.cp > 1:
         return _ring(pricer, asked)
     found = _best([pricer.outlook(asked.layout, growth) for growth in growths_of(asked)])

@@ -109,6 +109,7 @@ def plan_of(question: WhatIf, *, pareto: bool = False) -> Made:
         precision=question.precision,
         eager=question.eager,
         host_pages=host_pages(found, cluster),
+        overlap_rows=outlook.overlap_rows,
     )
     wrong = violations(plan, spec, cluster, workload, formulas)
     if wrong:

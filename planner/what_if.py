@@ -80,7 +80,10 @@ class WhatIf:
         devices = devices_asked(cluster, nodes=nodes, gpus=gpus)
         self.degrees = check_pins(spec, cluster, devices, self.pinned)
         self.promise = Promise(workload.ttft_s, workload.tbt_s, devices)
-        pricer = Pricer(spec, cluster, self.dtype, workload, precision, eager=eager)
+        overlap = self.pinned.get("overlap")
+        pricer = Pricer(
+            spec, cluster, self.dtype, workload, precision, eager=eager, overlap=overlap
+        )
         self.search = Search(pricer, self.pinned)
         self.search.layouts(devices)
 

@@ -42,7 +42,7 @@ Mesh = Mapping[str, int]
 SPLIT_ROWS = 76_000
 """Partial results (one head of one row each) that a kernel which splits its keys may hold at a time."""
 
-LENT = 16
+LENT = 32
 """Of so many multiprocessors one is left to messages by what computes beside them. (NCCL's kernels need places
 of their own at once: behind a grid that holds all until it ends, nothing would travel meanwhile.)"""
 
