@@ -292,8 +292,8 @@ class Plan:
     max_batch: sequences that may decode together: at least those promised.
     max_rows: the most rows of a micro-batch for which memory was counted, those of a KVP group; of them
         max_batch + 1 may want logits.
-    overlap_rows: chunks of at least so many rows that are on several KVP groups go through a layer in two halves,
-        so that one's partial results travel while the other is computed; 0: none do
+    overlap_rows: chunks of at least so many rows that are on several KVP groups go through layers in two
+        halves, so that one's partial results travel while the other is computed; 0: none do
     precision: what is not kept as dtype; eager: kernels are launched one by one, not by CUDA graphs.
     binding: the constraint without which the objective would be better: a name of the program, or "none".
     marginals, frontier: what else could be had and at what price; the frontier only where asked for.

@@ -190,7 +190,7 @@ class _Site:
         return "kv"
 
     def attend(self, queries: Array, half: int | None) -> tuple[Array, Array]:
-        """Causal attention of each chunk's queries, or of one half of all, over the local shard: (out, lse)."""
+        """Causal attention of all queries, or of one half of them, over the local shard: (out, lse)."""
         chunks = [chunk for _, chunk in self._rows()]
         pos = np.concatenate([np.arange(c.start, c.start + len(c.ids)) for c in chunks])
         whose = np.repeat(np.arange(len(chunks)), [len(c.ids) for c in chunks])

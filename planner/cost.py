@@ -33,15 +33,15 @@ is the device (a CPU) there is one figure, and it is all inside.
 Blocks `embed`, `rotation`, `layer` and `head` are the functions of the module; `step` is what every
 micro-batch costs a stage beside its ops (host time), `hop` sends [T, hidden] to the next stage: α + bytes/β.
 
-Where a layer may go in two halves (`halves`; see `passes.overlap`), each half's exchange runs beside what lies
-between it and its merge, sums over KVP ranks excepted, which need the same link. With S the seconds of that,
-n = `LENT`, of whose multiprocessors one is left to messages, both take
+A layer in two halves (`halves`; see `passes.overlap`) has each half's exchange run beside other ops
+(`counting`). With S the seconds of those and n = `LENT`, of whose multiprocessors one is left to messages,
+they and the exchange take together
 
-    Max(S·(1 + 1/(n − 1)), α + bytes/β)        so communication counts for that, less S
+    Max(S·n/(n − 1), α + bytes/β)                of which all but S counts as communication
 
-A micro-batch goes in halves if T − R ≥ the least rows that are worth it, and QK and X are not 0 (`in_halves`): a
-chunk that large, by what the six sizes tell, on several groups. On a CPU the cores carry the messages themselves,
-and nothing runs beside them.
+A micro-batch goes in halves if T − R ≥ the least rows that are worth it and neither QK nor X is 0: as far
+as six sizes can tell, it has a chunk that large, on several groups. On a CPU, whose cores carry the
+messages themselves, nothing runs beside them.
 
 From terms, each a row of coefficients or the larger of two, come both the sympy expressions that the
 artifact's cost.py prints and, for the search, tables; each plan's re-check compares the two.
@@ -61,25 +61,13 @@ from numpy.typing import NDArray
 from sympy.printing.pycode import PythonCodePrinter
 
 from ..artifact import Layout
-from ..ir.graph import Function, Module
-from ..ir.ops import Work, works
 from ..ir.ops.attention import LENT
-from ..ir.sizes import KD, QK, SYMBOLS, Size, X, any_of
+from ..ir.sizes import SYMBOLS
 from .chunks import Floats, Sizes
 from .cluster import Cluster
-
-HALVES = "halves"
-"""The block of a layer in two halves, where there is one."""
-
-FUNCTIONS = {"embed": "embed", "rotation": "rotation", "layer": "layer", "layer_halves": HALVES, "head": "head"}
-"""Function of the module → block."""
+from .counting import BASIS, HALVES, Row, Task, row_of
 
 PARTS = ("linear", "attention", "communication", "launch", "other")
-
-Row = tuple[float, ...]
-"""Coefficients of an affine size or time: of 1, of each symbol, and of `any_of` those that gate."""
-
-BASIS: tuple[sympy.Expr, ...] = (sympy.S.One, *SYMBOLS, any_of(QK), any_of(KD), any_of(X))
 
 
 @dataclass(frozen=True)
@@ -108,26 +96,8 @@ class Links:
 
 
 @dataclass(frozen=True)
-class Task:
-    """One work of one op, counted; `launches`: kernel launches that it stands for.
-
-    beside: number of the transfer that it runs beside, or is itself (`transfers`), from 1 on; 0: none
-    """
-
-    part: str
-    resource: str
-    axis: str | None
-    flops: Row
-    bytes: Row
-    grain: Row
-    launches: int
-    beside: int = 0
-    transfers: bool = False
-
-
-@dataclass(frozen=True)
 class Term:
-    """Seconds of one work: the larger of two affine functions, or one alone. beside, transfers: as in Task."""
+    """Seconds of one work: the larger of two affine functions, or one alone. beside, transfers: see Task."""
 
     part: str
     rows: tuple[Row, ...]
@@ -176,64 +146,6 @@ def links_of(layout: Layout, cluster: Cluster) -> Links:
     return Links(kvp, "intra" if fits or layout.spp == 1 else "inter")
 
 
-def count(module: Module) -> Mapping[str, tuple[Task, ...]]:
-    """What one rank does in each function of a sharded, fused module, and in a hop."""
-    mesh = module.mesh
-    tasks: dict[str, tuple[Task, ...]] = {}
-    for name, block in FUNCTIONS.items():
-        if name in module.functions:
-            function = module.functions[name]
-            done = [list(_tasks(works(op, function, mesh))) for op in function.ops]
-            _put_beside(function, done)
-            tasks[block] = tuple(task for op_tasks in done for task in op_tasks)
-    hidden = module.functions["embed"].result_types[0].local_bytes(mesh)
-    tasks["hop"] = tuple(_tasks((Work("communication", "hop", 0, hidden, "spp"),)))
-    return tasks
-
-
-def _put_beside(function: Function, done: list[list[Task]]) -> None:
-    """Find what runs beside each transfer: what lies between it, or the end of the one before, and its merge."""
-    sent: list[int] = []  # ops whose transfers are under way, in their order
-    since = number = 0
-    for at, op in enumerate(function.ops):
-        if op.name.startswith("exchange"):
-            since = since if sent else at + 1
-            sent.append(at)
-        elif op.name.startswith("merge") and sent:
-            number += 1
-            (transfer,) = done[first := sent.pop(0)]
-            done[first] = [replace(transfer, beside=number, transfers=True)]
-            for op_tasks in done[since:at]:
-                op_tasks[:] = [
-                    task if task.transfers or _crosses_kvp(task) else replace(task, beside=number)
-                    for task in op_tasks
-                ]
-            since = at
-
-
-def _crosses_kvp(task: Task) -> bool:
-    return task.axis is not None and "kvp" in task.axis
-
-
-def _tasks(op_works: tuple[Work, ...]) -> Iterator[Task]:
-    """The works of one op; the first that is no collective stands for the op's launch."""
-    launches = 1
-    for work in op_works:
-        launched = launches if work.axis is None else 0
-        launches -= launched
-        flops, moved, grain = (_row(size) for size in (work.flops, work.bytes, work.grain))
-        yield Task(work.part, work.resource, work.axis, flops, moved, grain, launched)
-
-
-def _row(size: Size) -> Row:
-    if isinstance(size, int):
-        return (float(size),) + (0.0,) * (len(BASIS) - 1)
-    terms = sympy.expand(size).as_coefficients_dict()
-    row = tuple(float(terms.get(key, 0)) for key in BASIS)
-    assert sum(value != 0 for value in row) == len(terms), f"{size} is not affine"
-    return row
-
-
 def _expression(row: Row) -> sympy.Expr:
     pairs = zip(row, BASIS, strict=True)
     return sympy.Add(*(sympy.Float(value) * base for value, base in pairs if value))
@@ -261,7 +173,7 @@ def price_terms(
 
 
 def _launch(seconds: float, beside: int = 0) -> Term:
-    return Term("launch", (_sum((seconds, _row(1))),), beside)
+    return Term("launch", (_sum((seconds, row_of(1))),), beside)
 
 
 def stage_formulas(terms: Terms, least_rows: int) -> StageFormulas:
@@ -286,7 +198,7 @@ def _uncovered(transfer: Term, beside: Sequence[Term]) -> sympy.Expr:
 
 def in_halves(sizes: Sizes, least_rows: int) -> NDArray[np.bool_]:
     """Which micro-batches go through layers in halves."""
-    return np.asarray((sizes.T - sizes.R >= least_rows) & (sizes.QK > 0) & (sizes.X > 0))
+    return np.asarray((least_rows <= sizes.T - sizes.R) & (sizes.QK > 0) & (sizes.X > 0))
 
 
 def choosing(totals: Totals, least_rows: int) -> Totals:
@@ -338,7 +250,7 @@ def _tabled(terms: Terms) -> Iterator[tuple[Row, Row]]:
 
 
 def _grouped(block: Block) -> list[list[tuple[Row, Row]]]:
-    """What runs alone, and for each transfer what runs beside it and itself: rows for a table, as few as do."""
+    """What runs alone, and for each transfer what runs beside it, and itself: rows of a table."""
     alone = [term for term in block.computing if not term.beside]
     groups = [alone, *(group for t, beside in block.transfers for group in (beside, (t,)))]
     return [_fewest(group) for group in groups]

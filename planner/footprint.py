@@ -221,7 +221,15 @@ def _swapped(op: Op, function: Function, mesh: Mesh) -> Size:
 
 def _made(op: Op, function: Function, mesh: Mesh, target: str) -> Size:
     """What stays of an op until its function returns; nothing of one that is written over its operand."""
-    if op.name in ("param", "cache", "merge_heads", "all_reduce", "merge", "merge_scatter", "halve"):
+    if op.name in (
+        "param",
+        "cache",
+        "merge_heads",
+        "all_reduce",
+        "merge",
+        "merge_scatter",
+        "halve",
+    ):
         return 0
     if op.name.startswith("exchange"):
         return 0  # what it holds is communication
@@ -245,7 +253,9 @@ def _passing(op: Op, function: Function, mesh: Mesh, target: str) -> tuple[Size,
     if op.name in ("merge", "merge_scatter"):
         swapped = _swapped(op, function, mesh)
         _, heads, dim = op.type.local_shape(mesh)
-        copied = op.type.shape[0] * heads * (dim + 4) * 4 if target == "cpu" else 0  # of one peer at a time
+        copied = (
+            op.type.shape[0] * heads * (dim + 4) * 4 if target == "cpu" else 0
+        )  # of one peer at a time
         return copied, 2 * swapped
     if op.name == "all_gather":
         return 0, op.type.local_bytes(mesh)
@@ -261,7 +271,9 @@ def _attend_workspace(op: Op, function: Function, mesh: Mesh, target: str) -> Si
     cache = function.types[op.operands[1]]
     _, two, kv_heads, _ = cache.local_shape(mesh)
     gathered = KV * two * kv_heads * dim * cache.itemsize
-    return gathered + op.type.shape[0] * heads * (3 * dim + 6) * 4  # of the past, of the chunk, and weighed
+    return (
+        gathered + op.type.shape[0] * heads * (3 * dim + 6) * 4
+    )  # of the past, of the chunk, and weighed
 
 
 def _need(size: Size) -> Need:

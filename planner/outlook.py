@@ -92,7 +92,8 @@ class Outlook:
 
     decode_s: TBT of decodes alone at full length; head_s: what the last chunk's logits add
     (with riders every chunk has them); kept: bytes held from step to step;
-    overlap_rows: as in `artifact.Plan`; rides: whether decodes share the prefill's micro-batches; overlaps: whether hops run beside its stages;
+    overlap_rows: as in `artifact.Plan`; rides: whether decodes share the prefill's micro-batches;
+    overlaps: whether hops run beside its stages;
     whole, price: price the prompt as one chunk, without exchange, and in chunks, when asked
     """
 

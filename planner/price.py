@@ -31,17 +31,15 @@ from .chunks import (
 )
 from .cluster import Cluster
 from .cost import (
-    HALVES,
     Links,
     StageFormulas,
-    Task,
     choosing,
-    count,
     links_of,
     price_terms,
     stage_formulas,
     tabulate,
 )
+from .counting import HALVES, Task, count
 from .footprint import Footprint, footprint, kept
 from .outlook import Chunks, Outlook, Wiring, balanced, crossing
 from .space import Growth
@@ -159,9 +157,7 @@ class Pricer:
     def whole_wiring(self, layout: Layout) -> Wiring:
         """In which no chunk goes in halves."""
         kvp = layout.kvp if layout.helix else min(layout.kvp, 2)
-        return self._wiring(
-            Mesh(layout.tp, kvp, layout.ffn), links_of(layout, self.cluster)
-        )
+        return self._wiring(Mesh(layout.tp, kvp, layout.ffn), links_of(layout, self.cluster))
 
     def _rows(self, both: Wiring, kvp: int) -> int:
         """The least chunk of the menu that halves make faster by WORTH, and all above it; 0 if none.

@@ -43,8 +43,8 @@ AXES = ("tp", "spp", "kvp")
 ROUNDS = (4, 32)
 
 Pins = Mapping[str, int | str]
-"""What is not to be chosen: degrees by axis, "ffn" by name, "stripe" in tokens or CONTIGUOUS, "overlap" in rows
-or NEVER_HALVED.
+"""What is not to be chosen: degrees by axis, "ffn" by name, "stripe" in tokens or CONTIGUOUS,
+"overlap" in rows or NEVER_HALVED.
 """
 
 

@@ -87,6 +87,19 @@ class WhatIf:
         self.search = Search(pricer, self.pinned)
         self.search.layouts(devices)
 
+    def pinning(self, more: Pins) -> WhatIf:
+        """The same question with more of the layout pinned."""
+        return WhatIf(
+            self.spec,
+            self.cluster,
+            self.workload,
+            gpus=self.promise.devices,
+            target=self.target,
+            pinned={**self.pinned, **more},
+            precision=self.precision,
+            eager=self.eager,
+        )
+
     def solve(
         self,
         *,

@@ -118,8 +118,9 @@ class Batches:
         return batch, wanted
 
     def _halved(self, chunks: Seq[Part]) -> tuple[list[Part], list[Part]]:
-        """Chunks that are worth it, in two. All groups that compute a chunk cut it alike, whatever else they do."""
-        first, second = [], []
+        """Chunks that are worth it, in two. All groups that compute a chunk cut it alike."""
+        first: list[Part] = []
+        second: list[Part] = []
         for part in chunks:
             several = self.growth.seen_by(part.end) > 1
             if several and 0 < self.overlap_rows <= part.rows:

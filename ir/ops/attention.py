@@ -43,8 +43,8 @@ SPLIT_ROWS = 76_000
 """Partial results (one head of one row each) that a kernel which splits its keys may hold at a time."""
 
 LENT = 32
-"""Of so many multiprocessors one is left to messages by what computes beside them. (NCCL's kernels need places
-of their own at once: behind a grid that holds all until it ends, nothing would travel meanwhile.)"""
+"""What computes beside messages leaves one of so many multiprocessors to them. (NCCL's kernels need places of
+their own at once: behind a grid that holds all places until it ends, nothing would travel meanwhile.)"""
 
 LSE_BYTES = 16
 """Behind each head of a partial result that travels: its lse, in float32, and what aligns the next head."""
@@ -255,6 +255,10 @@ def store(rank: Rank, cache: TensorType, keys: Array, values: Array) -> Any:
     return rank.append(keys, values)
 
 
+def evaluate_attend(op: Op, args: Sequence[Array], rank: Rank) -> tuple[Array, ...]:
+    return rank.attend(args[0], integer(op.attrs, "half") if "half" in op.attrs else None)
+
+
 def evaluate_exchange(op: Op, args: Sequence[Array], rank: Rank) -> tuple[Array, ...]:
     """What is on its way arrives where it is merged."""
     return tuple(args)
@@ -292,7 +296,7 @@ OPS = {
         "q, kv",
         attend_work,
         infer_attend,
-        lambda op, args, rank: rank.attend(args[0], op.attrs.get("half")),
+        evaluate_attend,
         optional={"half": int},
     ),
     "exchange": OpDef(

@@ -1,18 +1,18 @@
 """Overlap: beside each layer that merges over kvp, one that does the same in two halves of the rows, so that
 partial results travel while others are computed. Valid IR in, valid IR out.
 
-    out, lse = attend q            →    q_first, q_second = halve q          and so all rows that the rest reads
-    merged = merge out, lse             attend first;  exchange first        first's results are on their way
-    … the rest of the layer …           attend second; exchange second       under the second's attention,
-                                        merge first;   … the rest of it …    and second's under the first's rest
-                                        merge second;  … the rest of it …
-                                        join
+    out, lse = attend q          →   q_first, q_second = halve q         and all else that the rest reads
+    merged = merge out, lse          attend first;   exchange first
+    … the rest of the layer …        attend second;  exchange second     while first's results travel
+                                     merge first;    … the rest of it …  while second's do
+                                     merge second;   … the rest of it …
+                                     join
 
-What comes before attention stays whole: all keys are stored before any query asks. Rows are what can be cut
-wherever there are several: heads could be only down to one KV head, which is what a rank of eight often has, and
-what follows attention needs all heads of a row. The price is that keys and weights are read twice: nothing for
-chunks, whose time is arithmetic, and too much for decodes. So calls of the layer name both functions, and the
-runtime says of each micro-batch which it takes.
+What comes before attention stays whole: all keys are stored before any query asks. It is rows that are
+cut, not heads: there are rows wherever there is much to send, but often a single KV head on a rank, and
+what follows attention needs all heads of a row. The price is that keys and weights are read twice, which
+is nothing to large chunks, whose time is arithmetic, and too much for decodes. So a call of the layer
+names both functions, and the runtime says of each micro-batch which it takes.
 """
 
 from __future__ import annotations
@@ -58,7 +58,11 @@ class _Halver:
         self.function, self.mesh = function, module.mesh
         names = [op.name for op in function.ops]
         at = names.index("attend")
-        self.whole, self.attend, self.rest = function.ops[:at], function.ops[at], function.ops[at + 1 :]
+        self.whole, self.attend, self.rest = (
+            function.ops[:at],
+            function.ops[at],
+            function.ops[at + 1 :],
+        )
         self.halves: tuple[dict[str, Value], dict[str, Value]] = ({}, {})
 
     def run(self, name: str) -> Function:

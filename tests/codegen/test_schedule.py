@@ -94,7 +94,7 @@ def test_golden_text_of_a_layer_with_helix(golden):
 
 
 def test_golden_text_of_a_layer_in_two_halves(golden):
-    """After the whole layer, and in the step: one half's partial results travel while the other is computed."""
+    """And the step, which chooses between it and the whole layer."""
     given = {"dtype": "bfloat16", "target": "cuda:sm_90", "overlap_rows": 256}
     _, files = schedule(QWEN, Layout(2, 1, 2), [3], **given)
     program = files["schedule/stage_0.py"]

@@ -16,18 +16,17 @@ from mnemoc.ir.sizes import SYMBOLS
 from mnemoc.planner import Cluster, load_cluster
 from mnemoc.planner.chunks import Sizes
 from mnemoc.planner.cost import (
-
     PARTS,
     Links,
     Terms,
     compile_parts,
     compile_totals,
-    count,
     links_of,
     price_terms,
     stage_formulas,
     tabulate,
 )
+from mnemoc.planner.counting import count
 from mnemoc.planner.footprint import Footprint, footprint
 
 from .conftest import CURVES

@@ -135,7 +135,8 @@ def compile_plan(model: Path, plan: Plan, workload: Workload, directory: Path) -
     counts, roles = [s.num_layers for s in plan.stages], [s.role for s in plan.stages]
     planned = lower(split_stages(sharded, counts, roles), plan.target)
     seconds = sympy.Float(1e-6) * (sizes.T + sizes.QK / 1000 + sizes.KD / 1000)
-    names = ("step", "embed", "rotation", "layer", "head", "hop")
+    halves = ("halves",) if plan.overlap_rows else ()
+    names = ("step", "embed", "rotation", "layer", *halves, "head", "hop")
     formulas = {name: {"linear": seconds, "launch": sympy.Float(0)} for name in names}
     none_s = dict.fromkeys(names, 0.0)
     swap = Swap(1e-6, 1e-6) if plan.host_pages else None
