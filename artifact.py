@@ -41,6 +41,10 @@ CONTIGUOUS = "contiguous"
 NEVER_HALVED = "off"
 """In place of the rows from which chunks go through layers in two halves."""
 
+LENT = 32
+"""What computes beside messages leaves one of so many multiprocessors to them. (NCCL's kernels need places of
+their own at once: behind a grid that holds all places until it ends, nothing would travel meanwhile.)"""
+
 
 @dataclass(frozen=True)
 class Layout:

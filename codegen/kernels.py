@@ -12,8 +12,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from ..artifact import LENT
 from ..errors import BadInput
-from ..ir.ops.attention import LENT, LSE_BYTES, SPLIT_ROWS
+from ..ir.ops.attention import LSE_BYTES, SPLIT_ROWS
 from ..ir.types import DTYPE_NAMES, E4M3, ITEMSIZE, TORCH_NAMES
 from ..tiles import Cut, Tile
 from .rowwise import LOAD_BYTES, head_tile, row_block, row_tile

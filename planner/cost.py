@@ -60,8 +60,7 @@ import sympy
 from numpy.typing import NDArray
 from sympy.printing.pycode import PythonCodePrinter
 
-from ..artifact import Layout
-from ..ir.ops.attention import LENT
+from ..artifact import LENT, Layout
 from ..ir.sizes import SYMBOLS
 from .chunks import Floats, Sizes
 from .cluster import Cluster

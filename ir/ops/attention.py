@@ -42,10 +42,6 @@ Mesh = Mapping[str, int]
 SPLIT_ROWS = 76_000
 """Partial results (one head of one row each) that a kernel which splits its keys may hold at a time."""
 
-LENT = 32
-"""What computes beside messages leaves one of so many multiprocessors to them. (NCCL's kernels need places of
-their own at once: behind a grid that holds all places until it ends, nothing would travel meanwhile.)"""
-
 LSE_BYTES = 16
 """Behind each head of a partial result that travels: its lse, in float32, and what aligns the next head."""
 
