@@ -67,10 +67,11 @@ class Engine:
         self._workers = workers
         self._flights = Flights(manifest, scheduler, Dispatch(workers.send), self.stats, recorder)
         self._recovery = Recovery(manifest, self._flights, workers, step_timeout_s)
-        self._inbox: queue.SimpleQueue[Handle | int | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Handle | int | MnemocError] = queue.SimpleQueue()
         self._ids = itertools.count()
         self._failed: MnemocError | None = None
-        self._warm = self._closing = False
+        self._warm = False
+        self._closing: MnemocError | None = None
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="mnemoc-engine", daemon=True)
 
@@ -186,9 +187,9 @@ class Engine:
         """Of all KV pages, those that requests hold."""
         return self._scheduler.book.used_fraction
 
-    def close(self) -> None:
-        """End all requests and all workers. May be called twice."""
-        self._tell(None)
+    def close(self, why: str = "the engine was closed") -> None:
+        """End all requests and all workers. May be called twice. why: those that are not through yet"""
+        self._tell(RuntimeFault(why))
         self._thread.join()
         if self._recorder is not None:
             self._recorder.close()
@@ -234,11 +235,11 @@ class Engine:
         self._warm = True
 
     def _run(self) -> None:
-        error: MnemocError = RuntimeFault("the engine was closed")
         try:
-            while not self._closing:
+            while self._closing is None:
                 self.step()
                 self._read_inbox()
+            error = self._closing
         except MnemocError as fault:
             error = fault
         except Exception as bug:
@@ -255,14 +256,14 @@ class Engine:
     def _read_inbox(self) -> None:
         while not self._inbox.empty():
             message = self._inbox.get()
-            if message is None:
-                self._closing = True
+            if isinstance(message, MnemocError):
+                self._closing = message
             elif isinstance(message, int):
                 self._flights.cancel(message)
             else:
                 self._flights.accept(message)
 
-    def _tell(self, message: Handle | int | None) -> bool:
+    def _tell(self, message: Handle | int | MnemocError) -> bool:
         """Put a message before the engine's thread; False if that has ended."""
         with self._lock:
             if self._failed is not None:

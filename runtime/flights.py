@@ -81,11 +81,6 @@ class Flights:
         return in_flight < depth + max(1, depth - 1) and not self._scheduler.decoding
 
     @property
-    def idle(self) -> bool:
-        """Whether no request is left."""
-        return not self._handles
-
-    @property
     def in_the_air(self) -> bool:
         """Whether any micro-batch is on its way."""
         return bool(self._flights)

@@ -36,7 +36,8 @@ class Recovery:
         self._step_timeout_s = step_timeout_s
         self._first_factor = 1 if manifest.plan.target == "cpu" else FIRST_STEPS
         self._restarts = self._guilty = 0
-        self._begin()
+        self._waited_s, self._looked_s = 0.0, now_s()
+        self._factor = self._first_factor
 
     def stepped(self) -> None:
         """A step came back."""
@@ -79,9 +80,5 @@ class Recovery:
                 f"gave up: {MAX_GUILTY} requests in a row, and the workers died over each: {error}"
             )
             raise RuntimeFault(story) from error
-        self._begin()
-        self._workers.spawn()
-
-    def _begin(self) -> None:
-        self._waited_s, self._looked_s = 0.0, now_s()
         self._factor = self._first_factor
+        self._workers.spawn()

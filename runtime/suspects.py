@@ -1,9 +1,10 @@
 """Whose fault it may be that workers die: a request that kills them must not do so for ever.
 
-Suspect is whoever was in a micro-batch on its way when they died, until it has come past where it stood then.
-Those that were there `DEATHS` − 1 times in a row are tried: half of them go on, the others are held back, until
-those on trial have come past it or the workers have died once more. So each death halves them, and one that is
-on trial alone when they die is guilty. Workers that die for other reasons cost nobody more than a moment.
+Suspect is whoever was in a micro-batch on its way when they died, until it has come past where it stood
+then. Those that were there `DEATHS` − 1 times in a row are tried: half of them go on, the others are held
+back, until those on trial have come past it or the workers have died once more. So each death halves them,
+and one that is on trial alone when they die is guilty. Workers that die for other reasons cost nobody more
+than a moment.
 """
 
 from __future__ import annotations

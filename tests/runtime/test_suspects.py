@@ -10,7 +10,7 @@ REACHED = 50
 
 
 def deaths_until_found(poison: int, crowd: int, newcomers: int) -> int:
-    """Workers die whenever the poison is before them; whoever is not held back is. Newcomers join at each death."""
+    """Workers die whenever the poison is before them, as whoever is not held back is; then more come."""
     suspects, going = Suspects(), list(range(crowd))
     for death in range(1, 30):
         while poison in suspects.held:  # those on trial come past where they stood
