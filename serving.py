@@ -123,6 +123,24 @@ def verify(
     help="Share the KV pages of common beginnings.",
 )
 @trace_option
+@click.option(
+    "--step-timeout",
+    "step_timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=20.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A step that takes longer, and ten times what was predicted, hangs: workers start afresh.",
+)
+@click.option(
+    "--drain-timeout",
+    "drain_s",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="After Ctrl-C or SIGTERM, how long requests may still take.",
+)
 def serve(
     directory: Path,
     weights: Path,
@@ -131,6 +149,8 @@ def serve(
     policy: str,
     prefix_caching: bool,
     trace_out: Path | None,
+    step_timeout_s: float,
+    drain_s: float,
 ) -> None:
     """Serve a plan with an OpenAI-compatible API, until Ctrl-C or SIGTERM.
 
@@ -140,5 +160,5 @@ def serve(
     """
     from .runtime import server
 
-    options = server.Options(policy, prefix_caching, trace_out)
+    options = server.Options(policy, prefix_caching, trace_out, step_timeout_s, drain_s)
     server.serve(directory, weights, host, port, options, progress=console.remark)

@@ -24,6 +24,7 @@ import zmq
 
 from ..errors import MnemocError, RuntimeFault
 from .protocol import Failed, Ready, Reply, Step
+from .pulse import Pulse
 from .settings import Settings
 from .stage import Launched, Prepared, Stage
 from .wire import decode_step, encode_reply
@@ -40,8 +41,9 @@ def main() -> int:
         print(f"mnemoc: {error}", file=sys.stderr)
         return error.exit_code
     context = zmq.Context()
+    name = f"{settings.token}-{settings.rank}"
     socket = context.socket(zmq.DEALER)
-    socket.identity = f"{settings.token}-{settings.rank}".encode()
+    socket.identity = name.encode()
     socket.sndhwm = socket.rcvhwm = 0
     socket.linger = 2000
     socket.connect(settings.control)
@@ -51,7 +53,7 @@ def main() -> int:
 
     code = 0
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), Pulse(context, settings.control, name):
             torch.set_num_threads(settings.threads)
             stage = Stage(settings)
             tell(Ready(settings.rank))

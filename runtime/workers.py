@@ -1,7 +1,7 @@
 """The distributed executor: the engine's side of the workers. No torch.
 
 Starts them through a nursery, sends steps, collects what comes back, and notices within moments when
-one is gone. `poll` is the only place where the engine waits.
+one is gone, within seconds when one falls silent. `poll` is the only place where the engine waits.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ import zmq
 
 from ..errors import BadInput, MnemocError, RuntimeFault
 from .protocol import Done, Failed, Step
+from .pulse import beating
+from .vigil import LOOK_S, Vigil
 from .wire import decode_reply, encode_step
 
 GRACE_S = 0.3
@@ -56,9 +58,13 @@ def worker_environment(threads: int = 1) -> dict[str, str]:
 
 @dataclass
 class NurseryProcess:
-    """The process that forks workers. It may serve one engine after another."""
+    """The process that forks workers. It may serve one engine after another.
+
+    join_s: the time that a worker has from `spawn` until its first sign of life
+    """
 
     threads: int = 1
+    join_s: float = 60.0
     process: subprocess.Popen[bytes] = field(init=False)
     _line: bytes = b""
 
@@ -131,7 +137,9 @@ class Workers:
         self._poller.register(self._wake_read, zmq.POLLIN)
         self._poller.register(self._nursery.fileno(), zmq.POLLIN)
         self._names: dict[bytes, int] = {}
+        self._pulses: dict[bytes, int] = {}
         self._ready: set[int] = set()
+        self._vigil = Vigil()
         self._suspect: tuple[float, MnemocError] | None = None
         self._token = ""  # of the set of workers that is meant to run; others do not concern us
 
@@ -144,15 +152,19 @@ class Workers:
             self._nursery.start()
             self._poller.register(self._nursery.fileno(), zmq.POLLIN)
         self._token = secrets.token_hex(16)
-        self._names = {f"{self._token}-{rank}".encode(): rank for rank in range(self.world)}
+        names = {f"{self._token}-{rank}": rank for rank in range(self.world)}
+        self._names = {name.encode(): rank for name, rank in names.items()}
+        self._pulses = {beating(name): rank for name, rank in names.items()}
+        self._vigil.begin(range(self.world), self._nursery.join_s)
         spawn = {**self._env, "MNEMOC_TOKEN": self._token}
         self._nursery.order({"spawn": spawn, "ranks": list(range(self.world))})
 
     def kill(self) -> None:
         """End all workers."""
         self.up = False
-        self._token, self._names, self._suspect = "", {}, None
+        self._token, self._names, self._pulses, self._suspect = "", {}, {}, None
         self._ready.clear()
+        self._vigil.end()
         if self._nursery.process.poll() is None:
             with contextlib.suppress(BrokenPipeError):  # it is just dying, and they with it
                 self._nursery.order({"kill": True})
@@ -163,18 +175,21 @@ class Workers:
         for name in self._names:
             self._socket.send_multipart([name, *frames])
 
+    def condemn(self, error: MnemocError) -> None:
+        """They are of no use any more, for a reason that is not seen from here: `poll` says Down."""
+        self._suspicion(error, certain=True)
+
     def wake(self) -> None:
         """From any thread: let `poll` return."""
         with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
             os.write(self._wake_write, b"\0")
 
     def poll(self, timeout_s: float | None) -> list[Done | Up | Down]:
-        """What happened, waiting up to `timeout_s` seconds (None: until something does)."""
+        """What happened, waiting up to `timeout_s` seconds (None: a moment, or until something does)."""
+        timeout_s = LOOK_S if timeout_s is None else min(timeout_s, LOOK_S)
         if self._suspect is not None:
-            left_s = max(0.0, self._suspect[0] - time.monotonic())
-            timeout_s = left_s if timeout_s is None else min(timeout_s, left_s)
-        timeout = None if timeout_s is None else math.ceil(timeout_s * 1000)
-        readable = dict(self._poller.poll(timeout))
+            timeout_s = min(timeout_s, max(0.0, self._suspect[0] - time.monotonic()))
+        readable = dict(self._poller.poll(math.ceil(timeout_s * 1000)))
         events: list[Done | Up | Down] = []
         if self._wake_read in readable:
             os.read(self._wake_read, 4096)
@@ -182,6 +197,10 @@ class Workers:
             self._hear_workers(events)
         if self._nursery.fileno() in readable:
             self._hear_nursery()
+        if (silent := self._vigil.silent(self._ready)) is not None:
+            rank, silent_s = silent
+            sign = f"worker {rank} has given no sign of life for {silent_s:.0f} s"
+            self._suspicion(RuntimeFault(sign), certain=True)
         if self._suspect is not None and time.monotonic() >= self._suspect[0]:
             events.append(Down(self._suspect[1]))
             self.kill()
@@ -199,6 +218,9 @@ class Workers:
     def _hear_workers(self, events: list[Done | Up | Down]) -> None:
         while int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             name, *frames = self._socket.recv_multipart()
+            if name in self._pulses:
+                self._vigil.heard(self._pulses[name])
+                continue
             if name not in self._names:
                 continue  # a worker of an earlier set, or a stranger
             reply = decode_reply(frames)
