@@ -30,6 +30,7 @@ from .cost import PlanCost
 from .dispatch import Dispatch
 from .flights import Flights
 from .growth import Growth
+from .launcher import Launcher
 from .loader import ArtifactModules
 from .packing import Packing
 from .policies import DEFAULT, POLICIES
@@ -41,7 +42,7 @@ from .scheduler import Counts, Scheduler
 from .stats import Stats
 from .tracing import Recorder
 from .weights import Checkpoint
-from .workers import Down, NurseryProcess, Up, Workers
+from .workers import Down, Up, Workers
 
 WARM_UP_TOKENS = 64
 
@@ -82,7 +83,7 @@ class Engine:
         weights: Path,
         *,
         progress: Callable[[str], None] | None = None,
-        nursery: NurseryProcess | None = None,
+        nursery: Launcher | None = None,
         policy: str = DEFAULT.name,
         packing: Callable[[Plan, Growth], Packing] | None = None,
         prefix_caching: bool = True,
@@ -91,7 +92,8 @@ class Engine:
     ) -> Engine:
         """Verify the artifact, start the workers, load the weights, warm up; returns when all is ready.
 
-        nursery: a process that forks workers, to be shared by several engines; else one is made.
+        nursery: where workers come from, `Outside` or a process that forks them, which several engines may
+            share; without one, such a process is made.
         policy: whose prompt goes first, one of `policies.POLICIES`
         packing: another way to fill micro-batches than our own (`packing.Adaptive`), for comparison
         prefix_caching: whether requests share the pages of a common prefix
