@@ -39,9 +39,11 @@ from .protocol import Done
 from .recovery import STEP_TIMEOUT_S, Recovery
 from .request import Event, Handle, Request, Sampling, now_s
 from .scheduler import Counts, Scheduler
+from .snapshot import GroupPages, Look, pages
 from .stats import Stats
 from .tracing import Recorder
 from .weights import Checkpoint
+from .witness import Witness
 from .workers import Down, Up, Workers
 
 WARM_UP_TOKENS = 64
@@ -68,7 +70,8 @@ class Engine:
         self._workers = workers
         self._flights = Flights(manifest, scheduler, Dispatch(workers.send), self.stats, recorder)
         self._recovery = Recovery(manifest, self._flights, workers, step_timeout_s)
-        self._inbox: queue.SimpleQueue[Handle | int | MnemocError] = queue.SimpleQueue()
+        self._witness = self._flights.witness
+        self._inbox: queue.SimpleQueue[Handle | Look | int | MnemocError] = queue.SimpleQueue()
         self._ids = itertools.count()
         self._failed: MnemocError | None = None
         self._warm = False
@@ -189,6 +192,19 @@ class Engine:
         """Of all KV pages, those that requests hold."""
         return self._scheduler.book.used_fraction
 
+    @property
+    def kv_pages(self) -> tuple[GroupPages, ...]:
+        """Of each KVP group."""
+        return pages(self._scheduler)
+
+    def look(self, look: Look) -> bool:
+        """Have a snapshot taken, soon, by the engine's thread; False if that has ended. From any thread."""
+        return self._tell(look)
+
+    def watched_by(self, witness: Witness) -> None:
+        """Tell it of all that happens from now on, in the engine's thread."""
+        self._witness = self._flights.witness = witness
+
     def close(self, why: str = "the engine was closed") -> None:
         """End all requests and all workers. May be called twice. why: those that are not through yet"""
         self._tell(RuntimeFault(why))
@@ -212,17 +228,23 @@ class Engine:
         while self._workers.up and self._flights.room and self._flights.dispatch(now_s()):
             pass
         self._flights.deliver()
-        for event in self._workers.poll(wait_s):
+        events = self._workers.poll(wait_s)
+        woke_s = now_s()
+        for event in events:
             if isinstance(event, Done):
                 self._recovery.stepped()
                 self._flights.settle(event, now_s())
             elif isinstance(event, Up):
                 self.stats.restarts += 1
+                self._witness.back()
             elif not self._warm:  # a plan that cannot take its first steps: no reason to try again
                 raise event.error
             else:
+                self.stats.deaths += 1
+                self._witness.lost(event.error)
                 self._recovery.restart(event.error)
         self._recovery.look()
+        self.stats.parts.settle += now_s() - woke_s
 
     def _warm_up(self) -> None:
         """Run something small on every KVP group: first steps compile and allocate, and are slow."""
@@ -262,10 +284,12 @@ class Engine:
                 self._closing = message
             elif isinstance(message, int):
                 self._flights.cancel(message)
+            elif isinstance(message, Look):
+                self._flights.look(message, now_s())
             else:
                 self._flights.accept(message)
 
-    def _tell(self, message: Handle | int | MnemocError) -> bool:
+    def _tell(self, message: Handle | Look | int | MnemocError) -> bool:
         """Put a message before the engine's thread; False if that has ended."""
         with self._lock:
             if self._failed is not None:
