@@ -67,7 +67,7 @@ class Engine:
         self.stats = Stats()
         self._scheduler = scheduler
         self._workers = workers
-        self._flights = Flights(manifest, scheduler, Dispatch(workers.send), self.stats, recorder)
+        self._flights = Flights(manifest, scheduler, Dispatch(workers.send), self.stats, recorder, forecast)
         self._inbox: queue.SimpleQueue[Handle | int | None] = queue.SimpleQueue()
         self._ids = itertools.count()
         self._failed: MnemocError | None = None
@@ -256,7 +256,7 @@ class Engine:
             elif isinstance(message, int):
                 self._flights.cancel(message)
             else:
-                self._flights.accept(message)
+                self._flights.accept(message, now_s())
 
     def _recover(self, error: MnemocError) -> None:
         """The workers are gone: what ran fails, what waits goes on waiting, fresh workers start."""

@@ -13,10 +13,11 @@ from typing import Protocol
 
 from ..artifact import Manifest
 from ..errors import MnemocError
+from .forecast import Forecast
 from .job import Admitted, Job, MicroBatch
 from .prefix import page_hash
 from .protocol import Done
-from .request import Ended, Event, FinishReason, Handle, Progress, Request, Token, Top
+from .request import Ended, Event, FinishReason, Handle, Progress, Request, Token, TooLate, Top
 from .scheduler import Scheduler
 from .stats import Iteration, Stats
 from .tracing import Recorder
@@ -42,6 +43,7 @@ class Flight:
     groups: set[int]
     going_on: list[int] = field(default_factory=list)
     busy_s: float = 0.0
+    pace_s: float = 0.0
 
 
 class Flights:
@@ -54,7 +56,10 @@ class Flights:
         executor: Executor,
         stats: Stats,
         recorder: Recorder | None = None,
+        forecast: Forecast | None = None,
     ) -> None:
+        """forecast: who says of each request when it will have its first token; None: nobody does."""
+        self._forecast = forecast
         self._recorder = recorder
         self._scheduler = scheduler
         self._executor = executor
@@ -78,11 +83,11 @@ class Flights:
             return True
         return in_flight < depth + max(1, depth - 1) and not self._scheduler.decoding
 
-    def accept(self, handle: Handle) -> None:
+    def accept(self, handle: Handle, now_s: float) -> None:
         """A new request."""
         request = handle.request
         self._handles[handle.id] = handle
-        self._jobs[handle.id] = self._scheduler.add(
+        job = self._jobs[handle.id] = self._scheduler.add(
             handle.id,
             len(request.prompt_ids),
             request.kv_tokens,
@@ -90,6 +95,8 @@ class Flights:
             request.promise,
             handle.hashes,
         )
+        if self._forecast is not None:
+            self._foretell(self._forecast, handle, job, now_s)
 
     def cancel(self, id: int) -> None:
         """The client lost interest; its pages are free at once."""
@@ -117,7 +124,9 @@ class Flights:
                     self._stats.prefix_hits += change.cached
             elif isinstance(change, int):
                 over.append(change)
-        self._flights[number] = Flight(micro_batch, now_s, set(micro_batch.loads))
+        flight = self._flights[number] = Flight(micro_batch, now_s, set(micro_batch.loads))
+        if self._forecast is not None:
+            flight.pace_s = self._forecast.pace_s(micro_batch.loads)
         if self._recorder is not None:
             self._recorder.sent(number, micro_batch, now_s)
         self._executor.send(number, micro_batch, self._live)
@@ -221,6 +230,8 @@ class Flights:
         del self._flights[number]
         micro_batch = flight.micro_batch
         wall_s = now_s - flight.sent_s
+        if self._forecast is not None:
+            self._forecast.landed(micro_batch.loads, flight.pace_s, flight.sent_s, now_s)
         self._scheduler.settled(micro_batch, flight.going_on, wall_s)
         prefilled = sum(chunk.rows for chunk in micro_batch.chunks)
         self._stats.prompt_tokens += prefilled
@@ -231,6 +242,28 @@ class Flights:
             job = self._scheduler.running.get(chunk.sid)
             if job is not None and not chunk.ends:
                 self._post(self._handles[job.id], self._progress(job, chunk.left_s, now_s))
+
+    def first_tokens_s(self, now_s: float, until: Job | None = None) -> dict[int, float]:
+        """Predicted seconds to the first token, by request; until: as in `Forecast.first_tokens_s`."""
+        assert self._forecast is not None, "it was given one"
+        flights = self._flights.values()
+        paces_s = [flight.pace_s for flight in flights]
+        backlog_s = 0.0
+        if paces_s:
+            began_s = max(next(iter(flights)).sent_s, self._forecast.landed_s)
+            backlog_s = sum(paces_s) - min(paces_s[0], now_s - began_s)
+        return self._forecast.first_tokens_s(now_s, backlog_s, until)
+
+    def _foretell(self, forecast: Forecast, handle: Handle, job: Job, now_s: float) -> None:
+        """When its first token will come; a strict promise that cannot be kept is refused."""
+        eta_s = self.first_tokens_s(now_s, until=job)[job.id]
+        handle.predicted_ttft_s = now_s - handle.submitted_s + eta_s
+        if handle.request.promise.strict and handle.predicted_ttft_s > job.deadline_s:
+            self._stats.refused += 1
+            self._end(job.id, TooLate(handle.predicted_ttft_s, job.deadline_s))
+            return
+        forecast.coming.saw(job, now_s)
+        self._post(handle, Progress(0, job.prompt, eta_s, waiting=True))
 
     def _progress(self, job: Job, left_s: float, now_s: float) -> Progress:
         """How far the prompt is; the plan's estimate of the rest, corrected by the pace so far."""

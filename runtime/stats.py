@@ -34,6 +34,7 @@ class Stats:
     finished: int = 0
     cancelled: int = 0
     failed: int = 0
+    refused: int = 0
     restarts: int = 0
     iterations: deque[Iteration] = field(default_factory=lambda: deque(maxlen=KEPT))
 
