@@ -18,9 +18,10 @@ import queue
 import secrets
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import cast
+from typing import TypeVar, cast
 
 from .. import artifact
 from ..artifact import Manifest, Plan
@@ -29,6 +30,7 @@ from ..units import format_count
 from .cost import PlanCost
 from .dispatch import Dispatch
 from .flights import Flights
+from .forecast import Forecast
 from .growth import Growth
 from .loader import ArtifactModules
 from .packing import Packing
@@ -48,6 +50,10 @@ MAX_RESTARTS = 3
 
 WARM_UP_TOKENS = 64
 
+T = TypeVar("T")
+Message = Handle | Callable[[], None] | int | None
+"""A request, something to be done in the engine's thread, the id of a request to cancel, or the end."""
+
 
 class Engine:
     """A running plan. Make it with `Engine.start`; close it, or use it as a context manager."""
@@ -58,6 +64,7 @@ class Engine:
         scheduler: Scheduler,
         workers: Workers,
         prefix_caching: bool,
+        forecast: Forecast,
         recorder: Recorder | None = None,
     ) -> None:
         self.manifest = manifest
@@ -66,9 +73,10 @@ class Engine:
         self.vocab = int(manifest.model["vocab"])
         self.stats = Stats()
         self._scheduler = scheduler
+        self._forecast = forecast
         self._workers = workers
         self._flights = Flights(manifest, scheduler, Dispatch(workers.send), self.stats, recorder, forecast)
-        self._inbox: queue.SimpleQueue[Handle | int | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._ids = itertools.count()
         self._failed: MnemocError | None = None
         self._restarts = 0
@@ -127,7 +135,8 @@ class Engine:
             if recorder is not None:
                 recorder.close(keep=False)
             raise
-        engine = cls(manifest, scheduler, workers, prefix_caching, recorder)
+        forecast = Forecast(scheduler, cost)
+        engine = cls(manifest, scheduler, workers, prefix_caching, forecast, recorder)
         engine._thread.start()
         try:
             say("warming up")
@@ -156,6 +165,24 @@ class Engine:
         if not self._tell(handle):
             raise cast(MnemocError, self._failed)
         return handle
+
+    def ask(self, question: Callable[[Flights, float], T]) -> Future[T]:
+        """Have a question answered in the engine's thread, between two steps. From any thread.
+
+        question: what is in flight, and the time now → whatever outlives the call; it should take no more than
+            a millisecond
+        """
+        answer: Future[T] = Future()
+
+        def put() -> None:
+            try:
+                answer.set_result(question(self._flights, now_s()))
+            except Exception as error:
+                answer.set_exception(error)
+
+        if not self._tell(put):
+            answer.set_exception(cast(MnemocError, self._failed))
+        return answer
 
     @property
     def healthy(self) -> bool:
@@ -228,6 +255,7 @@ class Engine:
             for handle in [self.submit(request) for request in requests]:
                 handle.result()
         self.stats.clear()
+        self._forecast.forget()
 
     def _run(self) -> None:
         error: MnemocError = RuntimeFault("the engine was closed")
@@ -255,8 +283,10 @@ class Engine:
                 self._closing = True
             elif isinstance(message, int):
                 self._flights.cancel(message)
-            else:
+            elif isinstance(message, Handle):
                 self._flights.accept(message, now_s())
+            else:
+                message()
 
     def _recover(self, error: MnemocError) -> None:
         """The workers are gone: what ran fails, what waits goes on waiting, fresh workers start."""
@@ -266,7 +296,7 @@ class Engine:
             raise RuntimeFault(f"gave up after {MAX_RESTARTS} restarts: {error}") from error
         self._workers.spawn()
 
-    def _tell(self, message: Handle | int | None) -> bool:
+    def _tell(self, message: Message) -> bool:
         """Put a message before the engine's thread; False if that has ended."""
         with self._lock:
             if self._failed is not None:

@@ -7,6 +7,7 @@ progress for the clients (`settle`). Who carries them out is behind one seam: wo
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -246,12 +247,14 @@ class Flights:
     def first_tokens_s(self, now_s: float, until: Job | None = None) -> dict[int, float]:
         """Predicted seconds to the first token, by request; until: as in `Forecast.first_tokens_s`."""
         assert self._forecast is not None, "it was given one"
-        flights = self._flights.values()
-        paces_s = [flight.pace_s for flight in flights]
-        backlog_s = 0.0
-        if paces_s:
-            began_s = max(next(iter(flights)).sent_s, self._forecast.landed_s)
-            backlog_s = sum(paces_s) - min(paces_s[0], now_s - began_s)
+        backlog_s: dict[int, float] = {}
+        for flight in self._flights.values():
+            for group in flight.groups:
+                if group in backlog_s:
+                    backlog_s[group] += flight.pace_s
+                else:  # the one that is through next
+                    began_s = max(flight.sent_s, self._forecast.landed_s.get(group, -math.inf))
+                    backlog_s[group] = max(0.0, flight.pace_s - (now_s - began_s))
         return self._forecast.first_tokens_s(now_s, backlog_s, until)
 
     def _foretell(self, forecast: Forecast, handle: Handle, job: Job, now_s: float) -> None:

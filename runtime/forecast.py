@@ -80,6 +80,7 @@ class Coming:
 class _Prompt:
     """A prompt as it runs ahead. job: a copy, whose left_s goes down; needs: pages by group, None: it has them.
 
+    share: of an iteration, that its chunks take, where others would fill the rest
     step_s, tail_s: of a micro-batch with its next chunk, until the next one may follow, and from then until it
         has left the last stage
     """
@@ -87,20 +88,41 @@ class _Prompt:
     job: Job
     groups: tuple[int, ...]
     slowed: float
+    share: float
     step_s: float
     tail_s: float
     needs: Mapping[int, int] | None = None
 
 
 @dataclass(eq=False)
+class _Turn:
+    """Some seconds of each group. done_s: of prompts that end in it, one after the other; held_s: of others, all
+    the while, by request in given_s; longs: groups with a long prompt."""
+
+    at_s: float
+    seconds: float
+    done_s: list[float]
+    held_s: list[float]
+    longs: set[int] = field(default_factory=set)
+    given_s: dict[int, float] = field(default_factory=dict)
+
+    def left(self, group: int) -> float:
+        return max(0.0, self.seconds - self.done_s[group] - self.held_s[group])
+
+    def hold(self, seconds: Iterable[float]) -> None:
+        self.held_s = [held_s + more_s for held_s, more_s in zip(self.held_s, seconds, strict=True)]
+
+
+@dataclass(eq=False)
 class Forecast:
-    """Of one scheduler. drift, coming: what it has learnt; landed_s: when the last micro-batch was through."""
+    """Of one scheduler. drift, coming: what it has learnt; landed_s: when each group's last micro-batch was
+    through."""
 
     scheduler: Scheduler
     cost: Cost
     drift: Drift = field(default_factory=Drift)
     coming: Coming = field(default_factory=Coming)
-    landed_s: float = -math.inf
+    landed_s: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = self.scheduler
@@ -115,22 +137,29 @@ class Forecast:
         )
 
     def first_tokens_s(
-        self, now_s: float, backlog_s: float, until: Job | None = None
+        self, now_s: float, backlog_s: Mapping[int, float], until: Job | None = None
     ) -> dict[int, float]:
         """Predicted seconds from now to the first token, by request, of all that have none yet.
 
-        backlog_s: predicted, until what is on its way has left; until: whoever else is later is left out
+        backlog_s: by group, until what is on its way there has left; until: whoever comes later than this one
+            is left out
         """
         return _Run(self, now_s, backlog_s).to_end(until)
+
+    def forget(self) -> None:
+        """What was learnt from warming up."""
+        self.drift, self.coming = Drift(), Coming()
 
     def landed(
         self, loads: Mapping[int, Load], pace_s: float, sent_s: float, now_s: float
     ) -> None:
         """A micro-batch is through; pace_s: as was predicted when it was sent."""
-        since_s = max(self.landed_s, sent_s)
-        predicted_s = max(sent_s + self.crossing_s(loads), self.landed_s + pace_s) - since_s
+        before_s = max(self.landed_s.get(group, -math.inf) for group in loads)
+        since_s = max(before_s, sent_s)
+        predicted_s = max(sent_s + self.crossing_s(loads), before_s + pace_s) - since_s
         self.drift.saw(predicted_s, now_s - since_s)
-        self.landed_s = now_s
+        for group in loads:
+            self.landed_s[group] = now_s
 
     def pace_s(self, loads: Mapping[int, Load]) -> float:
         return max(map(self.cost.pace_s, loads.values()))
@@ -142,7 +171,7 @@ class Forecast:
 class _Run:
     """One look ahead."""
 
-    def __init__(self, by: Forecast, now_s: float, backlog_s: float) -> None:
+    def __init__(self, by: Forecast, now_s: float, backlog_s: Mapping[int, float]) -> None:
         self._by, self._now_s, self._backlog_s = by, now_s, backlog_s
         scheduler = self._scheduler = by.scheduler
         self._groups = range(scheduler.growth.kvp)
@@ -152,7 +181,7 @@ class _Run:
             self._add_decode(job)
         promises = [job.tbt_s for job in self._decoding]
         self._allowed_s = min(promises, default=scheduler.workload.tbt_s) / scheduler.overrun.ratio
-        self._known: dict[tuple[int, ...], tuple[float, float, float]] = {}
+        self._known: dict[tuple[int, ...], tuple[float, float, float, float]] = {}
         self._found: dict[int, float] = {}
         policy, waiting = scheduler.policy, scheduler.waiting
         everyone = {job.id: job for job in scheduler.running.values() if job.issued < job.prompt}
@@ -189,50 +218,57 @@ class _Run:
     # ---------------------------------------------------------------------------------- one turn
 
     def _turn(self, at_s: float, turn_s: float) -> None:
-        """Prompts take their seconds of it, in order, as in a micro-batch."""
+        """Prompts take their seconds of it, in order, as in a micro-batch; what is left goes to who wants more."""
         scheduler, policy = self._scheduler, self._scheduler.policy
         ready = {prompt.job.id: prompt for prompt in self._prompts if prompt.needs is None}
         jobs = {id: prompt.job for id, prompt in ready.items()}
         order = [ready[job.id] for job in in_order(policy, jobs, self._now_s + at_s)]
-        left = [turn_s] * len(self._groups)
-        at = next((i for i, prompt in enumerate(order) if prompt.job.long), len(order))
-        if not policy.room:
-            at = len(order)
+        turn = _Turn(at_s, turn_s, [0.0] * len(self._groups), [0.0] * len(self._groups))
+        longs = [prompt for prompt in order if prompt.job.long]
+        for prompt in longs:
+            if turn.longs.isdisjoint(prompt.groups):
+                turn.longs.update(prompt.groups)
+            else:
+                order.remove(prompt)
+        at = order.index(longs[0]) if longs and policy.room else len(order)
         for prompt in order[:at]:
-            self._serve(prompt, left, at_s, turn_s, 1.0)
-        behind = order[at:]
-        if not behind:
-            return
-        slack = behind[0].job.relative_slack(self._now_s + at_s)
-        share = min(policy.room, max(policy.least_room, slack))
-        coming = min(MOST_COMING, self._by.coming.rate(self._now_s) / scheduler.growth.kvp)
-        room = [share * seconds for seconds in left]
-        spare = [seconds - part for seconds, part in zip(left, room, strict=True)]
-        for prompt in behind:
-            if not prompt.job.long:
-                self._serve(prompt, room, at_s, turn_s, share)
-        left = [
-            max(0.0, a + b - min(b, coming * turn_s)) for a, b in zip(spare, room, strict=True)
-        ]
-        taken: set[int] = set()
-        for prompt in behind:
-            if prompt.job.long and taken.isdisjoint(prompt.groups):
-                taken.update(prompt.groups)
-                self._serve(prompt, left, at_s, turn_s, 1.0)
+            self._serve(prompt, turn, prompt.share)
+        if at < len(order):
+            slack = longs[0].job.relative_slack(self._now_s + at_s)
+            room = min(policy.room, max(policy.least_room, slack))
+            kept = [(1 - room) * turn.left(group) for group in self._groups]
+            turn.hold(kept)
+            for prompt in order[at:]:
+                if not prompt.job.long:
+                    self._serve(prompt, turn, 1.0)
+            turn.hold([-seconds for seconds in kept])
+            per_s = self._by.coming.rate(self._now_s) / scheduler.growth.kvp
+            come_s = min(MOST_COMING, room, per_s) * turn_s
+            turn.hold([min(come_s, turn.left(group)) for group in self._groups])
+        for prompt in order:
+            if prompt.job.id not in self._found:
+                self._serve(prompt, turn, 1.0)
 
-    def _serve(
-        self, prompt: _Prompt, left: list[float], at_s: float, turn_s: float, share: float
-    ) -> None:
-        """As many of the turn's seconds as are left on all its groups, and as it needs."""
-        has_s = min(left[group] for group in prompt.groups)
-        job, needs_s = prompt.job, prompt.job.left_s * prompt.slowed
-        for group in prompt.groups:
-            left[group] -= min(has_s, needs_s)
+    def _serve(self, prompt: _Prompt, turn: _Turn, share: float) -> None:
+        """As many of the turn's seconds as are left on all its groups, but for this share at most, and as it
+        needs."""
+        job, before_s = prompt.job, turn.given_s.get(prompt.job.id, 0.0)
+        for group in prompt.groups:  # its share of the first time, to be had again
+            turn.held_s[group] -= before_s
+        job.left_s += before_s / prompt.slowed
+        has_s = min(share * turn.seconds, *map(turn.left, prompt.groups))
+        needs_s = job.left_s * prompt.slowed
         if needs_s > has_s:
+            turn.given_s[job.id] = has_s
             job.left_s -= has_s / prompt.slowed
+            for group in prompt.groups:
+                turn.held_s[group] += has_s
             return
-        before_s = turn_s - has_s / share
-        self._first_token(prompt, at_s + max(0.0, before_s) + needs_s / share)
+        within_s = 0.0
+        for group in prompt.groups:
+            turn.done_s[group] += needs_s
+            within_s = max(within_s, turn.done_s[group] / (1 - turn.held_s[group] / turn.seconds))
+        self._first_token(prompt, turn.at_s + min(turn.seconds, within_s))
 
     def _first_token(self, prompt: _Prompt, at_s: float) -> None:
         """The prompt's work is done so many seconds after what is on its way. Its last iteration may carry others
@@ -243,7 +279,7 @@ class _Run:
         if any(not set(prompt.groups).isdisjoint(other.groups) for other in others):
             step_s = max(prompt.step_s, *(other.step_s for other in others))
             at_s = math.ceil(at_s / step_s - 1e-9) * step_s
-        self._found[job.id] = self._by.drift.ratio * (max(self._backlog_s, prompt.tail_s) + at_s)
+        self._note(job, prompt.groups, at_s, prompt.tail_s)
         if self._ends:
             self._will_end(job, at_s + (job.kv_tokens - job.prompt) * self._token_s())
 
@@ -291,8 +327,8 @@ class _Run:
         groups = tuple(scheduler.growth.group(job.home, shard) for shard in range(seen))
         return _Prompt(job, groups, *self._beside_decodes(job), needs)
 
-    def _beside_decodes(self, job: Job) -> tuple[float, float, float]:
-        """`slowed`, `step_s` and `tail_s`: of chunks in the middle of what is left of it."""
+    def _beside_decodes(self, job: Job) -> tuple[float, float, float, float]:
+        """`slowed`, `share`, `step_s` and `tail_s`: of chunks in the middle of what is left of it."""
         plan, left = self._scheduler.plan, job.prompt - job.issued
         most = min(plan.chunk_at(job.issued), left)
         key = (job.home, job.issued.bit_length(), left.bit_length(), most.bit_length())
@@ -306,7 +342,7 @@ class _Run:
         by, growth, decodes = self._by, self._scheduler.growth, self._decodes
         loads = chunk_loads(growth, ahead, most, ends)
         step_s, crossing_s = by.pace_s(loads), by.crossing_s(loads)
-        slowed = 1.0
+        slowed, share = 1.0, min(1.0, crossing_s / self._allowed_s)
         if not decodes.keys().isdisjoint(loads):
             rows, added = self._rows_beside(ahead)
             both = {group: decodes.get(group, Load()) + load for group, load in added.items()}
@@ -314,7 +350,8 @@ class _Run:
             empty = plan.layout.spp - 1  # micro-batches without decodes beside each with them
             rate = (rows + empty * most) / (step_s + empty * alone_s)
             slowed = max(1.0, most / alone_s / rate)
-        self._known[key] = slowed, step_s, max(0.0, crossing_s - step_s)
+            share = (1 + empty * share) / (1 + empty)
+        self._known[key] = slowed, share, step_s, max(0.0, crossing_s - step_s)
         return self._known[key]
 
     def _rows_beside(self, job: Job) -> tuple[int, dict[int, Load]]:
@@ -345,8 +382,14 @@ class _Run:
         for job in rest:
             seen = range(scheduler.growth.seen_by(job.prompt))
             groups: Iterable[int] = [scheduler.growth.group(job.home, shard) for shard in seen]
-            slowed, _, tail_s = self._beside_decodes(job)
+            slowed, _, _, tail_s = self._beside_decodes(job)
             end_s = max(done_s[group] for group in groups) + job.left_s * slowed
             for group in groups:
                 done_s[group] = end_s
-            self._found[job.id] = self._by.drift.ratio * (max(self._backlog_s, tail_s) + end_s)
+            self._note(job, groups, end_s, tail_s)
+
+    def _note(self, job: Job, groups: Iterable[int], at_s: float, tail_s: float) -> None:
+        """Its work is done so many seconds after what is on its way, and then has `tail_s` to go, or until that
+        has left."""
+        backlog_s = max(self._backlog_s.get(group, 0.0) for group in groups)
+        self._found[job.id] = self._by.drift.ratio * (max(backlog_s, tail_s) + at_s)
