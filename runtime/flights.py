@@ -266,7 +266,6 @@ class Flights:
             self._end(job.id, TooLate(handle.predicted_ttft_s, job.deadline_s))
             return
         forecast.coming.saw(job, now_s)
-        self._post(handle, Progress(0, job.prompt, eta_s, waiting=True))
 
     def _progress(self, job: Job, left_s: float, now_s: float) -> Progress:
         """How far the prompt is; the plan's estimate of the rest, corrected by the pace so far."""
