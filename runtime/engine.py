@@ -39,9 +39,11 @@ from .prefix import page_hashes
 from .protocol import Done
 from .request import Event, Handle, Request, Sampling, now_s
 from .scheduler import Counts, Scheduler
+from .snapshot import GroupPages, Look, pages
 from .stats import Stats
 from .tracing import Recorder
 from .weights import Checkpoint
+from .witness import Witness
 from .workers import Down, NurseryProcess, Up, Workers
 
 MAX_RESTARTS = 3
@@ -51,8 +53,9 @@ MAX_RESTARTS = 3
 WARM_UP_TOKENS = 64
 
 T = TypeVar("T")
-Message = Handle | Callable[[], None] | int | None
-"""A request, something to be done in the engine's thread, the id of a request to cancel, or the end."""
+Message = Handle | Look | Callable[[], None] | int | None
+"""A request, a wish for a snapshot, something to be done in the engine's thread, the id of a request to cancel, or
+the end."""
 
 
 class Engine:
@@ -75,7 +78,10 @@ class Engine:
         self._scheduler = scheduler
         self._forecast = forecast
         self._workers = workers
-        self._flights = Flights(manifest, scheduler, Dispatch(workers.send), self.stats, recorder, forecast)
+        self._flights = Flights(
+            manifest, scheduler, Dispatch(workers.send), self.stats, recorder, forecast
+        )
+        self._witness = self._flights.witness
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._ids = itertools.count()
         self._failed: MnemocError | None = None
@@ -213,6 +219,19 @@ class Engine:
         """Of all KV pages, those that requests hold."""
         return self._scheduler.book.used_fraction
 
+    @property
+    def kv_pages(self) -> tuple[GroupPages, ...]:
+        """Of each KVP group."""
+        return pages(self._scheduler)
+
+    def look(self, look: Look) -> bool:
+        """Have a snapshot taken, soon, by the engine's thread; False if that has ended. From any thread."""
+        return self._tell(look)
+
+    def watched_by(self, witness: Witness) -> None:
+        """Tell it of all that happens from now on, in the engine's thread."""
+        self._witness = self._flights.witness = witness
+
     def close(self) -> None:
         """End all requests and all workers. May be called twice."""
         self._tell(None)
@@ -236,14 +255,18 @@ class Engine:
         while self._workers.up and self._flights.room and self._flights.dispatch(now_s()):
             pass
         self._flights.deliver()
-        for event in self._workers.poll(wait_s):
+        events = self._workers.poll(wait_s)
+        woke_s = now_s()
+        for event in events:
             if isinstance(event, Done):
                 self._restarts = 0
                 self._flights.settle(event, now_s())
             elif isinstance(event, Up):
                 self.stats.restarts += 1
+                self._witness.back()
             else:
                 self._recover(event.error)
+        self.stats.parts.settle += now_s() - woke_s
 
     def _warm_up(self) -> None:
         """Run something small on every KVP group: first steps compile and allocate, and are slow."""
@@ -285,11 +308,15 @@ class Engine:
                 self._flights.cancel(message)
             elif isinstance(message, Handle):
                 self._flights.accept(message, now_s())
+            elif isinstance(message, Look):
+                self._flights.look(message, now_s())
             else:
                 message()
 
     def _recover(self, error: MnemocError) -> None:
         """The workers are gone: what ran fails, what waits goes on waiting, fresh workers start."""
+        self.stats.deaths += 1
+        self._witness.lost(error)
         self._flights.fail_running(error)
         self._restarts += 1
         if self._restarts > MAX_RESTARTS:

@@ -76,6 +76,25 @@ class Coming:
         return self.per_s * math.exp((self._seen_s - now_s) / REMEMBERED_S)
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """first_s: predicted seconds from now to the first token, by request; token_s: from one token of a decode to
+    its next."""
+
+    first_s: Mapping[int, float]
+    token_s: float
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """A micro-batch that was sent. pace_s: predicted, until the next one could follow; groups: that are not
+    through."""
+
+    groups: Iterable[int]
+    pace_s: float
+    sent_s: float
+
+
 @dataclass(eq=False, slots=True)
 class _Prompt:
     """A prompt as it runs ahead. job: a copy, whose left_s goes down; needs: pages by group, None: it has them.
@@ -136,15 +155,24 @@ class Forecast:
             known.overrun,
         )
 
-    def first_tokens_s(
-        self, now_s: float, backlog_s: Mapping[int, float], until: Job | None = None
-    ) -> dict[int, float]:
-        """Predicted seconds from now to the first token, by request, of all that have none yet.
+    def look(
+        self, now_s: float, under_way: Iterable[UnderWay], until: Job | None = None
+    ) -> Outlook:
+        """Of all that have no token yet; until: whoever comes later than this one is left out."""
+        run = _Run(self, now_s, self._backlog_s(now_s, under_way))
+        return Outlook(run.to_end(until), self.drift.ratio * run.token_s)
 
-        backlog_s: by group, until what is on its way there has left; until: whoever comes later than this one
-            is left out
-        """
-        return _Run(self, now_s, backlog_s).to_end(until)
+    def _backlog_s(self, now_s: float, under_way: Iterable[UnderWay]) -> dict[int, float]:
+        """Predicted, by group, until what is on its way there has left."""
+        backlog_s: dict[int, float] = {}
+        for one in under_way:
+            for group in one.groups:
+                if group in backlog_s:
+                    backlog_s[group] += one.pace_s
+                else:  # the one that is through next
+                    began_s = max(one.sent_s, self.landed_s.get(group, -math.inf))
+                    backlog_s[group] = max(0.0, one.pace_s - (now_s - began_s))
+        return backlog_s
 
     def forget(self) -> None:
         """What was learnt from warming up."""
@@ -189,11 +217,12 @@ class _Run:
         self._free = [scheduler.book.available(group) for group in self._groups]
         self._prompts = [self._prompt(job) for job in order[:MOST_PROMPTS]]
         self._behind = order[MOST_PROMPTS:]
+        alone_s = by.crossing_s(self._decodes) if self._decodes else 0.0
+        self.token_s = max([alone_s, *(one.step_s + one.tail_s for one in self._prompts)])
         self._ends: list[tuple[float, Mapping[int, int]]] = []
         if any(prompt.needs for prompt in self._prompts):
-            token_s = self._token_s()
             for job in self._decoding:
-                self._will_end(job, (job.kv_tokens - job.cached) * token_s)
+                self._will_end(job, (job.kv_tokens - job.cached) * self.token_s)
 
     def to_end(self, until: Job | None) -> dict[int, float]:
         """The schedule, turn by turn."""
@@ -281,7 +310,7 @@ class _Run:
             at_s = math.ceil(at_s / step_s - 1e-9) * step_s
         self._note(job, prompt.groups, at_s, prompt.tail_s)
         if self._ends:
-            self._will_end(job, at_s + (job.kv_tokens - job.prompt) * self._token_s())
+            self._will_end(job, at_s + (job.kv_tokens - job.prompt) * self.token_s)
 
     # ------------------------------------------------------------------------------------- pages
 
@@ -369,11 +398,6 @@ class _Run:
         for shard in range(growth.seen_by(job.cached + 1)):
             load = loads.setdefault(growth.group(job.home, shard), Load())
             load.add_decode(growth, shard, job.cached)
-
-    def _token_s(self) -> float:
-        """From one token of a decode to its next."""
-        alone_s = self._by.crossing_s(self._decodes) if self._decodes else 0.0
-        return max([alone_s, *(prompt.step_s + prompt.tail_s for prompt in self._prompts)])
 
     def _one_after_the_other(self, at_s: float) -> None:
         """Who is left, in order, as if each had its groups to itself."""

@@ -93,6 +93,21 @@ class Promise:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Who asks, for logs and traces: nothing of it changes the answer.
+
+    id: what the client's side calls it; index: which of its answers this is; operation: what it asked for
+    traceparent, tracestate: the trace that it belongs to (W3C Trace Context), where it named one
+    """
+
+    id: str = ""
+    index: int = 0
+    operation: str = "text_completion"
+    traceparent: str | None = None
+    tracestate: str | None = None
+
+
+@dataclass(frozen=True)
 class Request:
     """A prompt as token ids, and what to do with it.
 
@@ -105,6 +120,7 @@ class Request:
     sampling: Sampling = Sampling()
     logits: Logits = "none"
     promise: Promise = Promise()
+    origin: Origin = Origin()
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -203,7 +219,8 @@ class Handle:
 
     Iteration raises the error that ended the request, if one did. With a `sink` there is nothing to
     iterate. Times are seconds on time.monotonic's clock; logprobs are those of the tokens, where asked for;
-    hashes: of the prompt's pages, if it may share them; predicted_ttft_s: when the engine took it on.
+    hashes: of the prompt's pages, if it may share them; cached_tokens: of it, found in pages when it came;
+    predicted_ttft_s: as predicted when the engine took it on.
     """
 
     request: Request
@@ -219,6 +236,7 @@ class Handle:
     logits_bytes: list[bytes] = field(default_factory=list)
     scheduled_s: float | None = None
     predicted_ttft_s: float | None = None
+    cached_tokens: int = 0
     progress: Progress | None = None
     finish_reason: FinishReason | None = None
     error: MnemocError | None = None
@@ -242,6 +260,11 @@ class Handle:
 
     def cancel(self) -> None:
         """Stop it and free its pages at once. Harmless when it is over."""
+        self.on_cancel(self.id)
+
+    def stop(self) -> None:
+        """As `cancel`, by somebody who has what was asked for: a stop string was found."""
+        self.finish_reason = self.finish_reason or "stop"
         self.on_cancel(self.id)
 
     def result(self) -> Handle:

@@ -171,14 +171,19 @@ class Scheduler:
         going_on: sids that got a token and want another; took_s: since it was sent, 0 if nobody measured
         """
         if took_s and micro_batch.chunks and micro_batch.decodes:
-            predicted_s = max(map(self._cost.crossing_s, micro_batch.loads.values()))
-            self.overrun.saw(predicted_s, took_s)
+            self.overrun.saw(self.predicted_s(micro_batch), took_s)
         for chunk in micro_batch.chunks:
             if (job := self.running.get(chunk.sid)) is not None:
                 job.processed = chunk.start + chunk.rows
         for sid in going_on:
             if (job := self.running.get(sid)) is not None:
                 self._ready[sid] = job
+
+    def predicted_s(self, micro_batch: MicroBatch, *, follows: bool = False) -> float:
+        """From dispatch to the end of the last stage; follows: from the end of the one before it, in a full
+        pipeline."""
+        cost_s = self._cost.pace_s if follows else self._cost.crossing_s
+        return max(map(cost_s, micro_batch.loads.values()))
 
     def _take_decodes(self, loads: dict[int, Load]) -> list[Job]:
         for job in [job for job in self._ready.values() if job.cached >= job.covered]:
@@ -236,6 +241,12 @@ class Scheduler:
         if job.issued == job.prompt:
             return 0.0
         return max(0.0, job.whole_s - self.prefill_time.until_s(job.issued))
+
+    def unprocessed_s(self, job: Job) -> float:
+        """Predicted time for the prompt's tokens that have not left the last stage."""
+        if job.processed >= job.prompt:
+            return 0.0
+        return max(0.0, job.whole_s - self.prefill_time.until_s(job.processed))
 
     # ------------------------------------------------------------------------------- preemption
 

@@ -133,7 +133,7 @@ class Answers:
             if isinstance(event, Token):
                 piece = answer.push(event)
                 if piece.finish and not event.finish:
-                    self.handles[index].cancel()  # a stop string: the engine would go on
+                    self.handles[index].stop()  # a stop string: the engine would go on
                 if piece.finish:
                     self._on_finish(self.handles[index])
                 yield piece

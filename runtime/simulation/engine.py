@@ -23,6 +23,7 @@ from ..flights import Flights
 from ..forecast import Forecast
 from ..growth import Growth
 from ..job import MicroBatch
+from ..machine import Machine
 from ..packing import Packing
 from ..policies import DEFAULT, POLICIES
 from ..request import Event, Handle, Request, Sampling, Token
@@ -31,7 +32,6 @@ from ..stats import Stats
 from ..tracing import Recorder
 from .baselines import FixedChunk, WholePrefill
 from .collect import Collector, Idle
-from .machine import Machine
 from .result import Result, StageResult
 from .traffic import Arrival, Limits, Survey, Traffic, page_hashes
 from .virtual import Clock, Stations
@@ -199,7 +199,7 @@ class Simulation:
             seconds=seconds,
             requests=surveyed.requests,
             skipped=surveyed.skipped,
-            micro_batches=collector.micro_batches,
+            micro_batches=collector.work.micro_batches,
             requests_per_s=whole.requests / seconds,
             prompt_tokens_per_s=whole.prompt_tokens / seconds,
             output_tokens_per_s=whole.output_tokens / seconds,
@@ -213,7 +213,7 @@ class Simulation:
             pages=collector.pages,
             stages=self._stages(seconds),
             mfu=_share(collector.flops / seconds, machine.peak_flops),
-            mbu=_share(collector.bytes / seconds, machine.peak_bytes),
+            mbu=_share(machine.work_bytes(collector.work) / seconds, machine.peak_bytes),
         )
 
     def _stages(self, seconds: float) -> tuple[StageResult, ...]:
