@@ -18,9 +18,10 @@ import queue
 import secrets
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import cast
+from typing import TypeVar, cast
 
 from .. import artifact
 from ..artifact import Manifest, Plan
@@ -29,6 +30,7 @@ from ..units import format_count
 from .cost import PlanCost
 from .dispatch import Dispatch
 from .flights import Flights
+from .forecast import Forecast
 from .growth import Growth
 from .launcher import Launcher
 from .loader import ArtifactModules
@@ -48,6 +50,11 @@ from .workers import Down, Up, Workers
 
 WARM_UP_TOKENS = 64
 
+T = TypeVar("T")
+Message = Handle | Look | Callable[[], None] | int | MnemocError
+"""A request, a wish for a snapshot, something to be done in the engine's thread, the id of a request to cancel, or
+why the engine is to end."""
+
 
 class Engine:
     """A running plan. Make it with `Engine.start`; close it, or use it as a context manager."""
@@ -58,6 +65,7 @@ class Engine:
         scheduler: Scheduler,
         workers: Workers,
         prefix_caching: bool,
+        forecast: Forecast,
         recorder: Recorder | None = None,
         step_timeout_s: float = STEP_TIMEOUT_S,
     ) -> None:
@@ -67,11 +75,14 @@ class Engine:
         self.vocab = int(manifest.model["vocab"])
         self.stats = Stats()
         self._scheduler = scheduler
+        self._forecast = forecast
         self._workers = workers
-        self._flights = Flights(manifest, scheduler, Dispatch(workers.send), self.stats, recorder)
+        self._flights = Flights(
+            manifest, scheduler, Dispatch(workers.send), self.stats, recorder, forecast
+        )
         self._recovery = Recovery(manifest, self._flights, workers, step_timeout_s)
         self._witness = self._flights.witness
-        self._inbox: queue.SimpleQueue[Handle | Look | int | MnemocError] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._ids = itertools.count()
         self._failed: MnemocError | None = None
         self._warm = False
@@ -133,7 +144,10 @@ class Engine:
             if recorder is not None:
                 recorder.close(keep=False)
             raise
-        engine = cls(manifest, scheduler, workers, prefix_caching, recorder, step_timeout_s)
+        forecast = Forecast(scheduler, cost)
+        engine = cls(
+            manifest, scheduler, workers, prefix_caching, forecast, recorder, step_timeout_s
+        )
         engine._thread.start()
         try:
             say("warming up")
@@ -162,6 +176,24 @@ class Engine:
         if not self._tell(handle):
             raise cast(MnemocError, self._failed)
         return handle
+
+    def ask(self, question: Callable[[Flights, float], T]) -> Future[T]:
+        """Have a question answered in the engine's thread, between two steps. From any thread.
+
+        question: what is in flight, and the time now → whatever outlives the call; it should take no more than
+            a millisecond
+        """
+        answer: Future[T] = Future()
+
+        def put() -> None:
+            try:
+                answer.set_result(question(self._flights, now_s()))
+            except Exception as error:
+                answer.set_exception(error)
+
+        if not self._tell(put):
+            answer.set_exception(cast(MnemocError, self._failed))
+        return answer
 
     @property
     def healthy(self) -> bool:
@@ -257,6 +289,7 @@ class Engine:
                 handle.result()
         self.stats.clear()
         self._warm = True
+        self._forecast.forget()
 
     def _run(self) -> None:
         try:
@@ -284,12 +317,14 @@ class Engine:
                 self._closing = message
             elif isinstance(message, int):
                 self._flights.cancel(message)
+            elif isinstance(message, Handle):
+                self._flights.accept(message, now_s())
             elif isinstance(message, Look):
                 self._flights.look(message, now_s())
             else:
-                self._flights.accept(message)
+                message()
 
-    def _tell(self, message: Handle | Look | int | MnemocError) -> bool:
+    def _tell(self, message: Message) -> bool:
         """Put a message before the engine's thread; False if that has ended."""
         with self._lock:
             if self._failed is not None:

@@ -14,10 +14,22 @@ from typing import Protocol
 
 from ..artifact import Manifest
 from ..errors import MnemocError, RuntimeFault
+from .forecast import Forecast, Outlook, UnderWay
 from .job import Admitted, Job, MicroBatch
 from .prefix import page_hash
 from .protocol import Done
-from .request import Ended, Event, FinishReason, Handle, Progress, Request, Token, Top, now_s
+from .request import (
+    Ended,
+    Event,
+    FinishReason,
+    Handle,
+    Progress,
+    Request,
+    Token,
+    TooLate,
+    Top,
+    now_s,
+)
 from .scheduler import Scheduler
 from .snapshot import Look, take
 from .stats import Iteration, Stats
@@ -51,6 +63,7 @@ class Flight:
     follows: bool = False
     going_on: list[int] = field(default_factory=list)
     busy_s: float = 0.0
+    pace_s: float = 0.0
 
 
 class Flights:
@@ -66,7 +79,10 @@ class Flights:
         executor: Executor,
         stats: Stats,
         recorder: Recorder | None = None,
+        forecast: Forecast | None = None,
     ) -> None:
+        """forecast: who says of each request when it will have its first token; None: nobody does."""
+        self._forecast = forecast
         self._recorder = recorder
         self._scheduler = scheduler
         self._executor = executor
@@ -104,11 +120,11 @@ class Flights:
         predicted_s = self._scheduler.predicted_s
         return sum(predicted_s(flight.micro_batch) for flight in self._flights.values())
 
-    def accept(self, handle: Handle) -> None:
+    def accept(self, handle: Handle, now_s: float) -> None:
         """A new request."""
         request = handle.request
         self._handles[handle.id] = handle
-        self._jobs[handle.id] = self._scheduler.add(
+        job = self._jobs[handle.id] = self._scheduler.add(
             handle.id,
             len(request.prompt_ids),
             request.kv_tokens,
@@ -116,7 +132,10 @@ class Flights:
             request.promise,
             handle.hashes,
         )
-        self.witness.came(self._jobs[handle.id], handle)
+        if self._foretell(handle, job, now_s):
+            self.witness.came(job, handle)
+            if self._forecast is not None:
+                self._forecast.coming.saw(job, now_s)
 
     def cancel(self, id: int) -> None:
         """The client lost interest, or has what it wanted; its pages are free at once."""
@@ -151,7 +170,10 @@ class Flights:
                 over.append(change)
         chunks = tuple([(self._live[chunk.sid].id, chunk.rows) for chunk in micro_batch.chunks])
         follows = bool(self._flights) and not micro_batch.decodes
-        self._flights[number] = Flight(micro_batch, now_s, set(micro_batch.loads), chunks, follows)
+        flight = Flight(micro_batch, now_s, set(micro_batch.loads), chunks, follows)
+        self._flights[number] = flight
+        if self._forecast is not None:
+            flight.pace_s = self._forecast.pace_s(micro_batch.loads)
         if self._recorder is not None:
             self._recorder.sent(number, micro_batch, now_s)
         self._executor.send(number, micro_batch, self._live)
@@ -195,7 +217,9 @@ class Flights:
 
     def look(self, look: Look, now_s: float) -> None:
         """Answer somebody who wants to see what is going on."""
-        look.answer(take(look, self._jobs, self._handles, self._scheduler, self._stats, now_s))
+        outlook = self.outlook(now_s)
+        known = self._jobs, self._handles, self._scheduler, self._stats
+        look.answer(take(look, *known, outlook, now_s))
 
     def replay(self, error: MnemocError) -> bool:
         """The workers are gone: forget what is in flight; whoever ran is to go on where it stopped.
@@ -283,6 +307,8 @@ class Flights:
         del self._flights[number]
         micro_batch = flight.micro_batch
         wall_s = now_s - flight.sent_s
+        if self._forecast is not None:
+            self._forecast.landed(micro_batch.loads, flight.pace_s, flight.sent_s, now_s)
         self._scheduler.settled(micro_batch, flight.going_on, wall_s)
         if self._suspects:
             self._clear(micro_batch)
@@ -304,6 +330,28 @@ class Flights:
             if job is not None and not chunk.ends:
                 progress = Progress(job.processed, job.prompt, job.eta_s(chunk.left_s, now_s))
                 self._post(self._handles[job.id], progress)
+
+    def outlook(self, now_s: float, until: Job | None = None) -> Outlook | None:
+        """When first tokens will come, if anybody foretells; until: as in `Forecast.look`."""
+        if self._forecast is None:
+            return None
+        flights = self._flights.values()
+        under_way = [UnderWay(flight.groups, flight.pace_s, flight.sent_s) for flight in flights]
+        return self._forecast.look(now_s, under_way, until)
+
+    def _foretell(self, handle: Handle, job: Job, now_s: float) -> bool:
+        """Note when its first token will come; False if its strict promise cannot be kept: it is refused."""
+        outlook = self.outlook(now_s, until=job)
+        if outlook is None:
+            return True
+        predicted_s = now_s - handle.submitted_s + outlook.first_s[job.id]
+        handle.predicted_ttft_s = predicted_s
+        if handle.request.promise.strict and predicted_s > job.deadline_s:
+            self._stats.refused += 1
+            self._scheduler.drop(job)
+            self._post(self._forget(job.id), Ended(TooLate(predicted_s, job.deadline_s)))
+            return False
+        return True
 
     def _end(self, id: int, error: MnemocError | None) -> None:
         """It failed; or, without an error, nobody wants more of it."""

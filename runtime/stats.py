@@ -72,6 +72,7 @@ class Stats:
     stopped: int = 0
     cancelled: int = 0
     failed: int = 0
+    refused: int = 0
     late_tokens: int = 0
     deaths: int = 0
     restarts: int = 0
