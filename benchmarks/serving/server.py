@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import socket
 import subprocess
@@ -14,12 +15,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
+from mnemoc import artifact
 
 from ..harness import make_model, make_plan
 
+LAYOUT, CONTEXT, OUTPUT = "tp=1,spp=1,kvp=1", 16_000, 8000
 START_S = 120
 """How long a server may take to be healthy."""
 
@@ -34,7 +36,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class State:
-    """What a server holds at one moment. Memory in bytes; pages: the fraction of KV pages that requests hold."""
+    """What a server holds at one moment. Memory in bytes; pages: the fraction of them that requests hold."""
 
     server_bytes: int
     workers_bytes: int
@@ -93,19 +95,17 @@ class Served:
         return state
 
 
-def small_setup(work: Path, context: int = 16_000, output_tokens: int = 256, **plan: Any) -> Setup:
-    """The demo's model, on one worker."""
-    model = make_model(work / "model")
-    make_plan(
-        work / "plan",
-        model,
-        "local",
-        plan.pop("layout", "tp=1,spp=1,kvp=1"),
-        context,
-        output_tokens,
-        **{"tbt": "500ms", **plan},
-    )
-    return Setup(model, work / "plan")
+def small_setup(work: Path, pages: int = 512) -> Setup:
+    """The demo's model on one worker, with so few KV pages that all of them are soon in use.
+
+    A worker's memory is the kernel's to give, page by page: where there are many, it grows for hours.
+    """
+    setup = Setup(make_model(work / "model"), work / "plan")
+    make_plan(setup.plan, setup.model, "local", LAYOUT, CONTEXT, OUTPUT, tbt="500ms")
+    manifest, contents = artifact.load(setup.plan)
+    plan = dataclasses.replace(manifest.plan, num_pages=pages)
+    artifact.write(setup.plan, dataclasses.replace(manifest, plan=plan), contents)
+    return setup
 
 
 @contextmanager

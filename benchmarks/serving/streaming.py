@@ -1,4 +1,4 @@
-"""Streams: tokens per second of one core of the server's process, its engine's thread and its event loop together.
+"""Streams: tokens a second for each core of the server's process, its engine's thread and its event loop.
 
     python -m benchmarks.serving.streaming      also benchmarks/results/streaming.{json,md}
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import re
 import selectors
 import socket
@@ -22,9 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..harness import Figure, say, write_report
+from .client import post
 from .server import Served, Setup, server, small_setup
-
-OUTPUT = 6000
 
 
 @dataclass(frozen=True)
@@ -81,13 +79,6 @@ def stream(served: Served, case: Case) -> Streamed:
     return Streamed(tokens, events, wall_s, cpu_s)
 
 
-def post(body: object, path: str = "/v1/completions") -> bytes:
-    """A request as bytes."""
-    content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-    return f"{head}content-length: {len(content)}\r\n\r\n".encode() + content
-
-
 def read_all(port: int, request: bytes, count: int) -> list[bytes]:
     """`count` times the same request, each on its own connection, until each stream has ended."""
     received: list[list[bytes]] = [[] for _ in range(count)]
@@ -125,7 +116,7 @@ def main() -> None:
     options.parse_args()
     figures, runs = [], []
     with tempfile.TemporaryDirectory(prefix="mnemoc-streaming.") as folder:
-        setup = small_setup(Path(folder), output_tokens=OUTPUT)
+        setup = small_setup(Path(folder), pages=8192)
         for case in CASES:
             result = measure(setup, case)
             runs.append({**asdict(case), **asdict(result)})
