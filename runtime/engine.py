@@ -52,8 +52,8 @@ WARM_UP_TOKENS = 64
 
 T = TypeVar("T")
 Message = Handle | Look | Callable[[], None] | int | MnemocError
-"""A request, a wish for a snapshot, something to be done in the engine's thread, the id of a request to cancel, or
-why the engine is to end."""
+"""A request, a wish for a snapshot, something to do in the engine's thread, a request to cancel by its id,
+or why the engine is to end."""
 
 
 class Engine:
@@ -180,7 +180,8 @@ class Engine:
     def ask(self, question: Callable[[Flights, float], T]) -> Future[T]:
         """Have a question answered in the engine's thread, between two steps. From any thread.
 
-        question: what is in flight, and the time now → whatever outlives the call; it should take no more than
+        question: what is in flight, and the time now → whatever outlives the call; it should take no more
+            than
             a millisecond
         """
         answer: Future[T] = Future()
