@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,12 +13,16 @@ from . import console
 from .options import (
     folder,
     json_flag,
+    limit_options,
     policy_option,
     prompt_options,
     read_prompt,
     trace_option,
     weights_option,
 )
+
+if TYPE_CHECKING:
+    from .runtime.server import Limits
 
 
 @click.command()
@@ -123,6 +128,13 @@ def verify(
     help="Share the KV pages of common beginnings.",
 )
 @trace_option
+@click.option(
+    "--chat-template",
+    type=folder,
+    metavar="FILE",
+    help="In place of the model's own.",
+)
+@limit_options
 def serve(
     directory: Path,
     weights: Path,
@@ -131,6 +143,8 @@ def serve(
     policy: str,
     prefix_caching: bool,
     trace_out: Path | None,
+    chat_template: Path | None,
+    limits: Limits,
 ) -> None:
     """Serve a plan with an OpenAI-compatible API, until Ctrl-C or SIGTERM.
 
@@ -138,7 +152,11 @@ def serve(
     Example:
       mnemoc serve plan/ --weights models/tiny --port 8000
     """
+    from . import chat
     from .runtime import server
 
-    options = server.Options(policy, prefix_caching, trace_out)
-    server.serve(directory, weights, host, port, options, progress=console.remark)
+    options = server.Options(policy, prefix_caching, trace_out, limits)
+    template = chat.load(weights, chat_template)
+    server.serve(
+        directory, weights, host, port, options, template=template, progress=console.remark
+    )

@@ -22,11 +22,12 @@ from .logprobs import Scored
 class Piece:
     """Some text of answer `index`, and its token with logprobs, where asked for.
 
-    finish: why it ends here, if it does
+    tokens: how many the answer has by now; finish: why it ends here, if it does
     """
 
     index: int
     text: str
+    tokens: int
     finish: FinishReason | None = None
     scored: Scored | None = None
 
@@ -90,7 +91,7 @@ class _Answer:
         if finish and not stopped:
             shown += self.stops.rest()
         self.open = finish is None
-        return Piece(self.index, shown, finish, scored)
+        return Piece(self.index, shown, token.index + 1, finish, scored)
 
 
 class Answers:
@@ -103,13 +104,14 @@ class Answers:
         tokenizer: Tokenizer | None,
         stops: Sequence[str],
         on_finish: Callable[[Handle], None],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         """Submit the requests; raises BadInput if one can never be served (none is left behind).
 
-        on_finish: called for each answer that got all its tokens.
+        on_finish: called for each answer that got all its tokens; loop: where `pieces` is read
         """
         self._on_finish = on_finish
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._answers = [
             _Answer(i, tokenizer, stops, request.sampling.min_tokens)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from ...errors import MnemocError
 from ..request import Progress
 from .answers import Answers, Piece
+from .api import StreamOptions
 from .logprobs import Scored, chat_logprobs, completion_logprobs
 
 
@@ -36,10 +36,10 @@ class Shape:
     whole = ""
     chunk = ""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, request_id: str) -> None:
         self.prompt_tokens = 0
         self._head = {
-            "id": f"{self.prefix}-{uuid.uuid4().hex}",
+            "id": f"{self.prefix}-{request_id}",
             "created": int(time.time()),
             "model": model,
         }
@@ -159,12 +159,12 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, shape: Shape, answers: Answers, include_usage: bool) -> None:
+    def __init__(self, shape: Shape, answers: Answers, options: StreamOptions) -> None:
         super().__init__(headers={"cache-control": "no-cache"})
         del self.headers["content-length"]
         self.shape = shape
         self.answers = answers
-        self.include_usage = include_usage
+        self.options = options
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.ensure_future(self._send_all(send))
@@ -193,13 +193,16 @@ class EventStream(Response):
                 if isinstance(piece, Progress):
                     yield f": prefill {piece.done}/{piece.total}, {piece.eta_s:.1f} s left\n\n"
                 elif piece.text or piece.finish or piece.scored:
-                    yield _data(self.shape.event(piece, piece.index not in begun))
+                    event = self.shape.event(piece, piece.index not in begun)
+                    if self.options.continuous_usage_stats:
+                        event["usage"] = self.shape.usage(piece.tokens)
+                    yield _data(event)
                     begun.add(piece.index)
         except MnemocError as error:
             body = {"message": str(error), "type": "server_error", "param": None, "code": None}
             yield _data({"error": body})
             return
-        if self.include_usage:
+        if self.options.include_usage:
             yield _data(self.shape.usage_event(self.answers.generated))
         yield "data: [DONE]\n\n"
 

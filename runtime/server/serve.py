@@ -13,6 +13,7 @@ from ...errors import BadInput
 from ..engine import Engine
 from ..tokenizer import FILE, Tokenizer
 from .app import create_app
+from .conversation import Template
 from .options import Options
 
 DRAIN_S = 5
@@ -26,10 +27,12 @@ def serve(
     port: int,
     options: Options | None = None,
     *,
+    template: Template | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> None:
     """Serve a plan until interrupted. The port is taken before any worker starts.
 
+    template: how the model reads a conversation; else it gets a plain form
     Raises BadInput for a port that cannot be had, and whatever `Engine.start` raises.
     """
     options = options or Options()
@@ -47,7 +50,7 @@ def serve(
             name, where = listener.getsockname()[:2]
             say(f"serving on http://{name}:{where}/v1")
             config = uvicorn.Config(
-                create_app(engine, tokenizer, options),
+                create_app(engine, tokenizer, options, template),
                 log_level="warning",
                 lifespan="off",
                 timeout_graceful_shutdown=DRAIN_S,
