@@ -158,14 +158,14 @@ def limit_options(command: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         from .runtime.server import Limits
 
-        keys = (*api_keys, *_keys_of(api_key_file))
+        keys = (*api_keys, *keys_of(api_key_file))
         limits = Limits(keys, max_body, body_timeout, max_concurrency, max_queue)
         command(limits=limits, **others)
 
     return limited
 
 
-def _keys_of(file: Path | None) -> list[str]:
+def keys_of(file: Path | None) -> list[str]:
     if file is None:
         return []
     keys = [line.strip() for line in read_text(file).splitlines() if line.strip()]

@@ -12,6 +12,9 @@ from tokenizers import Tokenizer as Backend
 from ..errors import BadInput
 
 FILE = "tokenizer.json"
+LONG = 1024
+"""Tokens from which on it is worth to let other threads run while they are decoded."""
+
 _UNFINISHED = "\ufffd"  # what a decoder makes of bytes that are not yet a whole character
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a byte in vocabularies of characters
 
@@ -62,7 +65,10 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """The text of token ids. special: special tokens too."""
-        return str(self._backend.decode(list(ids), skip_special_tokens=not special))
+        if len(ids) < LONG:
+            return str(self._backend.decode(list(ids), skip_special_tokens=not special))
+        (text,) = self._backend.decode_batch([ids], skip_special_tokens=not special)
+        return str(text)
 
     def name(self, id: int) -> str:
         """A token as the vocabulary writes it."""

@@ -10,14 +10,15 @@ from fastapi.responses import Response
 
 from .service import Service
 
+DOWN: dict[int | str, dict[str, Any]] = {503: {"description": "The workers are down"}}
+
 
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
     engine, metrics = service.engine, service.metrics
 
-    @router.get("/health", response_class=Response)
-    @router.get("/ping", response_class=Response)
-    @router.post("/ping", response_class=Response)
+    @router.get("/health", response_class=Response, responses=DOWN)
+    @router.get("/ping", response_class=Response, responses=DOWN)
     async def health() -> Response:
         return Response(status_code=200 if engine.healthy else 503)
 

@@ -56,7 +56,7 @@ class Body(Fields):
     min_p: float = Field(0.0, ge=0, le=1)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    repetition_penalty: float = Field(1.0, gt=0, le=1000)
+    repetition_penalty: float = Field(1.0, ge=0.001, le=1000)
     logit_bias: Biases = Field(default_factory=dict)
     priority: int = Field(0, ge=-INT32, lt=INT32)
     n: int = Field(1, ge=1, le=128)

@@ -8,6 +8,7 @@ not given. What is said here is said in the OpenAPI document too.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
@@ -87,16 +88,17 @@ def read_bias_keys(value: Any) -> Any:
     """JSON has no integers as keys: "42" is one."""
     if not isinstance(value, dict):
         return value
-    keys = [int(key) if str(key).isdecimal() and len(str(key)) < 10 else key for key in value]
+    keys = [int(key) if _KEY.fullmatch(str(key)) else key for key in value]
     return dict(zip(keys, value.values(), strict=True))
 
 
+_KEY = re.compile(r"[0-9]{1,9}")
 _ID = {"type": "integer"}
 _IDS = {"type": "array", "items": _ID}
 _PROMPTS = [{"type": "array", "items": {"type": "string"}}, {"type": "array", "items": _IDS}]
 _BIASES = {
     "type": "object",
-    "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+    "propertyNames": {"pattern": f"^{_KEY.pattern}$"},
     "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
 }
 

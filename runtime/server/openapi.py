@@ -75,6 +75,7 @@ _TOKENS = {
         "token_strs": {"type": ["array", "null"], "items": {"type": "string"}},
     },
 }
+_EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
 _TEXT = {"type": "object", "required": ["prompt"], "properties": {"prompt": {"type": "string"}}}
 GIVES: Mapping[str, Any] = {
     "/v1/completions": _ANSWER,
@@ -124,7 +125,7 @@ def _describe_post(path: str, operation: dict[str, Any]) -> None:
     operation["requestBody"] = {"required": True, "content": _json({"anyOf": refs})}
     content = _json(GIVES[path])
     if path in STREAMS:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _EVENT}
     operation["responses"]["200"]["content"] = content
 
 
