@@ -22,7 +22,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from .runtime.server import Limits
+    pass
 
 
 @click.command()
