@@ -68,9 +68,9 @@ class Second:
 class Batch:
     """One micro-batch as one KVP group sees it. Decode rows come first, one row per sequence.
 
-    Where chunks are large and on several groups, rows come in two halves, with one of each such chunk in both,
-    so that partial results of one travel while the other is computed: `decode`, `prefill` and `exchange`
-    are then the first half's.
+    Where chunks are large and on several groups, rows come in two halves, with one of each such chunk in
+    both, so that partial results of one travel while the other is computed: `decode`, `prefill` and
+    `exchange` are then the first half's.
 
     T rows in all, of which `num_decode` are decodes. Tensors lie on the worker's device.
 

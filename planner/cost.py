@@ -32,6 +32,8 @@ is the device (a CPU) there is one figure, and it is all inside.
 
 Blocks `embed`, `rotation`, `layer` and `head` are the functions of the module; `step` is what every
 micro-batch costs a stage beside its ops (host time), `hop` sends [T, hidden] to the next stage: α + bytes/β.
+In the head is, too, what each sequence that gets a token costs beside all ops (`overhead.row`): to sample and
+hand it out, and what kernels take longer over several sequences than over one as long as all of them.
 
 A layer in two halves (`halves`; see `passes.overlap`) has each half's exchange run beside other ops
 (`counting`). With S the seconds of those and n = `LENT`, of whose multiprocessors one is left to messages,
@@ -61,7 +63,7 @@ from numpy.typing import NDArray
 from sympy.printing.pycode import PythonCodePrinter
 
 from ..artifact import LENT, Layout
-from ..ir.sizes import SYMBOLS
+from ..ir.sizes import SYMBOLS, R
 from .chunks import Floats, Sizes
 from .cluster import Cluster
 from .counting import BASIS, HALVES, Row, Task, row_of
@@ -168,11 +170,15 @@ def price_terms(
     crossed = {"tp": "intra", "kvp": links.kvp, "spp": links.spp}
     pricer = _Pricer(cluster, dtype, mesh, crossed, eager)
     blocks = {name: pricer.block(tasks[name]) for name in tasks}
-    return {"step": Block((_launch(cluster["overhead.iteration"]),)), **blocks}
+    if "overhead.row" in cluster.numbers:
+        head, row = blocks["head"], _launch((cluster["overhead.row"], row_of(R)))
+        blocks["head"] = replace(head, terms=(*head.terms, row))
+    step = _launch((cluster["overhead.iteration"], row_of(1)))
+    return {"step": Block((step,)), **blocks}
 
 
-def _launch(seconds: float, beside: int = 0) -> Term:
-    return Term("launch", (_sum((seconds, row_of(1))),), beside)
+def _launch(*seconds: tuple[float, Row], beside: int = 0) -> Term:
+    return Term("launch", (_sum(*seconds),), beside)
 
 
 def stage_formulas(terms: Terms, least_rows: int) -> StageFormulas:
@@ -341,7 +347,10 @@ class _Pricer:
         if "overhead.launch_captured" in self.cluster.numbers:
             host_s = launches.total() * launch_s if self.eager else 0.0
             launch_s = self.cluster["overhead.launch_captured"]
-        between = (_launch(count * launch_s, beside) for beside, count in launches.items())
+        between = (
+            _launch((count * launch_s, row_of(1)), beside=beside)
+            for beside, count in launches.items()
+        )
         priced = (
             replace(
                 self._local(task) if task.axis is None else self._remote(task, task.axis),

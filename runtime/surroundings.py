@@ -25,7 +25,7 @@ class Surroundings:
         """Keep to cores of one's own, where the ranks share a CPU."""
         at = self.settings
         if device.type == "cpu":
-            cores.settle(at.local_rank, at.world, at.threads)
+            cores.settle(at.local_rank, at.local_world, at.threads)
 
     def weights(self, program: Any, layout: Layout, device: torch.device) -> SimpleNamespace:
         """What the rank holds of the model, as its program says (see `weights.load_weights`)."""
@@ -44,9 +44,10 @@ class Surroundings:
 
     def connect(self, plan: Plan, device: torch.device) -> Comm:
         """The process groups that the rank's program talks through."""
-        rank = self.settings.rank
+        rank, token = self.settings.rank, self.settings.token or ""
         if device.type == "cpu":
             with cores.giving_way():
-                return connect(plan.layout, rank, "gloo")
+                return connect(plan.layout, rank, "gloo", token)
         places = torch.cuda.get_device_properties(device).multi_processor_count // LENT
-        return connect(plan.layout, rank, "nccl", beside=places if plan.overlap_rows else 0)
+        beside = places if plan.overlap_rows else 0
+        return connect(plan.layout, rank, "nccl", token, beside=beside)
