@@ -1,10 +1,11 @@
-"""`mnemoc run`, `verify` and `serve`: a plan at work on this machine."""
+"""`mnemoc run`, `verify`, `serve`: a plan at work on this machine; `dashboard`: for watching it."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -123,6 +124,15 @@ def verify(
     help="Share the KV pages of common beginnings.",
 )
 @trace_option
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json", "none"]),
+    default="text",
+    show_default=True,
+    help="A line for each event.",
+)
+@click.option("--log-file", type=click.Path(path_type=Path), help="Instead of stderr.")
+@click.option("--otlp-endpoint", metavar="URL", help="Send traces to this OpenTelemetry collector.")
 def serve(
     directory: Path,
     weights: Path,
@@ -131,6 +141,9 @@ def serve(
     policy: str,
     prefix_caching: bool,
     trace_out: Path | None,
+    log_format: Literal["text", "json", "none"],
+    log_file: Path | None,
+    otlp_endpoint: str | None,
 ) -> None:
     """Serve a plan with an OpenAI-compatible API, until Ctrl-C or SIGTERM.
 
@@ -140,5 +153,25 @@ def serve(
     """
     from .runtime import server
 
-    options = server.Options(policy, prefix_caching, trace_out)
+    options = server.Options(
+        policy,
+        prefix_caching,
+        trace_out,
+        log_format=None if log_format == "none" else log_format,
+        log_file=log_file,
+        otlp_endpoint=otlp_endpoint,
+    )
     server.serve(directory, weights, host, port, options, progress=console.remark)
+
+
+@click.command()
+def dashboard() -> None:
+    """Write a Grafana dashboard for what `mnemoc serve` tells Prometheus.
+
+    \b
+    Example:
+      mnemoc dashboard > grafana/dashboards/mnemoc.json
+    """
+    from .runtime.server.dashboard import dashboard as made
+
+    click.echo(made())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from ...errors import MnemocError
@@ -102,13 +102,8 @@ class Answers:
         requests: Sequence[Request],
         tokenizer: Tokenizer | None,
         stops: Sequence[str],
-        on_finish: Callable[[Handle], None],
     ) -> None:
-        """Submit the requests; raises BadInput if one can never be served (none is left behind).
-
-        on_finish: called for each answer that got all its tokens.
-        """
-        self._on_finish = on_finish
+        """Submit the requests; raises BadInput if one can never be served (none is left behind)."""
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._answers = [
@@ -134,8 +129,6 @@ class Answers:
                 piece = answer.push(event)
                 if piece.finish and not event.finish:
                     self.handles[index].stop()  # a stop string: the engine would go on
-                if piece.finish:
-                    self._on_finish(self.handles[index])
                 yield piece
             elif isinstance(event, Progress):
                 yield event

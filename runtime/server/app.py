@@ -11,19 +11,31 @@ from fastapi import FastAPI
 
 from ..engine import Engine
 from ..tokenizer import Tokenizer
-from . import about, completions
+from . import about, completions, live
+from .access import Access
+from .chronicle import Chronicle
 from .options import Options
 from .problems import report_errors
 from .service import Service
 
 
 def create_app(
-    engine: Engine, tokenizer: Tokenizer | None, options: Options | None = None
+    engine: Engine,
+    tokenizer: Tokenizer | None,
+    options: Options | None = None,
+    chronicle: Chronicle | None = None,
 ) -> FastAPI:
-    """The application, over a running engine. Without a tokenizer prompts are token ids."""
+    """The application, over a running engine. Without a tokenizer prompts are token ids.
+
+    chronicle: is told of every request
+    """
     app = FastAPI(title="mnemoc", docs_url=None, redoc_url=None)
     service = Service.over(engine, tokenizer, options or Options())
-    for concern in (about, completions):
+    for concern in (about, completions, live):
         app.include_router(concern.routes(service))
     report_errors(app)
+    if chronicle is not None:
+        app.add_middleware(Access, chronicle=chronicle)
+        engine.watched_by(chronicle)
+        service.metrics.count_drops(chronicle)
     return app

@@ -10,6 +10,7 @@ from fastapi import Request as HttpRequest
 
 from .answers import Answers
 from .api import ChatBody, CompletionBody
+from .origins import named
 from .problems import problem
 from .replies import ChatShape, CompletionShape, EventStream, Shape, gather
 from .service import Service
@@ -33,7 +34,7 @@ def routes(service: Service) -> APIRouter:
             return problem(404, text, "model", "model_not_found")
         prompts = await asyncio.to_thread(body.prompts, tokenizer)
         requests = body.requests(prompts, body.limit(engine.manifest.workload.output_tokens))
-        answers = Answers(engine, requests, tokenizer, body.stops, service.metrics.finished)
+        answers = Answers(engine, named(http, requests, model), tokenizer, body.stops)
         shape.prompt_tokens = sum(len(ids) for ids in prompts)
         if body.stream:
             return EventStream(shape, answers, body.include_usage)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import uvicorn
@@ -13,7 +15,10 @@ from ...errors import BadInput
 from ..engine import Engine
 from ..tokenizer import FILE, Tokenizer
 from .app import create_app
+from .chronicle import Chronicle, Relay, Writer
+from .journal import Journal
 from .options import Options
+from .spans import Spans, configured
 
 DRAIN_S = 5
 """How long streams may go on after the server is told to stop."""
@@ -34,7 +39,7 @@ def serve(
     """
     options = options or Options()
     say = progress or (lambda message: None)
-    with bind(host, port) as listener:
+    with bind(host, port) as listener, chronicled(options) as chronicle:
         tokenizer = Tokenizer(weights) if (weights / FILE).is_file() else None
         with Engine.start(
             directory,
@@ -47,12 +52,34 @@ def serve(
             name, where = listener.getsockname()[:2]
             say(f"serving on http://{name}:{where}/v1")
             config = uvicorn.Config(
-                create_app(engine, tokenizer, options),
-                log_level="warning",
+                create_app(engine, tokenizer, options, chronicle),
+                log_config=None,
+                access_log=False,
                 lifespan="off",
                 timeout_graceful_shutdown=DRAIN_S,
             )
             uvicorn.Server(config).run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def chronicled(options: Options) -> Iterator[Chronicle | None]:
+    """The log and the traces that were asked for; meanwhile what Python's loggers say goes there too."""
+    writers: list[Writer] = []
+    if options.log_format is not None:
+        writers.append(Journal(options.log_format, options.log_file))
+    if configured(options.otlp_endpoint):
+        writers.append(Spans(options.otlp_endpoint))
+    if not writers:
+        yield None
+        return
+    with Chronicle(writers) as chronicle:
+        relay, root = Relay(chronicle), logging.getLogger()
+        if options.log_format is not None:
+            root.addHandler(relay)
+        try:
+            yield chronicle
+        finally:
+            root.removeHandler(relay)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -6,16 +6,18 @@ import time
 from dataclasses import dataclass, field
 
 from ..engine import Engine
+from ..machine import Machine
 from ..tokenizer import Tokenizer
 from .metrics import Metrics
 from .options import Options
+from .recent import Recent
 
 
 @dataclass(frozen=True)
 class Service:
     """A running engine and how it is served. Without a tokenizer prompts are token ids.
 
-    model: its name in requests and answers; started_s: Unix time
+    model: its name in requests and answers; recent: what the last minutes were like; started_s: Unix time
     """
 
     engine: Engine
@@ -23,9 +25,12 @@ class Service:
     options: Options
     model: str
     metrics: Metrics
+    recent: Recent
     started_s: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
     def over(cls, engine: Engine, tokenizer: Tokenizer | None, options: Options) -> Service:
         model = str(engine.manifest.model["name"])
-        return cls(engine, tokenizer, options, model, Metrics(engine, model))
+        recent = Recent(engine.stats, Machine.of(engine.manifest))
+        metrics = Metrics(engine, model, recent)
+        return cls(engine, tokenizer, options, model, metrics, recent)
