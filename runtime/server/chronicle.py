@@ -23,6 +23,8 @@ from ..witness import Witness
 
 WAITING = 8192
 """Records that may wait to be written."""
+AT_ONCE = 256
+"""That are written together."""
 LAST_S = 5.0
 """How long closing waits for them."""
 
@@ -199,7 +201,7 @@ class Chronicle(Witness):
         while open:
             batch = [self._entries.get()]
             with contextlib.suppress(queue.Empty):
-                while len(batch) < WAITING:
+                while len(batch) < AT_ONCE:
                     batch.append(self._entries.get_nowait())
             open = None not in batch
             entries = [entry for entry in batch if entry is not None]
