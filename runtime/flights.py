@@ -13,14 +13,27 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..artifact import Manifest
-from ..errors import MnemocError
+from ..errors import MnemocError, RuntimeFault
+from .forecast import Forecast, Outlook, UnderWay
 from .job import Admitted, Job, MicroBatch
 from .prefix import page_hash
 from .protocol import Done
-from .request import Ended, Event, FinishReason, Handle, Progress, Request, Token, Top, now_s
+from .request import (
+    Ended,
+    Event,
+    FinishReason,
+    Handle,
+    Progress,
+    Request,
+    Token,
+    TooLate,
+    Top,
+    now_s,
+)
 from .scheduler import Scheduler
 from .snapshot import Look, take
 from .stats import Iteration, Stats
+from .suspects import Suspects
 from .tracing import Recorder
 from .witness import Witness
 
@@ -50,6 +63,7 @@ class Flight:
     follows: bool = False
     going_on: list[int] = field(default_factory=list)
     busy_s: float = 0.0
+    pace_s: float = 0.0
 
 
 class Flights:
@@ -65,7 +79,10 @@ class Flights:
         executor: Executor,
         stats: Stats,
         recorder: Recorder | None = None,
+        forecast: Forecast | None = None,
     ) -> None:
+        """forecast: who says of each request when it will have its first token; None: nobody does."""
+        self._forecast = forecast
         self._recorder = recorder
         self._scheduler = scheduler
         self._executor = executor
@@ -77,6 +94,7 @@ class Flights:
         self._jobs: dict[int, Job] = {}
         self._live: dict[int, Handle] = {}
         self._flights: dict[int, Flight] = {}
+        self._suspects = Suspects()
         self._numbers = itertools.count()
         self._outbox: list[tuple[Handle, Event]] = []
         self._landed_s = 0.0
@@ -91,11 +109,22 @@ class Flights:
             return True
         return in_flight < depth + max(1, depth - 1) and not self._scheduler.decoding
 
-    def accept(self, handle: Handle) -> None:
+    @property
+    def in_the_air(self) -> bool:
+        """Whether any micro-batch is on its way."""
+        return bool(self._flights)
+
+    @property
+    def predicted_s(self) -> float:
+        """For all micro-batches on their way, one after the other."""
+        predicted_s = self._scheduler.predicted_s
+        return sum(predicted_s(flight.micro_batch) for flight in self._flights.values())
+
+    def accept(self, handle: Handle, now_s: float) -> None:
         """A new request."""
         request = handle.request
         self._handles[handle.id] = handle
-        self._jobs[handle.id] = self._scheduler.add(
+        job = self._jobs[handle.id] = self._scheduler.add(
             handle.id,
             len(request.prompt_ids),
             request.kv_tokens,
@@ -103,7 +132,10 @@ class Flights:
             request.promise,
             handle.hashes,
         )
-        self.witness.came(self._jobs[handle.id], handle)
+        if self._foretell(handle, job, now_s):
+            self.witness.came(job, handle)
+            if self._forecast is not None:
+                self._forecast.coming.saw(job, now_s)
 
     def cancel(self, id: int) -> None:
         """The client lost interest, or has what it wanted; its pages are free at once."""
@@ -122,7 +154,8 @@ class Flights:
         for change in micro_batch.changes:
             if isinstance(change, Admitted):
                 handle = self._live[change.sid] = self._handles[change.job.id]
-                handle.scheduled_s = change.job.started_s
+                if handle.scheduled_s is None:
+                    handle.scheduled_s = change.job.started_s
                 if not change.job.preemptions:
                     handle.cached_tokens = change.cached
                 self.witness.admitted(change.job, handle)
@@ -137,7 +170,10 @@ class Flights:
                 over.append(change)
         chunks = tuple([(self._live[chunk.sid].id, chunk.rows) for chunk in micro_batch.chunks])
         follows = bool(self._flights) and not micro_batch.decodes
-        self._flights[number] = Flight(micro_batch, now_s, set(micro_batch.loads), chunks, follows)
+        flight = Flight(micro_batch, now_s, set(micro_batch.loads), chunks, follows)
+        self._flights[number] = flight
+        if self._forecast is not None:
+            flight.pace_s = self._forecast.pace_s(micro_batch.loads)
         if self._recorder is not None:
             self._recorder.sent(number, micro_batch, now_s)
         self._executor.send(number, micro_batch, self._live)
@@ -181,17 +217,37 @@ class Flights:
 
     def look(self, look: Look, now_s: float) -> None:
         """Answer somebody who wants to see what is going on."""
-        look.answer(take(look, self._jobs, self._handles, self._scheduler, self._stats, now_s))
+        outlook = self.outlook(now_s)
+        known = self._jobs, self._handles, self._scheduler, self._stats
+        look.answer(take(look, *known, outlook, now_s))
 
-    def fail_running(self, error: MnemocError) -> None:
-        """The workers are gone: end what they worked on, forget what is in flight."""
-        for job in list(self._scheduler.running.values()):
-            self._end(job.id, error)
-        if self._recorder is not None:
-            self._recorder.lost()
+    def replay(self, error: MnemocError) -> bool:
+        """The workers are gone: forget what is in flight; whoever ran is to go on where it stopped.
+
+        But for a request whose fault it must be: that one fails. Returns whether there was one.
+        """
+        running = self._scheduler.running
+        present = {
+            job.id: job.cached
+            for flight in self._flights.values()
+            for sid in (*flight.micro_batch.decodes, *(c.sid for c in flight.micro_batch.chunks))
+            if (job := running.get(sid)) is not None
+        }
         self._scheduler.restart()
         self._flights.clear()
         self._live.clear()
+        if self._recorder is not None:
+            self._recorder.lost()
+        guilty = self._suspects.died(present)
+        if guilty is not None:
+            deaths = self._suspects.deaths(guilty)
+            story = f"the workers died {deaths} times in a row over this request: {error}"
+            fault = RuntimeFault(story)
+            for note in getattr(error, "__notes__", ()):
+                fault.add_note(note)
+            self._end(guilty, fault)
+        self._scheduler.admission.hold(self._suspects.held)
+        return guilty is not None
 
     def fail_all(self, error: MnemocError) -> None:
         for id in list(self._handles):
@@ -224,8 +280,7 @@ class Flights:
         job.tokens = index + 1
         if not index:
             job.first_token_s = now_s
-        before_s = handle.token_times_s[-1] if index else None
-        broken = self._stats.token(job, before_s, now_s)
+        broken = self._stats.token(job, handle, now_s)
         if not index:
             self.witness.first_token(job, handle)
         if broken:
@@ -251,7 +306,11 @@ class Flights:
         del self._flights[number]
         micro_batch = flight.micro_batch
         wall_s = now_s - flight.sent_s
+        if self._forecast is not None:
+            self._forecast.landed(micro_batch.loads, flight.pace_s, flight.sent_s, now_s)
         self._scheduler.settled(micro_batch, flight.going_on, wall_s)
+        if self._suspects:
+            self._clear(micro_batch)
         self._stats.landed(
             micro_batch,
             Iteration(
@@ -271,6 +330,28 @@ class Flights:
                 progress = Progress(job.processed, job.prompt, job.eta_s(chunk.left_s, now_s))
                 self._post(self._handles[job.id], progress)
 
+    def outlook(self, now_s: float, until: Job | None = None) -> Outlook | None:
+        """When first tokens will come, if anybody foretells; until: as in `Forecast.look`."""
+        if self._forecast is None:
+            return None
+        flights = self._flights.values()
+        under_way = [UnderWay(flight.groups, flight.pace_s, flight.sent_s) for flight in flights]
+        return self._forecast.look(now_s, under_way, until)
+
+    def _foretell(self, handle: Handle, job: Job, now_s: float) -> bool:
+        """Note when its first token will come; False if its strict promise cannot be kept: it is refused."""
+        outlook = self.outlook(now_s, until=job)
+        if outlook is None:
+            return True
+        predicted_s = now_s - handle.submitted_s + outlook.first_s[job.id]
+        handle.predicted_ttft_s = predicted_s
+        if handle.request.promise.strict and predicted_s > job.deadline_s:
+            self._stats.refused += 1
+            self._scheduler.drop(job)
+            self._post(self._forget(job.id), Ended(TooLate(predicted_s, job.deadline_s)))
+            return False
+        return True
+
     def _end(self, id: int, error: MnemocError | None) -> None:
         """It failed; or, without an error, nobody wants more of it."""
         job, handle = self._jobs[id], self._handles[id]
@@ -278,6 +359,14 @@ class Flights:
         self._over(job, handle, reason, error, now_s())
         self._scheduler.drop(job)
         self._post(self._forget(id), Ended(error))
+
+    def _clear(self, micro_batch: MicroBatch) -> None:
+        """Whoever has come past where the workers died is not to blame for it."""
+        running = self._scheduler.running
+        for sid in (*micro_batch.decodes, *(chunk.sid for chunk in micro_batch.chunks)):
+            job = running.get(sid)
+            if job is not None and self._suspects.computed(job.id, job.computed):
+                self._scheduler.admission.hold(self._suspects.held)
 
     def _over(
         self,
@@ -291,6 +380,8 @@ class Flights:
         self.witness.ended(job, handle, reason, error)
 
     def _forget(self, id: int) -> Handle:
+        if self._suspects.forget(id):
+            self._scheduler.admission.hold(self._suspects.held)
         del self._jobs[id]
         return self._handles.pop(id)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from .forecast import Outlook
 from .job import Job
 from .request import Handle
 from .scheduler import Scheduler
@@ -31,10 +32,12 @@ class InFlight:
 
     id: the engine's; name: what the client's side calls it, or ""
     prompt, prefilled: its tokens, and how many are in pages; generated: of at most max_tokens
-    home: its first KVP group, None while it has no pages
+    home: its first KVP group, None while it has no pages; groups: all of those that it is on by now
     deadline_s: when its first token is due; ttft_s: when that came; tbt_s: its promise between tokens
-    eta_s: predicted from now to its first token, corrected by its pace so far; while it is queued, for a
-        prompt with the engine to itself; None once it came
+    eta_s: predicted from now to its first token, with all that runs and waits (`forecast`); None once it came
+    left_s: predicted from now to its last token, if it takes all that it may
+    predicted_ttft_s: as was predicted when it came
+    slack_s: how long its prompt could stand idle and be in time; relative_slack: over the prompt's work
     kept: whether no promise to it is broken so far
     """
 
@@ -46,19 +49,32 @@ class InFlight:
     generated: int
     max_tokens: int
     home: int | None
+    groups: tuple[int, ...]
     age_s: float
     deadline_s: float
     tbt_s: float
     ttft_s: float | None
     eta_s: float | None
+    left_s: float | None
+    predicted_ttft_s: float | None
+    slack_s: float | None
+    relative_slack: float | None
     kept: bool
     preemptions: int
 
     @classmethod
-    def of(cls, job: Job, handle: Handle, left_s: float, now_s: float) -> InFlight:
-        """left_s: predicted time for what is left of its prompt"""
-        prompt = len(handle.request.prompt_ids)
-        first_s = job.first_token_s
+    def of(
+        cls, job: Job, handle: Handle, scheduler: Scheduler, outlook: Outlook | None, now_s: float
+    ) -> InFlight:
+        """outlook: when first tokens will come; None: nobody foretells"""
+        prompt, growth = len(handle.request.prompt_ids), scheduler.growth
+        first_s, waits = job.first_token_s, job.first_token_s is None
+        shards = range(growth.shards(job.processed)) if job.sid >= 0 else ()
+        eta_s = left_s = None
+        if outlook is not None:
+            again_s = outlook.first_s.get(job.id, 0.0)  # after a preemption, to its next token
+            eta_s = again_s if waits else None
+            left_s = again_s + (handle.request.max_tokens - job.tokens) * outlook.token_s
         return cls(
             id=job.id,
             name=handle.request.origin.id,
@@ -68,11 +84,16 @@ class InFlight:
             generated=job.tokens,
             max_tokens=handle.request.max_tokens,
             home=job.home if job.sid >= 0 else None,
+            groups=tuple(growth.group(job.home, shard) for shard in shards),
             age_s=now_s - job.arrival_s,
             deadline_s=job.deadline_s,
             tbt_s=job.tbt_s,
             ttft_s=None if first_s is None else first_s - job.arrival_s,
-            eta_s=job.eta_s(left_s, now_s) if first_s is None else None,
+            eta_s=eta_s,
+            left_s=left_s,
+            predicted_ttft_s=handle.predicted_ttft_s,
+            slack_s=job.slack_s(now_s) if waits else None,
+            relative_slack=job.relative_slack(now_s) if waits else None,
             kept=job.in_time(now_s) and not job.late,
             preemptions=job.preemptions,
         )
@@ -121,6 +142,7 @@ def take(
     handles: Mapping[int, Handle],
     scheduler: Scheduler,
     stats: Stats,
+    outlook: Outlook | None,
     now_s: float,
 ) -> Snapshot:
     """In the engine's thread."""
@@ -132,7 +154,7 @@ def take(
         shown += heapq.nsmallest(look.most - len(shown), some, key=lambda job: job.arrival_s)
     wanted = [jobs[id] for id in look.wanted if id in jobs]
     records = {
-        job.id: InFlight.of(job, handles[job.id], scheduler.unprocessed_s(job), now_s)
+        job.id: InFlight.of(job, handles[job.id], scheduler, outlook, now_s)
         for job in (*shown, *wanted)
     }
     return Snapshot(

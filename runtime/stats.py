@@ -72,6 +72,7 @@ class Stats:
     stopped: int = 0
     cancelled: int = 0
     failed: int = 0
+    refused: int = 0
     late_tokens: int = 0
     deaths: int = 0
     restarts: int = 0
@@ -85,19 +86,17 @@ class Stats:
         """Begin again."""
         self.__init__()  # type: ignore[misc]
 
-    def token(self, job: Job, before_s: float | None, now_s: float) -> bool:
-        """A token came, `job.tokens` with it. before_s: when the last one did, None if it is the first.
-
-        Whether it is the first one of its request to break a promise.
-        """
+    def token(self, job: Job, handle: Handle, now_s: float) -> bool:
+        """A token came, `job.tokens` with it; whether it is the first of its request to break a promise."""
         self.generated_tokens += 1
-        if before_s is None:
+        if job.tokens == 1:
             ttft_s = now_s - job.arrival_s
             self.tallies.time_to_first_token_seconds.add(ttft_s)
-            if ttft_s > 0:
-                self.tallies.ttft_predicted_over_measured.add(job.work_s / ttft_s)
+            if handle.predicted_ttft_s is not None:
+                ratio = handle.predicted_ttft_s / max(ttft_s, ALLOWED_S)
+                self.tallies.ttft_predicted_over_measured.add(ratio)
             return ttft_s > job.deadline_s
-        self.tallies.inter_token_latency_seconds.add(now_s - before_s)
+        self.tallies.inter_token_latency_seconds.add(now_s - handle.token_times_s[-1])
         if job.ahead_s(now_s) - job.tbt_s >= -ALLOWED_S:
             return False
         self.late_tokens += 1
@@ -136,12 +135,13 @@ class Stats:
 
     def _times(self, job: Job, handle: Handle, now_s: float) -> None:
         tallies, first_s = self.tallies, job.first_token_s
-        assert first_s is not None and job.started_s is not None, "it has a token"
+        began_s = handle.scheduled_s
+        assert first_s is not None and began_s is not None, "it has a token"
         tallies.e2e_request_latency_seconds.add(now_s - job.arrival_s)
-        tallies.request_queue_time_seconds.add(job.started_s - job.arrival_s)
-        tallies.request_prefill_time_seconds.add(first_s - job.started_s)
+        tallies.request_queue_time_seconds.add(began_s - job.arrival_s)
+        tallies.request_prefill_time_seconds.add(first_s - began_s)
         tallies.request_decode_time_seconds.add(now_s - first_s)
-        tallies.request_inference_time_seconds.add(now_s - job.started_s)
+        tallies.request_inference_time_seconds.add(now_s - began_s)
         tallies.request_prompt_tokens.add(len(handle.request.prompt_ids))
         tallies.request_generation_tokens.add(job.tokens)
         tallies.request_params_max_tokens.add(handle.request.max_tokens)

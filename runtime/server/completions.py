@@ -34,7 +34,8 @@ def routes(service: Service) -> APIRouter:
             return problem(404, text, "model", "model_not_found")
         prompts = await asyncio.to_thread(body.prompts, tokenizer)
         requests = body.requests(prompts, body.limit(engine.manifest.workload.output_tokens))
-        answers = Answers(engine, named(http, requests, model), tokenizer, body.stops)
+        requests = named(http, requests, model)
+        answers = Answers(engine, requests, tokenizer, body.stops, service.mailbox)
         shape.prompt_tokens = sum(len(ids) for ids in prompts)
         if body.stream:
             return EventStream(shape, answers, body.include_usage)

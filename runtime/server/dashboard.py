@@ -114,7 +114,7 @@ PANELS = (
     ),
     Panel(
         "Predicted over measured",
-        "1: as the plan says. Below: slower than it says. TTFT is predicted with the engine to itself.",
+        "1: as predicted. Below: slower than that. TTFT is predicted as a request comes.",
         (
             (
                 f"{_rate('iteration_time_predicted_over_measured_sum')} / "

@@ -39,7 +39,7 @@ HISTOGRAMS = {
     "iteration_tokens_total": "Tokens of a micro-batch.",
     "iteration_time_seconds": "A micro-batch, from dispatch to the last reply.",
     "iteration_time_predicted_over_measured": "The plan's prediction of a micro-batch, over its time.",
-    "ttft_predicted_over_measured": "TTFT with the engine to itself, as predicted, over TTFT.",
+    "ttft_predicted_over_measured": "TTFT as predicted when the request came, over TTFT.",
 }
 
 Samples = Mapping[tuple[str, ...], float]

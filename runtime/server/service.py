@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ..engine import Engine
 from ..machine import Machine
 from ..tokenizer import Tokenizer
+from .mailbox import Mailbox
 from .metrics import Metrics
 from .options import Options
 from .recent import Recent
@@ -26,6 +27,7 @@ class Service:
     model: str
     metrics: Metrics
     recent: Recent
+    mailbox: Mailbox = field(default_factory=Mailbox)
     started_s: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod

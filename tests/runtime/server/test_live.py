@@ -67,7 +67,7 @@ def test_of_an_engine_that_has_ended_the_page_still_hears(
     nursery: NurseryProcess,
     serving: Serving,
 ) -> None:
-    """First: a nursery serves one engine after another."""
+    """The first test: a nursery serves one engine after another."""
     model = models("llama")
     with Engine.start(plans(model), model, nursery=nursery) as ended:
         app = create_app(ended, None)
