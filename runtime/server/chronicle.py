@@ -45,6 +45,7 @@ class Account:
     submitted_s: float
     scheduled_s: float | None
     first_token_s: float | None
+    predicted_ttft_s: float | None
     deadline_s: float
     tbt_s: float
     late_tokens: int
@@ -68,6 +69,7 @@ class Account:
             job.arrival_s,
             job.started_s,
             job.first_token_s,
+            handle.predicted_ttft_s,
             job.deadline_s,
             job.tbt_s,
             job.late,
@@ -115,7 +117,7 @@ class Chronicle(Witness):
     def __init__(self, writers: Sequence[Writer]) -> None:
         self._dropped = 0
         self._writers = writers
-        self._entries: queue.Queue[Entry | None] = queue.Queue(WAITING)
+        self._entries: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="mnemoc-chronicle", daemon=True)
         self._thread.start()
 
@@ -132,8 +134,7 @@ class Chronicle(Witness):
 
     def close(self) -> None:
         """Write what is left, unless whoever writes hangs."""
-        with contextlib.suppress(queue.Full):
-            self._entries.put(None, timeout=LAST_S)
+        self._entries.put(None)
         self._thread.join(LAST_S)
 
     def note(self, level: str, event: str, **fields: Field) -> None:
@@ -142,7 +143,14 @@ class Chronicle(Witness):
 
     def came(self, job: Job, handle: Handle) -> None:
         account = Account.of(job, handle)
-        self._tell("info", "received", account, due_in_s=job.deadline_s, tbt_promise_s=job.tbt_s)
+        self._tell(
+            "info",
+            "received",
+            account,
+            predicted_ttft_s=account.predicted_ttft_s,
+            promised_ttft_s=job.deadline_s,
+            promised_tbt_s=job.tbt_s,
+        )
 
     def admitted(self, job: Job, handle: Handle) -> None:
         account = Account.of(job, handle)
@@ -174,6 +182,7 @@ class Chronicle(Witness):
             error=account.error or None,
             generated_tokens=account.generated_tokens,
             cached_tokens=account.cached_tokens,
+            predicted_ttft_s=account.predicted_ttft_s,
             ttft_s=account.ttft_s,
             e2e_s=account.now_s - account.submitted_s,
             in_time=account.in_time,
@@ -191,9 +200,9 @@ class Chronicle(Witness):
         self._put(Entry(time.time(), level, event, fields, account))
 
     def _put(self, entry: Entry) -> None:
-        try:
-            self._entries.put_nowait(entry)
-        except queue.Full:
+        if self._entries.qsize() < WAITING:
+            self._entries.put(entry)
+        else:
             self._dropped += 1
 
     def _run(self) -> None:

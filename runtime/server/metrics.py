@@ -131,6 +131,7 @@ class Metrics:
             ("prefix_cache_hits", "Prompt tokens found in KV pages.", stats.prefix_hits),
             ("kv_pages_swapped_out", "KV pages copied to host memory.", swapped_out),
             ("kv_pages_swapped_in", "KV pages copied back from host memory.", swapped_in),
+            ("requests_refused", "Refused at once: too late for them.", stats.refused),
             ("late_tokens", "Tokens that came behind their promise.", stats.late_tokens),
             ("worker_failures", "Deaths of the workers, all at once.", stats.deaths),
             ("worker_restarts", "Times that fresh workers were up again.", stats.restarts),

@@ -111,6 +111,8 @@ def attributes(account: Account) -> dict[str, Any]:
         "mnemoc.late_tokens": account.late_tokens,
         "mnemoc.preemptions": account.preemptions,
     }
+    if account.predicted_ttft_s is not None:
+        known["mnemoc.predicted_ttft"] = account.predicted_ttft_s
     if account.scheduled_s is not None:
         known["gen_ai.latency.time_in_queue"] = account.scheduled_s - account.submitted_s
         if account.first_token_s is not None:

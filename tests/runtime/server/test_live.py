@@ -111,24 +111,6 @@ def test_a_thousand_requests_make_a_small_answer(engine: Engine, serving: Servin
     wait_for(lambda: not sum(look(engine).counts.values()))
 
 
-def test_looking_does_not_hold_the_engine_up(engine: Engine) -> None:
-    """Of a thousand requests in flight: a few milliseconds, twice a second at most."""
-    handles = [submit(engine, 10, 3000) for _ in range(1000)]
-    wait_for(lambda: sum(look(engine).counts.values()) == 1000)
-    from mnemoc.runtime import snapshot
-
-    jobs, held = engine._flights._jobs, engine._flights._handles
-    began_s = time.thread_time()
-    for _ in range(20):
-        asked = Look(lambda seen: None, SHOWN)
-        snapshot.take(asked, dict(jobs), held, engine._scheduler, engine.stats, time.monotonic())
-    each_s = (time.thread_time() - began_s) / 20
-    for handle in handles:
-        handle.cancel()
-    wait_for(lambda: not sum(look(engine).counts.values()))
-    assert each_s < 0.01
-
-
 def test_the_page_may_run_nothing_but_its_own_script() -> None:
     page, headers = load_page()
     policy = headers["content-security-policy"]
