@@ -28,7 +28,7 @@ def main() -> None:
         blueprint = Blueprint(
             read_config("tiny-llama"), spec.tensors(), spec.dtype, spec.vocab, spec.bos, spec.eos
         )
-        init_model(blueprint, model, seed=1)
+        init_model(blueprint, model, seed=1, max_shard_bytes=2**30)
         workload = Workload(context=64_000, ttft_s=120.0, tbt_s=0.25, concurrency=2)
         planned = pipeline.plan(str(model), "local", workload, gpus=2, pinned={"kvp": 2})
         pipeline.emit(planned, plan)

@@ -81,4 +81,3 @@ def test_a_look_at_a_thousand_requests_holds_the_engine_up_for_milliseconds() ->
     each_s = (time.thread_time() - began_s) / 10
     assert sum(seen[0].counts.values()) == 1000 and len(seen[0].requests) == 40
     assert each_s < 0.05
-    print(f"{1e3 * each_s:.1f} ms")
