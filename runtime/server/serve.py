@@ -17,6 +17,7 @@ from ..engine import Engine
 from ..tokenizer import FILE, Tokenizer
 from .app import create_app
 from .chronicle import Chronicle, Relay, Writer
+from .conversation import Template
 from .draining import FLUSH_S, Doors, DrainingServer
 from .journal import Journal
 from .options import Options
@@ -30,10 +31,12 @@ def serve(
     port: int,
     options: Options | None = None,
     *,
+    template: Template | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> None:
     """Serve a plan until told to stop (`draining`). The port is taken before any worker starts.
 
+    template: how the model reads a conversation; else it gets a plain form
     Raises BadInput for a port that cannot be had, and whatever `Engine.start` raises.
     """
     options = options or Options()
@@ -52,7 +55,7 @@ def serve(
             step_timeout_s=options.step_timeout_s,
         ) as engine:
             name, where = listener.getsockname()[:2]
-            doors = Doors(create_app(engine, tokenizer, options, chronicle))
+            doors = Doors(create_app(engine, tokenizer, options, template, chronicle))
             config = uvicorn.Config(
                 doors,
                 log_config=None,

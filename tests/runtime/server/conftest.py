@@ -1,21 +1,24 @@
-"""A server in a thread of this process, over an engine of the test's own."""
+"""A server in a thread of this process, over an engine of one worker that tests of the HTTP side share."""
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
-from mnemoc.runtime.server import bind
+from mnemoc.runtime import Engine
+from mnemoc.runtime.server import Options, Template, bind, create_app
+from mnemoc.runtime.tokenizer import Tokenizer
+from mnemoc.runtime.workers import NurseryProcess
 
-Serving = Callable[..., AbstractContextManager[str]]
+Front = Callable[..., AbstractContextManager[str]]
 
 
-@contextlib.contextmanager
+@contextmanager
 def _serving(app: Any, port: int = 0) -> Iterator[str]:
     with bind("127.0.0.1", port) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
@@ -29,6 +32,35 @@ def _serving(app: Any, port: int = 0) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def serving() -> Serving:
-    """serving(app, port=0) → a context: the application's address while it listens."""
+def serving() -> Front:
+    """`with serving(app, port=0) as url:` the application while it listens."""
     return _serving
+
+
+@pytest.fixture(scope="module")  # not longer: a nursery serves one engine after another
+def engine(
+    models: Callable[..., Path], plans: Callable[..., Path], nursery: NurseryProcess
+) -> Iterator[Engine]:
+    model = models("llama")
+    plan = plans(model, num_pages=128, context=1500)
+    with Engine.start(plan, model, nursery=nursery) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def front(models: Callable[..., Path], engine: Engine) -> Front:
+    """`with front(options, template) as url:` a server over the shared engine."""
+
+    def served(
+        options: Options | None = None, template: Template | None = None
+    ) -> AbstractContextManager[str]:
+        return _serving(create_app(engine, Tokenizer(models("llama")), options, template))
+
+    return served
+
+
+@pytest.fixture(scope="module")
+def url(front: Front) -> Iterator[str]:
+    """A server as it is without options."""
+    with front() as address:
+        yield address

@@ -55,7 +55,7 @@ def test_each_line_about_a_request_has_its_id_and_none_has_its_prompt(
     path = tmp_path / "log.jsonl"
     options = Options(log_format="json", log_file=path)
     with chronicled(options) as chronicle:
-        app = create_app(engine, Tokenizer(models("llama")), options, chronicle)
+        app = create_app(engine, Tokenizer(models("llama")), options, None, chronicle)
         with serving(app) as url:
             body = {"prompt": SECRET, "max_tokens": 7, "ignore_eos": True, "n": 2}
             named = {"X-Request-Id": "order-66"}
@@ -124,7 +124,7 @@ def test_a_full_disk_loses_lines_and_nothing_else(engine: Engine, serving: Servi
     options = Options(log_format="json", log_file=Path("/dev/full"))
     with chronicled(options) as chronicle:
         assert chronicle is not None
-        with serving(create_app(engine, None, options, chronicle)) as url:
+        with serving(create_app(engine, None, options, None, chronicle)) as url:
             for _ in range(3):
                 body = {"prompt": [1, 2, 3], "max_tokens": 2, "ignore_eos": True}
                 assert httpx.post(f"{url}/v1/completions", json=body).is_success

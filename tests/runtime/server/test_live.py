@@ -14,8 +14,9 @@ import httpx
 import pytest
 from mnemoc.runtime import Engine, Request, Sampling
 from mnemoc.runtime.request import Handle, Origin
-from mnemoc.runtime.server import create_app
+from mnemoc.runtime.server import Options, create_app
 from mnemoc.runtime.server.live import SHOWN, load_page
+from mnemoc.runtime.server.options import Limits
 from mnemoc.runtime.snapshot import Look, Snapshot
 from mnemoc.runtime.workers import NurseryProcess
 
@@ -180,28 +181,14 @@ def test_the_page_goes_on_once_the_server_is_back(
         tab.get_by_text("serving for").wait_for()
 
 
-class Locked:
-    """A server that wants a key for all but its page."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        given = dict(scope["headers"]).get(b"authorization")
-        if scope["path"] == "/" or given == b"Bearer sesame":
-            await self.app(scope, receive, send)
-            return
-        await send({"type": "http.response.start", "status": 401, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
-
-
 @pytest.mark.browser
 def test_a_key_is_asked_for_once_a_tab_and_is_in_no_address(
     tab: Any, engine: Engine, serving: Serving
 ) -> None:
     asked: list[str] = []
     tab.on("request", lambda request: asked.append(request.url))
-    with serving(Locked(create_app(engine, None))) as url:
+    locked = Options(limits=Limits(api_keys=("sesame",)))
+    with serving(create_app(engine, None, locked)) as url:
         tab.goto(url)
         tab.get_by_label("This server asks for an API key").fill("wrong")
         tab.keyboard.press("Enter")

@@ -94,7 +94,7 @@ def test_a_request_is_a_span_in_its_clients_trace_with_its_phases(
     options = Options(otlp_endpoint=collector.url)
     began_ns = time.time_ns()
     with chronicled(options) as chronicle:
-        app = create_app(engine, None, options, chronicle)
+        app = create_app(engine, None, options, None, chronicle)
         with serving(app) as url:
             headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "x-request-id": "mine"}
             body = {"prompt": [5] * 120, "max_tokens": 6, "ignore_eos": True}
@@ -124,7 +124,7 @@ def test_a_collector_that_hangs_holds_up_no_request(
     collector.slow.clear()
     options = Options(otlp_endpoint=collector.url)
     with chronicled(options) as chronicle:
-        with serving(create_app(engine, None, options, chronicle)) as url:
+        with serving(create_app(engine, None, options, None, chronicle)) as url:
             began_s = time.monotonic()
             for _ in range(20):
                 body = {"prompt": [1, 2], "max_tokens": 2, "ignore_eos": True}
