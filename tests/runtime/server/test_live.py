@@ -45,7 +45,7 @@ def look(engine: Engine, most: int = 10, wanted: tuple[int, ...] = ()) -> Snapsh
         came.set()
 
     assert engine.look(Look(take, most, wanted))
-    assert came.wait(5)
+    assert came.wait(30)
     return taken[0]
 
 
