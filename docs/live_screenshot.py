@@ -18,18 +18,18 @@ from playwright.sync_api import sync_playwright
 
 HERE = Path(__file__).parent
 LOAD = ((60_000, 40, "contract-review-17"), (24_000, 40, "codebase-question-4"))
-SHORT = (("chat", 300, 400), ("chat", 900, 300), ("summary", 2500, 200), ("chat", 120, 500))
+SHORT = (("chat", 300, 8), ("chat", 900, 60), ("summary", 2500, 50), ("chat", 120, 70))
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        model, plan = Path(folder) / "model", Path(folder) / "plan"
+        model, plan = Path(folder) / "tiny-llama", Path(folder) / "plan"
         spec = load_model("tiny-llama")
         blueprint = Blueprint(
             read_config("tiny-llama"), spec.tensors(), spec.dtype, spec.vocab, spec.bos, spec.eos
         )
         init_model(blueprint, model, seed=1, max_shard_bytes=2**30)
-        workload = Workload(context=64_000, ttft_s=120.0, tbt_s=0.25, concurrency=2)
+        workload = Workload(context=64_000, ttft_s=120.0, tbt_s=1.0, concurrency=2)
         planned = pipeline.plan(str(model), "local", workload, gpus=2, pinned={"kvp": 2})
         pipeline.emit(planned, plan)
         with Engine.start(plan, model) as engine:
@@ -45,14 +45,14 @@ def photograph(engine: Engine) -> None:
         browser = driver.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
         )
-        tab = browser.new_page(viewport={"width": 1080, "height": 1180}, color_scheme="light")
+        tab = browser.new_page(viewport={"width": 1080, "height": 1130}, color_scheme="light")
         tab.goto(f"http://127.0.0.1:{listener.getsockname()[1]}")
         for i, (prompt, tokens, name) in enumerate(LOAD):
             ask(engine, prompt, tokens, name, i)
-        for i in range(12):
+        for i in range(6):
             name, prompt, tokens = SHORT[i % len(SHORT)]
             ask(engine, prompt + i, tokens, f"{name}-{100 + i}", 10 + i)
-            time.sleep(0.4)
+            time.sleep(1.0)
         time.sleep(3)
         tab.screenshot(path=HERE / "live.png")
         browser.close()
