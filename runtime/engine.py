@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
+import logging
 import queue
 import secrets
 import threading
@@ -44,6 +45,8 @@ from .weights import Checkpoint
 from .workers import Down, NurseryProcess, Up, Workers
 
 WARM_UP_TOKENS = 64
+
+log = logging.getLogger("mnemoc")
 
 
 class Engine:
@@ -116,7 +119,7 @@ class Engine:
         workers = Workers(Path(directory), Path(weights), plan.gpus, nursery)
         try:
             if trace_out is not None:
-                recorder = Recorder.open(trace_out, plan.layout, now_s())
+                recorder = Recorder.open(trace_out, plan.layout, now_s(), log.warning)
             say("loading weights")
             workers.spawn()
             while not workers.up:
