@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from mnemoc.runtime.server import bind
 
 MakeModel = Callable[..., Path]
 MakePlan = Callable[..., Path]
@@ -94,6 +95,35 @@ def test_a_server_whose_worker_dies_says_so_and_loses_nothing(
         assert text_of(heard) == before
         assert heard[-2] == "data: [DONE]"
         process.terminate()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_a_full_disk_for_what_the_server_says_does_not_end_it(
+    models: MakeModel, plans: MakePlan
+) -> None:
+    model = models("llama")
+    with bind("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    command = ["-m", "mnemoc", "serve", plans(model), "--weights", model, "--port", str(port)]
+    url = f"http://127.0.0.1:{port}"
+
+    def healthy() -> bool:
+        try:
+            return httpx.get(f"{url}/health").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.Popen([sys.executable, *command], stderr=full)
+    try:
+        assert until(healthy, 20)
+        psutil.Process(process.pid).children()[0].children()[0].kill()
+        answer = httpx.post(f"{url}/v1/completions", json={"prompt": [1, 2], "max_tokens": 4})
+        assert answer.status_code == 200
+        process.terminate()
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
 
 
 def text_of(lines: Sequence[str]) -> str:
