@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -122,6 +123,11 @@ def verify(
     show_default=True,
     help="Share the KV pages of common beginnings.",
 )
+@click.option(
+    "--control",
+    metavar="tcp://HOST:PORT",
+    help="Wait here for workers that torchrun starts, on any number of hosts (docs/deploying.md).",
+)
 @trace_option
 @click.option(
     "--step-timeout",
@@ -146,11 +152,7 @@ def serve(
     weights: Path,
     host: str,
     port: int,
-    policy: str,
-    prefix_caching: bool,
-    trace_out: Path | None,
-    step_timeout_s: float,
-    drain_s: float,
+    **chosen: Any,
 ) -> None:
     """Serve a plan with an OpenAI-compatible API, until Ctrl-C or SIGTERM.
 
@@ -160,5 +162,5 @@ def serve(
     """
     from .runtime import server
 
-    options = server.Options(policy, prefix_caching, trace_out, step_timeout_s, drain_s)
+    options = server.Options(**chosen)
     server.serve(directory, weights, host, port, options, progress=console.remark)

@@ -12,6 +12,8 @@ from types import TracebackType
 
 import zmq
 
+from .control import dial
+
 BEAT_S = 0.5
 """Between two signs."""
 
@@ -24,12 +26,16 @@ def beating(name: str) -> bytes:
 class Pulse:
     """Beats in a thread of its own, over a socket of its own, while it is entered."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], control: str, name: str) -> None:
-        self._socket = context.socket(zmq.DEALER)
-        self._socket.identity = beating(name)
-        self._socket.sndhwm = 1  # old signs are worth nothing
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        control: str,
+        name: str,
+        secret: bytes | None,
+    ) -> None:
+        unsent = 1  # old signs are worth nothing
+        self._socket = dial(context, control, beating(name).decode(), secret, unsent)
         self._socket.linger = 0
-        self._socket.connect(control)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="mnemoc-pulse", daemon=True)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import uvicorn
 
 from ...errors import BadInput
+from .. import outside
 from ..engine import Engine
 from ..tokenizer import FILE, Tokenizer
 from .app import create_app
@@ -33,11 +34,13 @@ def serve(
     options = options or Options()
     say = progress or (lambda message: None)
     with bind(host, port) as listener:
+        launcher = outside.at(options.control, directory, os.environ) if options.control else None
         tokenizer = Tokenizer(weights) if (weights / FILE).is_file() else None
         with Engine.start(
             directory,
             weights,
             progress=progress,
+            nursery=launcher,
             policy=options.policy,
             prefix_caching=options.prefix_caching,
             trace_out=options.trace_out,
