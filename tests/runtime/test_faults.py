@@ -21,6 +21,7 @@ from mnemoc.runtime.workers import NurseryProcess
 MakeModel = Callable[..., Path]
 MakePlan = Callable[..., Path]
 FOREVER = Request((1, 2, 3), 900, Sampling(ignore_eos=True))
+LONG = Request((1, 2, 3), 200, Sampling(ignore_eos=True))
 
 
 def workers_of(nursery: NurseryProcess) -> list[psutil.Process]:
@@ -106,12 +107,31 @@ def test_the_death_of_the_workers_parent_is_survived_too(
     try:
         with Engine.start(plans(model, spp=2), model, nursery=private) as engine:
             orphans = workers_of(private)
-            running = engine.submit(FOREVER)
+            running = engine.submit(LONG)
             next(iter(running))
             private.process.kill()
-            assert len(running.result().tokens) == 900
+            assert len(running.result().tokens) == 200
             psutil.wait_procs(orphans, timeout=2)
             assert not any(process.is_running() for process in orphans)
+    finally:
+        private.close()
+
+
+def test_a_parent_of_workers_that_hangs_is_replaced(
+    models: MakeModel, plans: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, private = models("llama"), NurseryProcess()
+    try:
+        with Engine.start(plans(model), model, nursery=private) as engine:
+            running = engine.submit(LONG)
+            next(iter(running))
+            parent, worker = private.process.pid, workers_of(private)[0].pid
+            os.kill(parent, signal.SIGSTOP)
+            monkeypatch.setattr("mnemoc.runtime.workers.JOIN_S", 1.0)
+            os.kill(worker, signal.SIGKILL)
+            assert until(lambda: private.process.pid != parent, 10)
+            monkeypatch.setattr("mnemoc.runtime.workers.JOIN_S", 20.0)
+            assert len(running.result().tokens) == 200
     finally:
         private.close()
 
