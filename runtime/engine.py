@@ -204,6 +204,11 @@ class Engine:
         return self._workers.up and self._failed is None
 
     @property
+    def failure(self) -> MnemocError | None:
+        """Why the engine has ended, if it has."""
+        return self._failed
+
+    @property
     def num_running(self) -> int:
         return len(self._scheduler.running)
 
