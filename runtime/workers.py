@@ -29,8 +29,8 @@ from .pulse import beating
 from .vigil import LOOK_S, Vigil
 from .wire import decode_reply, encode_step
 
-JOIN_S = 20.0
-"""The time that a worker has from its start until its first sign of life."""
+JOIN_S = 120.0
+"""The time that a worker has until its first sign of life: its parent may first have to load torch."""
 GRACE_S = 0.3
 """After the first sign of a fault, wait this long for the sign that names its cause."""
 

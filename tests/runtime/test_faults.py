@@ -130,7 +130,7 @@ def test_a_parent_of_workers_that_hangs_is_replaced(
             monkeypatch.setattr("mnemoc.runtime.workers.JOIN_S", 1.0)
             os.kill(worker, signal.SIGKILL)
             assert until(lambda: private.process.pid != parent, 10)
-            monkeypatch.setattr("mnemoc.runtime.workers.JOIN_S", 20.0)
+            monkeypatch.setattr("mnemoc.runtime.workers.JOIN_S", 60.0)
             assert len(running.result().tokens) == 200
     finally:
         private.close()
