@@ -144,7 +144,7 @@ class Admission:
         pages = self.book.admit(job.sid, job.home, tokens, hashes[:found])
         job.issued = job.processed = job.cached = found * page_size
         self.cover(job, tokens)
-        job.started_s = now_s if job.started_s is None else job.started_s
+        job.started_s = now_s
         del self.waiting[job.id]
         self.book.changes.append(Admitted(job, job.sid, job.home, job.generated, job.cached, pages))
         return True

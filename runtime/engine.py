@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
+import logging
 import queue
 import secrets
 import threading
@@ -50,6 +51,7 @@ from .workers import Down, Up, Workers
 
 WARM_UP_TOKENS = 64
 
+log = logging.getLogger("mnemoc")
 T = TypeVar("T")
 Message = Handle | Look | Callable[[], None] | int | MnemocError
 """A request, a wish for a snapshot, something to do in the engine's thread, a request to cancel by its id,
@@ -132,7 +134,7 @@ class Engine:
         workers = Workers(Path(directory), Path(weights), plan.gpus, nursery)
         try:
             if trace_out is not None:
-                recorder = Recorder.open(trace_out, plan.layout, now_s())
+                recorder = Recorder.open(trace_out, plan.layout, now_s(), log.warning)
             say("loading weights")
             workers.spawn()
             while not workers.up:
@@ -210,6 +212,11 @@ class Engine:
     def healthy(self) -> bool:
         """Whether the workers are up and the engine's loop runs."""
         return self._workers.up and self._failed is None
+
+    @property
+    def failure(self) -> MnemocError | None:
+        """Why the engine has ended, if it has."""
+        return self._failed
 
     @property
     def num_running(self) -> int:

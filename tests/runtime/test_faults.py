@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from mnemoc import artifact
 from mnemoc.errors import BadInput, MnemocError, RuntimeFault
 from mnemoc.runtime import Engine, Request, Sampling
 from mnemoc.runtime.flights import Flights
@@ -20,7 +19,9 @@ from mnemoc.runtime.workers import NurseryProcess
 
 MakeModel = Callable[..., Path]
 MakePlan = Callable[..., Path]
+Sabotage = Callable[[Path, str], Path]
 FOREVER = Request((1, 2, 3), 900, Sampling(ignore_eos=True))
+LONG = Request((1, 2, 3), 200, Sampling(ignore_eos=True))
 
 
 def workers_of(nursery: NurseryProcess) -> list[psutil.Process]:
@@ -106,12 +107,31 @@ def test_the_death_of_the_workers_parent_is_survived_too(
     try:
         with Engine.start(plans(model, spp=2), model, nursery=private) as engine:
             orphans = workers_of(private)
-            running = engine.submit(FOREVER)
+            running = engine.submit(LONG)
             next(iter(running))
             private.process.kill()
-            assert len(running.result().tokens) == 900
+            assert len(running.result().tokens) == 200
             psutil.wait_procs(orphans, timeout=2)
             assert not any(process.is_running() for process in orphans)
+    finally:
+        private.close()
+
+
+def test_a_parent_of_workers_that_hangs_is_replaced(
+    models: MakeModel, plans: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, private = models("llama"), NurseryProcess()
+    try:
+        with Engine.start(plans(model), model, nursery=private) as engine:
+            running = engine.submit(LONG)
+            next(iter(running))
+            parent, worker = private.process.pid, workers_of(private)[0].pid
+            os.kill(parent, signal.SIGSTOP)
+            monkeypatch.setattr("mnemoc.runtime.workers.JOIN_S", 1.0)
+            os.kill(worker, signal.SIGKILL)
+            assert until(lambda: private.process.pid != parent, 10)
+            monkeypatch.setattr("mnemoc.runtime.workers.JOIN_S", 60.0)
+            assert len(running.result().tokens) == 200
     finally:
         private.close()
 
@@ -133,18 +153,8 @@ def test_closing_ends_requests_and_workers(
     assert until(lambda: not workers_of(nursery))
 
 
-def sabotaged(directory: Path, line: str) -> Path:
-    """The plan, its first stage's step with one more line at its head."""
-    manifest, files = artifact.load(directory)
-    source = files["schedule/stage_0.py"].decode()
-    broken = source.replace('comm):\n    """One', f'comm):\n    {line}\n    """One')
-    assert broken != source
-    artifact.write(directory, manifest, {**files, "schedule/stage_0.py": broken.encode()})
-    return directory
-
-
 def test_a_request_that_kills_the_workers_fails_with_the_line_and_others_go_on(
-    models: MakeModel, plans: MakePlan, nursery: NurseryProcess
+    models: MakeModel, plans: MakePlan, sabotaged: Sabotage, nursery: NurseryProcess
 ) -> None:
     model, bomb = models("llama"), "1 / int((batch.ids != 300).all())  # !"
     quiet = Sampling(ignore_eos=True, logit_bias=((300, -100.0),))
@@ -164,7 +174,7 @@ def test_a_request_that_kills_the_workers_fails_with_the_line_and_others_go_on(
 
 
 def test_a_plan_over_which_workers_always_die_is_given_up(
-    models: MakeModel, plans: MakePlan, nursery: NurseryProcess
+    models: MakeModel, plans: MakePlan, sabotaged: Sabotage, nursery: NurseryProcess
 ) -> None:
     model, bomb = models("llama"), "1 / (batch.pos.shape[0] - 3)"
     with Engine.start(sabotaged(plans(model), bomb), model, nursery=nursery) as engine:
@@ -191,6 +201,7 @@ ONCE = "import os; (flag := {!r}) and os.path.exists(flag) and (os.unlink(flag),
 def test_workers_without_memory_or_at_a_standstill_are_replaced(
     models: MakeModel,
     plans: MakePlan,
+    sabotaged: Sabotage,
     nursery: NurseryProcess,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
