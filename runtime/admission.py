@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..artifact import Plan
@@ -80,14 +80,15 @@ class Admission:
         """Whoever has pages from now on. prefilling, preempt: who may lose theirs, and how."""
         if now_s < self._retry_s:
             return []
-        placed, passed, late = [], 0, False
+        placed, passed, late = list[Job](), 0, False
         for job in in_order(self.policy, self.waiting.values(), now_s):
             if late and (job.long or self._short_tokens + job.prompt > self._kept_tokens):
                 continue
-            if self._place(job, now_s) or (
+            beside = itertools.chain(prefilling.values(), placed)
+            if self._place(job, now_s, beside) or (
                 not passed
                 and self._make_room(job, now_s, prefilling, preempt)
-                and self._place(job, now_s)
+                and self._place(job, now_s, prefilling.values())
             ):
                 placed.append(job)
                 continue
@@ -99,22 +100,27 @@ class Admission:
         self._retry_s = now_s + self.again_s if self.waiting else -math.inf
         return placed
 
-    def _place(self, job: Job, now_s: float) -> bool:
-        """Admit the job, where most of its prefix is if that is half of it, else on the emptiest home."""
+    def _place(self, job: Job, now_s: float, prompts: Iterable[Job]) -> bool:
+        """Admit the job, where most of its prefix is if that is half of it, else on the emptiest home that no
+        long one of these prompts keeps busy."""
         page_size = self.plan.page_size
         tokens = min(job.kv_tokens, job.prompt + OUTPUT_PAGES * page_size)
         hashes, most = job.hashes or (), (job.prompt - 1) // page_size  # one token must be computed
         spare = self._spare(tokens) if job.long else 0
-        best: tuple[int, int, int, int] | None = None
+        best: tuple[int, bool, int, int, int] | None = None
+        busy = set[int]()
+        if self.growth.kvp > 1:
+            longs = [other for other in prompts if other.long]
+            busy.update(*(self.growth.groups(one.home, one.issued + 1) for one in longs))
         for home in range(self.growth.kvp):
             found = self.book.found(home, hashes, most)
             if self.book.fits(home, tokens, hashes, found, spare):
                 worth = found if 2 * found * page_size >= job.prompt else 0
-                choice = (worth, self.book.available(home), -home, found)
+                choice = (worth, home not in busy, self.book.available(home), -home, found)
                 best = choice if best is None else max(best, choice)
         if best is None:
             return False
-        job.home, found = -best[2], best[3]
+        job.home, found = -best[3], best[4]
         job.sid = next(self._sids)
         pages = self.book.admit(job.sid, job.home, tokens, hashes[:found])
         job.issued = job.processed = job.cached = found * page_size

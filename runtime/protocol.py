@@ -2,7 +2,7 @@
 
 Engine → every worker, once per micro-batch, a `Step`: who comes (with the prompt and its pages, once),
 who gets further pages, who goes, which sequences decode which token, how many more prompt tokens of which
-requests to prefill. All workers see all steps in one order (those without rows for their group too), so everything else (lengths, page tables,
+requests to prefill. All workers see all steps in one order, so everything else (lengths, page tables,
 positions) is replicated state that each of them derives, and never travels.
 
 Worker → engine: `Ready` or `Failed` once, then a `Done` per micro-batch from tensor-parallel rank 0

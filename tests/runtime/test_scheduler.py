@@ -264,6 +264,19 @@ def test_a_group_with_room_need_not_wait_for_one_without() -> None:
         scheduler.settled(micro_batch, micro_batch.decodes)
 
 
+def test_a_request_is_given_a_home_where_no_long_prompt_is_computed() -> None:
+    """Even where more pages are free there."""
+    scheduler = make(ON_TWO_GROUPS)
+    (talking,) = decode(scheduler, [90])
+    long = scheduler.add(0, 60, 60, now_s=0.0)
+    long.long = True
+    step(scheduler)
+    short = scheduler.add(1, 20, 25, now_s=0.0)
+    step(scheduler)
+    assert (talking.home, long.home, short.home) == (0, 1, 0)
+    assert scheduler.book.available(1) > scheduler.book.available(0)
+
+
 def test_a_request_on_two_groups_has_them_wait_for_each_other() -> None:
     """Else the short ones of either would keep it waiting for ever."""
     scheduler = make(ON_TWO_GROUPS)
