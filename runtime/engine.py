@@ -275,7 +275,7 @@ class Engine:
 
     def step(self, wait_s: float | None = None) -> None:
         """Schedule, dispatch, settle: fill the pipeline, then wait for what comes back."""
-        while self._workers.up and self._flights.room and self._flights.dispatch(now_s()):
+        while self._workers.up and self._flights.dispatch(now_s()):
             pass
         self._flights.deliver()
         events = self._workers.poll(wait_s)

@@ -87,7 +87,7 @@ class Flights:
         self._scheduler = scheduler
         self._executor = executor
         self._stats = stats
-        self._depth = manifest.plan.layout.spp
+        self._depth, self._groups = manifest.plan.layout.spp, manifest.plan.layout.kvp
         self._page_size = manifest.plan.page_size
         self._eos = frozenset(manifest.model["eos"])
         self._handles: dict[int, Handle] = {}
@@ -101,13 +101,20 @@ class Flights:
         self.witness = Witness()
 
     @property
-    def room(self) -> bool:
-        """One micro-batch per stage. More while nobody decodes: one on each link between two stages, and
-        at least one that keeps the first stage from waiting for the engine between chunks."""
-        in_flight, depth = len(self._flights), self._depth
-        if in_flight < depth:
-            return True
-        return in_flight < depth + max(1, depth - 1) and not self._scheduler.decoding
+    def room(self) -> set[int]:
+        """The KVP groups that can take another micro-batch. One per stage. More while nobody decodes: one
+        on each link between two stages, and at least one that keeps the first stage from waiting for the
+        engine between chunks."""
+        in_flight, depth = [0] * self._groups, self._depth
+        for flight in self._flights.values():
+            for group in flight.micro_batch.loads:
+                in_flight[group] += 1
+        most = depth + max(1, depth - 1)
+        return {
+            group
+            for group, count in enumerate(in_flight)
+            if count < depth or (count < most and not self._scheduler.decodes_on(group))
+        }
 
     @property
     def in_the_air(self) -> bool:
@@ -143,9 +150,10 @@ class Flights:
             self._end(id, None)
 
     def dispatch(self, now_s: float) -> bool:
-        """Have the next micro-batch carried out, if there is one."""
+        """Have the next micro-batch carried out, if there is one and room for it."""
         began_s = time.perf_counter()
-        micro_batch = self._scheduler.next(now_s)
+        room = self.room
+        micro_batch = self._scheduler.next(now_s, room) if room else None
         if micro_batch is None:
             return False
         chosen_s = time.perf_counter()
