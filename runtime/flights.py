@@ -143,19 +143,10 @@ class Flights:
         flight = self._flights[done.number]
         flight.busy_s = max(flight.busy_s, done.busy_s)
         flight.groups.discard(done.group)
-        running, going_on = self._scheduler.running, flight.going_on
         for sid, rows in done.logits:
-            if (job := running.get(sid)) is not None:
+            if (job := self._scheduler.running.get(sid)) is not None:
                 self._handles[job.id].logits_bytes.append(rows)
-        likely = {sid: (logprob, top) for sid, logprob, top in done.logprobs}
-        for sid, token in done.tokens:
-            job = running.get(sid)
-            if job is None:
-                continue
-            logprob, top = likely.get(sid, NOT_ASKED)
-            self._stats.generated_tokens += 1
-            if self._token(job, token, now_s, logprob, top):
-                going_on.append(sid)
+        flight.going_on += self._tokens(done, now_s)
         if not flight.groups:
             self._landed(done.number, flight, now_s)
 
@@ -202,21 +193,39 @@ class Flights:
                 job.hashes.append(page_hash(job.hashes[-1] if job.hashes else b"", tokens))
             self._scheduler.book.fill(job.sid, job.hashes, job.cached)
 
-    def _token(self, job: Job, token: int, now_s: float, logprob: float | None, top: Top) -> bool:
-        """Note a token; whether its request wants another."""
-        handle, index = self._handles[job.id], job.tokens
-        job.tokens = index + 1
-        if not index:
-            job.first_token_s = now_s
-        finish = self._finish(handle.request, token, index + 1)
-        if finish is not None:
-            self._stats.finished += 1
-            self._scheduler.drop(job)
-            self._forget(handle.id)
-        event = Token(token, index, now_s, finish, logprob, top)
-        handle.record_token(event)
-        self._outbox.append((handle, event))
-        return finish is None
+    def _tokens(self, done: Done, now_s: float) -> list[int]:
+        """Note the tokens, in few steps: there are thousands a second. The sids that want another."""
+        running, handles = self._scheduler.running, self._handles
+        outbox, eos = self._outbox, self._eos
+        likely = {sid: (logprob, top) for sid, logprob, top in done.logprobs}
+        going_on = []
+        for sid, id in done.tokens:
+            if (job := running.get(sid)) is None:
+                continue
+            handle, index = handles[job.id], job.tokens
+            request = handle.request
+            job.tokens = count = index + 1
+            if not index:
+                job.first_token_s = now_s
+            finish: FinishReason | None = None
+            if count >= request.max_tokens or id in eos or request.sampling.stop_ids:
+                finish = self._finish(request, id, count)
+            logprob, top = likely.get(sid, NOT_ASKED) if likely else NOT_ASKED
+            token = Token(id, index, now_s, finish, logprob, top)
+            handle.record_token(token)
+            outbox.append((handle, token))
+            if finish is None:
+                going_on.append(sid)
+            else:
+                self._ended(job)
+            self._stats.generated_tokens += 1
+        return going_on
+
+    def _ended(self, job: Job) -> None:
+        """It has all its tokens."""
+        self._stats.finished += 1
+        self._scheduler.drop(job)
+        self._forget(job.id)
 
     def _finish(self, request: Request, token: int, count: int) -> FinishReason | None:
         sampling = request.sampling
