@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,12 +13,16 @@ from . import console
 from .options import (
     folder,
     json_flag,
+    limit_options,
     policy_option,
     prompt_options,
     read_prompt,
     trace_option,
     weights_option,
 )
+
+if TYPE_CHECKING:
+    pass
 
 
 @click.command()
@@ -122,15 +127,44 @@ def verify(
     show_default=True,
     help="Share the KV pages of common beginnings.",
 )
+@click.option(
+    "--control",
+    metavar="tcp://HOST:PORT",
+    help="Wait here for workers that torchrun starts, on any number of hosts (docs/deploying.md).",
+)
 @trace_option
+@click.option(
+    "--step-timeout",
+    "step_timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=20.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A step that takes longer, and ten times what was predicted, hangs: workers start afresh.",
+)
+@click.option(
+    "--drain-timeout",
+    "drain_s",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="After Ctrl-C or SIGTERM, how long requests may still take.",
+)
+@click.option(
+    "--chat-template",
+    type=folder,
+    metavar="FILE",
+    help="In place of the model's own.",
+)
+@limit_options
 def serve(
     directory: Path,
     weights: Path,
     host: str,
     port: int,
-    policy: str,
-    prefix_caching: bool,
-    trace_out: Path | None,
+    chat_template: Path | None,
+    **chosen: Any,
 ) -> None:
     """Serve a plan with an OpenAI-compatible API, until Ctrl-C or SIGTERM.
 
@@ -138,7 +172,11 @@ def serve(
     Example:
       mnemoc serve plan/ --weights models/tiny --port 8000
     """
+    from . import chat
     from .runtime import server
 
-    options = server.Options(policy, prefix_caching, trace_out)
-    server.serve(directory, weights, host, port, options, progress=console.remark)
+    options = server.Options(**chosen)
+    template = chat.load(weights, chat_template)
+    server.serve(
+        directory, weights, host, port, options, template=template, progress=console.remark
+    )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..artifact import Plan
@@ -34,7 +34,7 @@ MOST_OVERTAKEN = 8
 class Admission:
     """The waiting requests, by id, and the book that their pages come from.
 
-    again_s: between two attempts while neither pages nor requests have come
+    again_s: between two attempts while neither pages nor requests have come; held: who must wait for now
     """
 
     plan: Plan
@@ -43,6 +43,7 @@ class Admission:
     policy: Policy
     again_s: float
     waiting: dict[int, Job] = field(default_factory=dict)
+    held: frozenset[int] = frozenset()
     _sids: Iterator[int] = field(default_factory=itertools.count)
     _short_tokens: int = 0
     _retry_s: float = -math.inf
@@ -55,6 +56,11 @@ class Admission:
     def retry(self) -> None:
         """There may be pages that were not there before."""
         self._retry_s = -math.inf
+
+    def hold(self, ids: frozenset[int]) -> None:
+        """These requests, by id, are not to run for now; all others may."""
+        self.held = ids
+        self.retry()
 
     def cover(self, job: Job, tokens: int) -> None:
         """The job has pages for so many tokens."""
@@ -81,7 +87,9 @@ class Admission:
         if now_s < self._retry_s:
             return []
         placed, passed, late = list[Job](), 0, False
-        for job in in_order(self.policy, self.waiting.values(), now_s):
+        for job in in_order(self.policy, self.waiting, now_s):
+            if job.id in self.held:
+                continue
             if late and (job.long or self._short_tokens + job.prompt > self._kept_tokens):
                 continue
             beside = itertools.chain(prefilling.values(), placed)
@@ -100,11 +108,20 @@ class Admission:
         self._retry_s = now_s + self.again_s if self.waiting else -math.inf
         return placed
 
-    def _place(self, job: Job, now_s: float, prompts: Iterable[Job]) -> bool:
-        """Admit the job, where most of its prefix is if that is half of it, else on the emptiest home that no
-        long one of these prompts keeps busy."""
-        page_size = self.plan.page_size
-        tokens = min(job.kv_tokens, job.prompt + OUTPUT_PAGES * page_size)
+    def home(self, job: Job) -> tuple[int, int]:
+        """Where a waiting job would live if it came now, and how many pages of its prompt are there. If it
+        has no room: the emptiest home."""
+        groups = range(self.growth.kvp)
+        return self._choice(job) or (max(groups, key=self.book.available), 0)
+
+    def tokens(self, job: Job) -> int:
+        """What it is to have pages for when it is admitted."""
+        return min(job.kv_tokens, job.prompt + OUTPUT_PAGES * self.plan.page_size)
+
+    def _choice(self, job: Job, prompts: Iterable[Job] = ()) -> tuple[int, int] | None:
+        """Where most of its prefix is if that is half of it, else the emptiest home that no long one of these
+        prompts keeps busy; and how many of its pages are there. None: it has no room."""
+        page_size, tokens = self.plan.page_size, self.tokens(job)
         hashes, most = job.hashes or (), (job.prompt - 1) // page_size  # one token must be computed
         spare = self._spare(tokens) if job.long else 0
         best: tuple[int, bool, int, int, int] | None = None
@@ -118,9 +135,15 @@ class Admission:
                 worth = found if 2 * found * page_size >= job.prompt else 0
                 choice = (worth, home not in busy, self.book.available(home), -home, found)
                 best = choice if best is None else max(best, choice)
-        if best is None:
+        return None if best is None else (-best[3], best[4])
+
+    def _place(self, job: Job, now_s: float, prompts: Iterable[Job]) -> bool:
+        """Admit the job, if it has room. prompts: that are being computed"""
+        choice = self._choice(job, prompts)
+        if choice is None:
             return False
-        job.home, found = -best[3], best[4]
+        page_size, tokens, hashes = self.plan.page_size, self.tokens(job), job.hashes or ()
+        job.home, found = choice
         job.sid = next(self._sids)
         pages = self.book.admit(job.sid, job.home, tokens, hashes[:found])
         job.issued = job.processed = job.cached = found * page_size
@@ -155,7 +178,7 @@ class Admission:
         limit = self.policy.order(job, now_s) + self.policy.preempts
         victims = [
             other
-            for other in reversed(in_order(self.policy, prefilling.values(), now_s))
+            for other in reversed(in_order(self.policy, prefilling, now_s))
             if self.policy.order(other, now_s) > limit and other.preemptions < MOST_PREEMPTIONS
         ]
         needs, groups = max(self.book.needs(job.prompt + 1)), range(self.growth.kvp)
@@ -169,8 +192,8 @@ class Admission:
         return False
 
 
-def in_order(policy: Policy, jobs: Collection[Job], now_s: float) -> list[Job]:
+def in_order(policy: Policy, jobs: Mapping[int, Job], now_s: float) -> list[Job]:
     """As the policy has them go now; at a tie, as they came."""
     if len(jobs) < 2:
-        return list(jobs)
-    return sorted(jobs, key=lambda job: (policy.order(job, now_s), job.id))
+        return list(jobs.values())
+    return sorted(jobs.values(), key=lambda job: (policy.order(job, now_s), job.id))
