@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..artifact import Plan
@@ -87,7 +87,7 @@ class Admission:
         if now_s < self._retry_s:
             return []
         placed, passed, late = list[Job](), 0, False
-        for job in in_order(self.policy, self.waiting.values(), now_s):
+        for job in in_order(self.policy, self.waiting, now_s):
             if job.id in self.held:
                 continue
             if late and (job.long or self._short_tokens + job.prompt > self._kept_tokens):
@@ -138,7 +138,7 @@ class Admission:
         return None if best is None else (-best[3], best[4])
 
     def _place(self, job: Job, now_s: float, prompts: Iterable[Job]) -> bool:
-        """Admit the job, if it has room."""
+        """Admit the job, if it has room. prompts: that are being computed"""
         choice = self._choice(job, prompts)
         if choice is None:
             return False
@@ -178,7 +178,7 @@ class Admission:
         limit = self.policy.order(job, now_s) + self.policy.preempts
         victims = [
             other
-            for other in reversed(in_order(self.policy, prefilling.values(), now_s))
+            for other in reversed(in_order(self.policy, prefilling, now_s))
             if self.policy.order(other, now_s) > limit and other.preemptions < MOST_PREEMPTIONS
         ]
         needs, groups = max(self.book.needs(job.prompt + 1)), range(self.growth.kvp)
@@ -192,8 +192,8 @@ class Admission:
         return False
 
 
-def in_order(policy: Policy, jobs: Collection[Job], now_s: float) -> list[Job]:
+def in_order(policy: Policy, jobs: Mapping[int, Job], now_s: float) -> list[Job]:
     """As the policy has them go now; at a tie, as they came."""
     if len(jobs) < 2:
-        return list(jobs)
-    return sorted(jobs, key=lambda job: (policy.order(job, now_s), job.id))
+        return list(jobs.values())
+    return sorted(jobs.values(), key=lambda job: (policy.order(job, now_s), job.id))

@@ -171,7 +171,7 @@ class Scheduler:
                 self._islands.admit(job)
                 job.left_s = self._left_s(job)
                 self.counts.hit_tokens += job.issued
-        prompts = in_order(self.policy, self._prefilling.values(), now_s)
+        prompts = in_order(self.policy, self._prefilling, now_s)
         for island in self._islands.now(prompts, self._ready):
             if room is None or island <= room:
                 loads: dict[int, Load] = {}
