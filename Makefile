@@ -45,6 +45,7 @@ bench: $(VENV)/installed $(VENV)/dev
 	$(BIN)/python benchmarks/predictions.py
 	$(BIN)/python benchmarks/long_context.py
 	$(BIN)/python benchmarks/under_load.py
+	$(BIN)/python benchmarks/kills.py
 	$(BIN)/python benchmarks/convoy.py
 	$(BIN)/python benchmarks/simulated.py
 	$(BIN)/python -m benchmarks.scheduling

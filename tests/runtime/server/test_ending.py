@@ -79,7 +79,7 @@ def test_a_server_whose_worker_dies_says_so_and_loses_nothing(
     models: MakeModel, plans: MakePlan
 ) -> None:
     model = models("llama")
-    body = {"prompt": [1, 2], "max_tokens": 600, "ignore_eos": True, "temperature": 0}
+    body = {"prompt": [1, 2], "max_tokens": 150, "ignore_eos": True, "temperature": 0}
     with (
         server(plans(model, kvp=2, num_pages=100), model) as (process, url),
         httpx.Client(base_url=url, timeout=30) as client,
