@@ -128,6 +128,24 @@ def verify(
     help="Wait here for workers that torchrun starts, on any number of hosts (docs/deploying.md).",
 )
 @trace_option
+@click.option(
+    "--step-timeout",
+    "step_timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=20.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A step that takes longer, and ten times what was predicted, hangs: workers start afresh.",
+)
+@click.option(
+    "--drain-timeout",
+    "drain_s",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="After Ctrl-C or SIGTERM, how long requests may still take.",
+)
 def serve(
     directory: Path,
     weights: Path,
@@ -137,6 +155,8 @@ def serve(
     prefix_caching: bool,
     control: str | None,
     trace_out: Path | None,
+    step_timeout_s: float,
+    drain_s: float,
 ) -> None:
     """Serve a plan with an OpenAI-compatible API, until Ctrl-C or SIGTERM.
 
@@ -146,5 +166,5 @@ def serve(
     """
     from .runtime import server
 
-    options = server.Options(policy, prefix_caching, trace_out, control)
+    options = server.Options(policy, prefix_caching, trace_out, step_timeout_s, drain_s, control)
     server.serve(directory, weights, host, port, options, progress=console.remark)

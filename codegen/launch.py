@@ -70,10 +70,15 @@ class Launch:
         return math.ceil(self.plan.memory.used_bytes * self.ranks[0] / 2**20)
 
     @property
-    def grace_s(self) -> int:
-        """What the longest request that was promised takes, and a margin: so long may draining take."""
+    def drain_s(self) -> int:
+        """What the longest request that was promised takes: it may end when the server is told to."""
         asked = self.workload
-        return math.ceil(asked.ttft_s + asked.output_tokens * asked.tbt_s) + MARGIN_S
+        return math.ceil(asked.ttft_s + asked.output_tokens * asked.tbt_s)
+
+    @property
+    def grace_s(self) -> int:
+        """After which a server is killed that was told to end."""
+        return self.drain_s + MARGIN_S
 
 
 def render_launch(job: Launch) -> dict[str, bytes]:

@@ -5,8 +5,8 @@
             print(token.id)
 
 Requests come in from any thread; the engine's thread alone touches the scheduler and the workers.
-When a worker dies, the requests that were running fail with its story, those still waiting keep
-waiting, and fresh workers are started.
+When workers die or hang, fresh ones are started, and requests that were running go on where they stopped
+(`recovery`).
 """
 
 from __future__ import annotations
@@ -36,16 +36,13 @@ from .packing import Packing
 from .policies import DEFAULT, POLICIES
 from .prefix import page_hashes
 from .protocol import Done
+from .recovery import STEP_TIMEOUT_S, Recovery
 from .request import Event, Handle, Request, Sampling, now_s
 from .scheduler import Counts, Scheduler
 from .stats import Stats
 from .tracing import Recorder
 from .weights import Checkpoint
 from .workers import Down, Up, Workers
-
-MAX_RESTARTS = 3
-"""Restarts in a row, without a step in between, after which the engine gives up."""
-
 
 WARM_UP_TOKENS = 64
 
@@ -60,6 +57,7 @@ class Engine:
         workers: Workers,
         prefix_caching: bool,
         recorder: Recorder | None = None,
+        step_timeout_s: float = STEP_TIMEOUT_S,
     ) -> None:
         self.manifest = manifest
         self._recorder = recorder
@@ -69,11 +67,12 @@ class Engine:
         self._scheduler = scheduler
         self._workers = workers
         self._flights = Flights(manifest, scheduler, Dispatch(workers.send), self.stats, recorder)
-        self._inbox: queue.SimpleQueue[Handle | int | None] = queue.SimpleQueue()
+        self._recovery = Recovery(manifest, self._flights, workers, step_timeout_s)
+        self._inbox: queue.SimpleQueue[Handle | int | MnemocError] = queue.SimpleQueue()
         self._ids = itertools.count()
         self._failed: MnemocError | None = None
-        self._restarts = 0
-        self._closing = False
+        self._warm = False
+        self._closing: MnemocError | None = None
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="mnemoc-engine", daemon=True)
 
@@ -89,6 +88,7 @@ class Engine:
         packing: Callable[[Plan, Growth], Packing] | None = None,
         prefix_caching: bool = True,
         trace_out: Path | None = None,
+        step_timeout_s: float = STEP_TIMEOUT_S,
     ) -> Engine:
         """Verify the artifact, start the workers, load the weights, warm up; returns when all is ready.
 
@@ -98,6 +98,7 @@ class Engine:
         packing: another way to fill micro-batches than our own (`packing.Adaptive`), for comparison
         prefix_caching: whether requests share the pages of a common prefix
         trace_out: a file that gets what the engine did, for Perfetto, when it is closed
+        step_timeout_s: a step that takes longer, and far longer than predicted, hangs: workers are replaced
         Raises BadInput for a plan or weights that do not fit, RuntimeFault if workers cannot start.
         """
         say = progress or (lambda message: None)
@@ -129,7 +130,7 @@ class Engine:
             if recorder is not None:
                 recorder.close(keep=False)
             raise
-        engine = cls(manifest, scheduler, workers, prefix_caching, recorder)
+        engine = cls(manifest, scheduler, workers, prefix_caching, recorder, step_timeout_s)
         engine._thread.start()
         try:
             say("warming up")
@@ -188,9 +189,9 @@ class Engine:
         """Of all KV pages, those that requests hold."""
         return self._scheduler.book.used_fraction
 
-    def close(self) -> None:
-        """End all requests and all workers. May be called twice."""
-        self._tell(None)
+    def close(self, why: str = "the engine was closed") -> None:
+        """End all requests and all workers. May be called twice. why: those that are not through yet"""
+        self._tell(RuntimeFault(why))
         self._thread.join()
         if self._recorder is not None:
             self._recorder.close()
@@ -213,12 +214,15 @@ class Engine:
         self._flights.deliver()
         for event in self._workers.poll(wait_s):
             if isinstance(event, Done):
-                self._restarts = 0
+                self._recovery.stepped()
                 self._flights.settle(event, now_s())
             elif isinstance(event, Up):
                 self.stats.restarts += 1
+            elif not self._warm:  # a plan that cannot take its first steps: no reason to try again
+                raise event.error
             else:
-                self._recover(event.error)
+                self._recovery.restart(event.error)
+        self._recovery.look()
 
     def _warm_up(self) -> None:
         """Run something small on every KVP group: first steps compile and allocate, and are slow."""
@@ -230,13 +234,14 @@ class Engine:
             for handle in [self.submit(request) for request in requests]:
                 handle.result()
         self.stats.clear()
+        self._warm = True
 
     def _run(self) -> None:
-        error: MnemocError = RuntimeFault("the engine was closed")
         try:
-            while not self._closing:
+            while self._closing is None:
                 self.step()
                 self._read_inbox()
+            error = self._closing
         except MnemocError as fault:
             error = fault
         except Exception as bug:
@@ -253,22 +258,14 @@ class Engine:
     def _read_inbox(self) -> None:
         while not self._inbox.empty():
             message = self._inbox.get()
-            if message is None:
-                self._closing = True
+            if isinstance(message, MnemocError):
+                self._closing = message
             elif isinstance(message, int):
                 self._flights.cancel(message)
             else:
                 self._flights.accept(message)
 
-    def _recover(self, error: MnemocError) -> None:
-        """The workers are gone: what ran fails, what waits goes on waiting, fresh workers start."""
-        self._flights.fail_running(error)
-        self._restarts += 1
-        if self._restarts > MAX_RESTARTS:
-            raise RuntimeFault(f"gave up after {MAX_RESTARTS} restarts: {error}") from error
-        self._workers.spawn()
-
-    def _tell(self, message: Handle | int | None) -> bool:
+    def _tell(self, message: Handle | int | MnemocError) -> bool:
         """Put a message before the engine's thread; False if that has ended."""
         with self._lock:
             if self._failed is not None:

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..artifact import Manifest
-from ..errors import MnemocError
+from ..errors import MnemocError, RuntimeFault
 from .job import Admitted, Job, MicroBatch
 from .prefix import page_hash
 from .protocol import Done
 from .request import Ended, Event, FinishReason, Handle, Progress, Request, Token, Top
 from .scheduler import Scheduler
 from .stats import Iteration, Stats
+from .suspects import Suspects
 from .tracing import Recorder
 
 NOT_ASKED: tuple[None, Top] = (None, ())
@@ -66,6 +67,7 @@ class Flights:
         self._jobs: dict[int, Job] = {}
         self._live: dict[int, Handle] = {}
         self._flights: dict[int, Flight] = {}
+        self._suspects = Suspects()
         self._numbers = itertools.count()
         self._outbox: list[tuple[Handle, Event]] = []
 
@@ -77,6 +79,17 @@ class Flights:
         if in_flight < depth:
             return True
         return in_flight < depth + max(1, depth - 1) and not self._scheduler.decoding
+
+    @property
+    def in_the_air(self) -> bool:
+        """Whether any micro-batch is on its way."""
+        return bool(self._flights)
+
+    @property
+    def predicted_s(self) -> float:
+        """For all micro-batches on their way, one after the other."""
+        predicted_s = self._scheduler.predicted_s
+        return sum(predicted_s(flight.micro_batch) for flight in self._flights.values())
 
     def accept(self, handle: Handle) -> None:
         """A new request."""
@@ -107,7 +120,8 @@ class Flights:
         for change in micro_batch.changes:
             if isinstance(change, Admitted):
                 handle = self._live[change.sid] = self._handles[change.job.id]
-                handle.scheduled_s = change.job.started_s
+                if handle.scheduled_s is None:
+                    handle.scheduled_s = change.job.started_s
                 if (
                     handle.hashes is not None
                     and not change.generated
@@ -157,16 +171,34 @@ class Flights:
         for handle, event in events:
             handle.hand_over(event)
 
-    def fail_running(self, error: MnemocError) -> None:
-        """The workers are gone: end what they worked on, forget what is in flight."""
-        for job in list(self._scheduler.running.values()):
-            self._stats.failed += 1
-            self._end(job.id, error)
-        if self._recorder is not None:
-            self._recorder.lost()
+    def replay(self, error: MnemocError) -> bool:
+        """The workers are gone: forget what is in flight; whoever ran is to go on where it stopped.
+
+        But for a request whose fault it must be: that one fails. Returns whether there was one.
+        """
+        running = self._scheduler.running
+        present = {
+            job.id: job.cached
+            for flight in self._flights.values()
+            for sid in (*flight.micro_batch.decodes, *(c.sid for c in flight.micro_batch.chunks))
+            if (job := running.get(sid)) is not None
+        }
         self._scheduler.restart()
         self._flights.clear()
         self._live.clear()
+        if self._recorder is not None:
+            self._recorder.lost()
+        guilty = self._suspects.died(present)
+        if guilty is not None:
+            deaths = self._suspects.deaths(guilty)
+            story = f"the workers died {deaths} times in a row over this request: {error}"
+            fault = RuntimeFault(story)
+            for note in getattr(error, "__notes__", ()):
+                fault.add_note(note)
+            self._stats.failed += 1
+            self._end(guilty, fault)
+        self._scheduler.admission.hold(self._suspects.held)
+        return guilty is not None
 
     def fail_all(self, error: MnemocError) -> None:
         for id in list(self._handles):
@@ -222,6 +254,8 @@ class Flights:
         micro_batch = flight.micro_batch
         wall_s = now_s - flight.sent_s
         self._scheduler.settled(micro_batch, flight.going_on, wall_s)
+        if self._suspects:
+            self._clear(micro_batch)
         prefilled = sum(chunk.rows for chunk in micro_batch.chunks)
         self._stats.prompt_tokens += prefilled
         self._stats.iterations.append(
@@ -244,7 +278,17 @@ class Flights:
         self._scheduler.drop(self._jobs[id])
         self._post(self._forget(id), Ended(error))
 
+    def _clear(self, micro_batch: MicroBatch) -> None:
+        """Whoever has come past where the workers died is not to blame for it."""
+        running = self._scheduler.running
+        for sid in (*micro_batch.decodes, *(chunk.sid for chunk in micro_batch.chunks)):
+            job = running.get(sid)
+            if job is not None and self._suspects.computed(job.id, job.computed):
+                self._scheduler.admission.hold(self._suspects.held)
+
     def _forget(self, id: int) -> Handle:
+        if self._suspects.forget(id):
+            self._scheduler.admission.hold(self._suspects.held)
         del self._jobs[id]
         return self._handles.pop(id)
 

@@ -30,6 +30,7 @@ from . import leash
 from .control import dial
 from .nursery import die_with_parent
 from .protocol import Failed, Ready, Reply, Step
+from .pulse import Pulse
 from .settings import Settings
 from .stage import Launched, Prepared, Stage
 from .wire import decode_step, encode_reply
@@ -60,7 +61,7 @@ def main() -> int:
 
     code = 0
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), Pulse(context, settings.control, name, settings.secret):
             torch.set_num_threads(settings.threads)
             stage = Stage(settings)
             tell(Ready(settings.rank))

@@ -1,7 +1,7 @@
 """The distributed executor: the engine's side of the workers. No torch.
 
 Has them started (`launcher`), sends steps, collects what comes back, and notices within moments when
-one is gone. `poll` is the only place where the engine waits.
+one is gone, within seconds when one falls silent. `poll` is the only place where the engine waits.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ import zmq
 from ..errors import BadInput, MnemocError, RuntimeFault
 from .launcher import Complete, Launcher, Lost
 from .protocol import Done, Failed, Step
+from .pulse import beating
+from .vigil import LOOK_S, Vigil
 from .wire import decode_reply, encode_step
 
 GRACE_S = 0.3
@@ -60,6 +62,7 @@ class NurseryProcess:
     """The process that forks workers of this machine. It may serve one engine after another."""
 
     threads: int = 1
+    join_s: float = 60.0
     process: subprocess.Popen[bytes] = field(init=False)
     _line: bytes = b""
     _token: str = ""  # of the set of workers that is meant to run; others do not concern us
@@ -155,7 +158,9 @@ class Workers:
         self._poller.register(self._wake_read, zmq.POLLIN)
         self._socket: zmq.Socket[bytes] | None = None
         self._names: dict[bytes, int] = {}
+        self._pulses: dict[bytes, int] = {}
         self._ready: set[int] = set()
+        self._vigil = Vigil()
         self._suspect: tuple[float, MnemocError] | None = None
 
     def spawn(self) -> None:
@@ -178,13 +183,17 @@ class Workers:
 
     def _begin(self, token: str) -> None:
         """From now on hear the workers of this set."""
-        self._names = {f"{token}-{rank}".encode(): rank for rank in range(self.world)}
+        names = {f"{token}-{rank}": rank for rank in range(self.world)}
+        self._names = {name.encode(): rank for name, rank in names.items()}
+        self._pulses = {beating(name).encode(): rank for name, rank in names.items()}
+        self._vigil.begin(range(self.world), self._launcher.join_s)
 
     def kill(self) -> None:
         """End all workers."""
         self.up = False
-        self._names, self._suspect = {}, None
+        self._names, self._pulses, self._suspect = {}, {}, None
         self._ready.clear()
+        self._vigil.end()
         self._launcher.kill()
 
     def send(self, step: Step) -> None:
@@ -194,18 +203,21 @@ class Workers:
         for name in self._names:
             self._socket.send_multipart([name, *frames])
 
+    def condemn(self, error: MnemocError) -> None:
+        """They are of no use any more, for a reason that is not seen from here: `poll` says Down."""
+        self._suspicion(error, certain=True)
+
     def wake(self) -> None:
         """From any thread: let `poll` return."""
         with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
             os.write(self._wake_write, b"\0")
 
     def poll(self, timeout_s: float | None) -> list[Done | Up | Down]:
-        """What happened, waiting up to `timeout_s` seconds (None: until something does)."""
+        """What happened, waiting up to `timeout_s` seconds (None: a moment, or until something does)."""
+        timeout_s = LOOK_S if timeout_s is None else min(timeout_s, LOOK_S)
         if self._suspect is not None:
-            left_s = max(0.0, self._suspect[0] - time.monotonic())
-            timeout_s = left_s if timeout_s is None else min(timeout_s, left_s)
-        timeout = None if timeout_s is None else math.ceil(timeout_s * 1000)
-        readable = dict(self._poller.poll(timeout))
+            timeout_s = min(timeout_s, max(0.0, self._suspect[0] - time.monotonic()))
+        readable = dict(self._poller.poll(math.ceil(timeout_s * 1000)))
         events: list[Done | Up | Down] = []
         if self._wake_read in readable:
             os.read(self._wake_read, 4096)
@@ -213,6 +225,10 @@ class Workers:
             self._hear_workers(self._socket, events)
         if self._launcher.waitable in readable:
             self._note(self._launcher.hear())
+        if (silent := self._vigil.silent(self._ready)) is not None:
+            rank, silent_s = silent
+            sign = f"worker {rank} has given no sign of life for {silent_s:.0f} s"
+            self._suspicion(RuntimeFault(sign), certain=True)
         if self._suspect is not None and time.monotonic() >= self._suspect[0]:
             events.append(Down(self._suspect[1]))
             self.kill()
@@ -230,6 +246,9 @@ class Workers:
         while int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             sender = socket.recv(copy=False)
             frames = socket.recv_multipart()
+            if sender.bytes in self._pulses:
+                self._vigil.heard(self._pulses[sender.bytes])
+                continue
             if sender.bytes not in self._names:
                 self._note(self._launcher.introduced(sender, frames))
                 continue
