@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -151,12 +152,7 @@ def serve(
     weights: Path,
     host: str,
     port: int,
-    policy: str,
-    prefix_caching: bool,
-    control: str | None,
-    trace_out: Path | None,
-    step_timeout_s: float,
-    drain_s: float,
+    **chosen: Any,
 ) -> None:
     """Serve a plan with an OpenAI-compatible API, until Ctrl-C or SIGTERM.
 
@@ -166,5 +162,5 @@ def serve(
     """
     from .runtime import server
 
-    options = server.Options(policy, prefix_caching, trace_out, step_timeout_s, drain_s, control)
+    options = server.Options(**chosen)
     server.serve(directory, weights, host, port, options, progress=console.remark)

@@ -107,10 +107,21 @@ class Admission:
         self._retry_s = now_s + self.again_s if self.waiting else -math.inf
         return placed
 
-    def _place(self, job: Job, now_s: float) -> bool:
-        """Admit the job, where most of its prefix is if that is half of it, else on the emptiest home."""
-        page_size = self.plan.page_size
-        tokens = min(job.kv_tokens, job.prompt + OUTPUT_PAGES * page_size)
+    def home(self, job: Job) -> tuple[int, int]:
+        """Where a waiting job would live if it came now, and how many pages of its prompt are there. If it
+        has
+        no room: the emptiest home."""
+        groups = range(self.growth.kvp)
+        return self._choice(job) or (max(groups, key=self.book.available), 0)
+
+    def tokens(self, job: Job) -> int:
+        """What it is to have pages for when it is admitted."""
+        return min(job.kv_tokens, job.prompt + OUTPUT_PAGES * self.plan.page_size)
+
+    def _choice(self, job: Job) -> tuple[int, int] | None:
+        """Where most of its prefix is if that is half of it, else the emptiest home, and how many pages of it
+        are there; None: it has no room."""
+        page_size, tokens = self.plan.page_size, self.tokens(job)
         hashes, most = job.hashes or (), (job.prompt - 1) // page_size  # one token must be computed
         spare = self._spare(tokens) if job.long else 0
         best: tuple[int, int, int, int] | None = None
@@ -120,14 +131,20 @@ class Admission:
                 worth = found if 2 * found * page_size >= job.prompt else 0
                 choice = (worth, self.book.available(home), -home, found)
                 best = choice if best is None else max(best, choice)
-        if best is None:
+        return None if best is None else (-best[2], best[3])
+
+    def _place(self, job: Job, now_s: float) -> bool:
+        """Admit the job, if it has room."""
+        choice = self._choice(job)
+        if choice is None:
             return False
-        job.home, found = -best[2], best[3]
+        page_size, tokens, hashes = self.plan.page_size, self.tokens(job), job.hashes or ()
+        job.home, found = choice
         job.sid = next(self._sids)
         pages = self.book.admit(job.sid, job.home, tokens, hashes[:found])
         job.issued = job.processed = job.cached = found * page_size
         self.cover(job, tokens)
-        job.started_s = now_s if job.started_s is None else job.started_s
+        job.started_s = now_s
         del self.waiting[job.id]
         self.book.changes.append(Admitted(job, job.sid, job.home, job.generated, job.cached, pages))
         return True

@@ -14,13 +14,15 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
+import logging
 import queue
 import secrets
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import cast
+from typing import TypeVar, cast
 
 from .. import artifact
 from ..artifact import Manifest, Plan
@@ -29,6 +31,7 @@ from ..units import format_count
 from .cost import PlanCost
 from .dispatch import Dispatch
 from .flights import Flights
+from .forecast import Forecast
 from .growth import Growth
 from .launcher import Launcher
 from .loader import ArtifactModules
@@ -39,12 +42,20 @@ from .protocol import Done
 from .recovery import STEP_TIMEOUT_S, Recovery
 from .request import Event, Handle, Request, Sampling, now_s
 from .scheduler import Counts, Scheduler
+from .snapshot import GroupPages, Look, pages
 from .stats import Stats
 from .tracing import Recorder
 from .weights import Checkpoint
+from .witness import Witness
 from .workers import Down, Up, Workers
 
 WARM_UP_TOKENS = 64
+
+log = logging.getLogger("mnemoc")
+T = TypeVar("T")
+Message = Handle | Look | Callable[[], None] | int | MnemocError
+"""A request, a wish for a snapshot, something to do in the engine's thread, a request to cancel by its id,
+or why the engine is to end."""
 
 
 class Engine:
@@ -56,6 +67,7 @@ class Engine:
         scheduler: Scheduler,
         workers: Workers,
         prefix_caching: bool,
+        forecast: Forecast,
         recorder: Recorder | None = None,
         step_timeout_s: float = STEP_TIMEOUT_S,
     ) -> None:
@@ -65,10 +77,14 @@ class Engine:
         self.vocab = int(manifest.model["vocab"])
         self.stats = Stats()
         self._scheduler = scheduler
+        self._forecast = forecast
         self._workers = workers
-        self._flights = Flights(manifest, scheduler, Dispatch(workers.send), self.stats, recorder)
+        self._flights = Flights(
+            manifest, scheduler, Dispatch(workers.send), self.stats, recorder, forecast
+        )
         self._recovery = Recovery(manifest, self._flights, workers, step_timeout_s)
-        self._inbox: queue.SimpleQueue[Handle | int | MnemocError] = queue.SimpleQueue()
+        self._witness = self._flights.witness
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._ids = itertools.count()
         self._failed: MnemocError | None = None
         self._warm = False
@@ -118,7 +134,7 @@ class Engine:
         workers = Workers(Path(directory), Path(weights), plan.gpus, nursery)
         try:
             if trace_out is not None:
-                recorder = Recorder.open(trace_out, plan.layout, now_s())
+                recorder = Recorder.open(trace_out, plan.layout, now_s(), log.warning)
             say("loading weights")
             workers.spawn()
             while not workers.up:
@@ -130,7 +146,10 @@ class Engine:
             if recorder is not None:
                 recorder.close(keep=False)
             raise
-        engine = cls(manifest, scheduler, workers, prefix_caching, recorder, step_timeout_s)
+        forecast = Forecast(scheduler, cost)
+        engine = cls(
+            manifest, scheduler, workers, prefix_caching, forecast, recorder, step_timeout_s
+        )
         engine._thread.start()
         try:
             say("warming up")
@@ -160,10 +179,34 @@ class Engine:
             raise cast(MnemocError, self._failed)
         return handle
 
+    def ask(self, question: Callable[[Flights, float], T]) -> Future[T]:
+        """Have a question answered in the engine's thread, between two steps. From any thread.
+
+        question: what is in flight, and the time now → whatever outlives the call; it should take no more
+            than
+            a millisecond
+        """
+        answer: Future[T] = Future()
+
+        def put() -> None:
+            try:
+                answer.set_result(question(self._flights, now_s()))
+            except Exception as error:
+                answer.set_exception(error)
+
+        if not self._tell(put):
+            answer.set_exception(cast(MnemocError, self._failed))
+        return answer
+
     @property
     def healthy(self) -> bool:
         """Whether the workers are up and the engine's loop runs."""
         return self._workers.up and self._failed is None
+
+    @property
+    def failure(self) -> MnemocError | None:
+        """Why the engine has ended, if it has."""
+        return self._failed
 
     @property
     def num_running(self) -> int:
@@ -189,6 +232,19 @@ class Engine:
         """Of all KV pages, those that requests hold."""
         return self._scheduler.book.used_fraction
 
+    @property
+    def kv_pages(self) -> tuple[GroupPages, ...]:
+        """Of each KVP group."""
+        return pages(self._scheduler)
+
+    def look(self, look: Look) -> bool:
+        """Have a snapshot taken, soon, by the engine's thread; False if that has ended. From any thread."""
+        return self._tell(look)
+
+    def watched_by(self, witness: Witness) -> None:
+        """Tell it of all that happens from now on, in the engine's thread."""
+        self._witness = self._flights.witness = witness
+
     def close(self, why: str = "the engine was closed") -> None:
         """End all requests and all workers. May be called twice. why: those that are not through yet"""
         self._tell(RuntimeFault(why))
@@ -212,17 +268,23 @@ class Engine:
         while self._workers.up and self._flights.room and self._flights.dispatch(now_s()):
             pass
         self._flights.deliver()
-        for event in self._workers.poll(wait_s):
+        events = self._workers.poll(wait_s)
+        woke_s = now_s()
+        for event in events:
             if isinstance(event, Done):
                 self._recovery.stepped()
                 self._flights.settle(event, now_s())
             elif isinstance(event, Up):
                 self.stats.restarts += 1
+                self._witness.back()
             elif not self._warm:  # a plan that cannot take its first steps: no reason to try again
                 raise event.error
             else:
+                self.stats.deaths += 1
+                self._witness.lost(event.error)
                 self._recovery.restart(event.error)
         self._recovery.look()
+        self.stats.parts.settle += now_s() - woke_s
 
     def _warm_up(self) -> None:
         """Run something small on every KVP group: first steps compile and allocate, and are slow."""
@@ -235,6 +297,7 @@ class Engine:
                 handle.result()
         self.stats.clear()
         self._warm = True
+        self._forecast.forget()
 
     def _run(self) -> None:
         try:
@@ -262,10 +325,14 @@ class Engine:
                 self._closing = message
             elif isinstance(message, int):
                 self._flights.cancel(message)
+            elif isinstance(message, Handle):
+                self._flights.accept(message, now_s())
+            elif isinstance(message, Look):
+                self._flights.look(message, now_s())
             else:
-                self._flights.accept(message)
+                message()
 
-    def _tell(self, message: Handle | int | MnemocError) -> bool:
+    def _tell(self, message: Message) -> bool:
         """Put a message before the engine's thread; False if that has ended."""
         with self._lock:
             if self._failed is not None:

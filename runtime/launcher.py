@@ -30,12 +30,7 @@ class Lost:
 
 
 class Launcher(Protocol):
-    """Workers of this machine (`workers.NurseryProcess`) or from outside (`outside.Outside`).
-
-    join_s: the time that a worker has, once its set has a token, until its first sign of life
-    """
-
-    join_s: float
+    """Workers of this machine (`workers.NurseryProcess`) or from outside (`outside.Outside`)."""
 
     def listen(self, socket: zmq.Socket[bytes]) -> None:
         """Bind the engine's socket to where the workers look for it."""

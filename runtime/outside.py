@@ -61,7 +61,6 @@ class Outside:
     address: str
     digest: str
     secret: bytes = field(repr=False)
-    join_s: float = 30.0
     _world: int = 0
     _peers: dict[int, Peer] = field(default_factory=dict)
     _complete: bool = False

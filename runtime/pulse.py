@@ -18,9 +18,9 @@ BEAT_S = 0.5
 """Between two signs."""
 
 
-def beating(name: str) -> str:
+def beating(name: str) -> bytes:
     """What a worker of this name calls itself for its pulse."""
-    return f"{name}-pulse"
+    return f"{name}-pulse".encode()
 
 
 class Pulse:
@@ -33,9 +33,8 @@ class Pulse:
         name: str,
         secret: bytes | None,
     ) -> None:
-        self._socket = dial(
-            context, control, beating(name), secret, unsent=1
-        )  # old signs are worth nothing
+        unsent = 1  # old signs are worth nothing
+        self._socket = dial(context, control, beating(name).decode(), secret, unsent)
         self._socket.linger = 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="mnemoc-pulse", daemon=True)

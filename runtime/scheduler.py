@@ -185,9 +185,11 @@ class Scheduler:
             if (job := self.running.get(sid)) is not None:
                 self._ready[sid] = job
 
-    def predicted_s(self, micro_batch: MicroBatch) -> float:
-        """Seconds that it takes to cross all stages."""
-        return max(map(self._cost.crossing_s, micro_batch.loads.values()))
+    def predicted_s(self, micro_batch: MicroBatch, *, follows: bool = False) -> float:
+        """From dispatch to the end of the last stage; follows: from the end of the one before it, in a full
+        pipeline."""
+        cost_s = self._cost.pace_s if follows else self._cost.crossing_s
+        return max(map(cost_s, micro_batch.loads.values()))
 
     def _take_decodes(self, loads: dict[int, Load]) -> list[Job]:
         for job in [job for job in self._ready.values() if job.cached >= job.covered]:
@@ -245,6 +247,12 @@ class Scheduler:
         if job.issued == job.prompt:
             return 0.0
         return max(0.0, job.whole_s - self.prefill_time.until_s(job.issued))
+
+    def unprocessed_s(self, job: Job) -> float:
+        """Predicted time for the prompt's tokens that have not left the last stage."""
+        if job.processed >= job.prompt:
+            return 0.0
+        return max(0.0, job.whole_s - self.prefill_time.until_s(job.processed))
 
     # ------------------------------------------------------------------------------- preemption
 

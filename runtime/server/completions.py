@@ -33,7 +33,8 @@ def routes(service: Service) -> APIRouter:
             return problem(404, text, "model", "model_not_found")
         prompts = await asyncio.to_thread(body.prompts, tokenizer)
         requests = body.requests(prompts, body.limit(engine.manifest.workload.output_tokens))
-        answers = Answers(engine, requests, tokenizer, body.stops, service.metrics.finished)
+        finished, mailbox = service.metrics.finished, service.mailbox
+        answers = Answers(engine, requests, tokenizer, body.stops, finished, mailbox)
         shape.prompt_tokens = sum(len(ids) for ids in prompts)
         if body.stream:
             return EventStream(shape, answers, body.include_usage)

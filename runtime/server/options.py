@@ -13,13 +13,13 @@ from ..recovery import STEP_TIMEOUT_S
 class Options:
     """policy, prefix_caching, trace_out, step_timeout_s: as for `Engine.start`
 
-    drain_s: how long requests may still take once the server is told to stop
     control: tcp://HOST:PORT on which to wait for workers from outside, instead of forking them
+    drain_s: how long requests may still take once the server is told to stop
     """
 
     policy: str = DEFAULT.name
     prefix_caching: bool = True
     trace_out: Path | None = None
     step_timeout_s: float = STEP_TIMEOUT_S
-    drain_s: float = 30.0
     control: str | None = None
+    drain_s: float = 30.0

@@ -29,7 +29,7 @@ def serve(
 ) -> None:
     """Serve a plan until told to stop (`draining`). The port is taken before any worker starts.
 
-    Raises BadInput for a port that cannot be had, and whatever `Engine.start` raises.
+    Raises BadInput for a port that cannot be had, whatever `Engine.start` raises, and why the engine gave up.
     """
     options = options or Options()
     say = progress or (lambda message: None)
@@ -56,6 +56,8 @@ def serve(
                 config, doors, engine, options.drain_s, lambda: say(f"serving on {address}")
             )
             server.run(sockets=[listener])
+            if server.fault is not None:
+                raise server.fault
 
 
 def bind(host: str, port: int) -> socket.socket:

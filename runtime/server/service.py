@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ..engine import Engine
 from ..tokenizer import Tokenizer
+from .mailbox import Mailbox
 from .metrics import Metrics
 from .options import Options
 
@@ -23,6 +24,7 @@ class Service:
     options: Options
     model: str
     metrics: Metrics
+    mailbox: Mailbox = field(default_factory=Mailbox)
     started_s: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
