@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,7 +22,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from .runtime.server import Limits
+    pass
 
 
 @click.command()
@@ -127,7 +127,30 @@ def verify(
     show_default=True,
     help="Share the KV pages of common beginnings.",
 )
+@click.option(
+    "--control",
+    metavar="tcp://HOST:PORT",
+    help="Wait here for workers that torchrun starts, on any number of hosts (docs/deploying.md).",
+)
 @trace_option
+@click.option(
+    "--step-timeout",
+    "step_timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=20.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A step that takes longer, and ten times what was predicted, hangs: workers start afresh.",
+)
+@click.option(
+    "--drain-timeout",
+    "drain_s",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="After Ctrl-C or SIGTERM, how long requests may still take.",
+)
 @click.option(
     "--chat-template",
     type=folder,
@@ -140,11 +163,8 @@ def serve(
     weights: Path,
     host: str,
     port: int,
-    policy: str,
-    prefix_caching: bool,
-    trace_out: Path | None,
     chat_template: Path | None,
-    limits: Limits,
+    **chosen: Any,
 ) -> None:
     """Serve a plan with an OpenAI-compatible API, until Ctrl-C or SIGTERM.
 
@@ -155,7 +175,7 @@ def serve(
     from . import chat
     from .runtime import server
 
-    options = server.Options(policy, prefix_caching, trace_out, limits)
+    options = server.Options(**chosen)
     template = chat.load(weights, chat_template)
     server.serve(
         directory, weights, host, port, options, template=template, progress=console.remark

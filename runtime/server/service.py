@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ..engine import Engine
 from ..tokenizer import Tokenizer
 from .conversation import Template
+from .mailbox import Mailbox
 from .metrics import Metrics
 from .options import Options
 from .problems import Problem
@@ -34,6 +35,7 @@ class Service:
     options: Options
     model: str
     metrics: Metrics
+    mailbox: Mailbox = field(default_factory=Mailbox)
     load: Load = field(default_factory=Load)
     started_s: int = field(default_factory=lambda: int(time.time()))
 
