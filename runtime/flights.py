@@ -289,8 +289,7 @@ class Flights:
             job.tokens = count = index + 1
             if not index:
                 job.first_token_s = now_s
-            before_s = handle.token_times_s[-1] if index else None
-            broken = self._stats.token(job, before_s, now_s)
+            broken = self._stats.token(job, handle, now_s)
             if not index:
                 self.witness.first_token(job, handle)
             if broken:
