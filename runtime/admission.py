@@ -34,7 +34,7 @@ MOST_OVERTAKEN = 8
 class Admission:
     """The waiting requests, by id, and the book that their pages come from.
 
-    again_s: between two attempts while neither pages nor requests have come
+    again_s: between two attempts while neither pages nor requests have come; held: who must wait for now
     """
 
     plan: Plan
@@ -43,6 +43,7 @@ class Admission:
     policy: Policy
     again_s: float
     waiting: dict[int, Job] = field(default_factory=dict)
+    held: frozenset[int] = frozenset()
     _sids: Iterator[int] = field(default_factory=itertools.count)
     _short_tokens: int = 0
     _retry_s: float = -math.inf
@@ -55,6 +56,11 @@ class Admission:
     def retry(self) -> None:
         """There may be pages that were not there before."""
         self._retry_s = -math.inf
+
+    def hold(self, ids: frozenset[int]) -> None:
+        """These requests, by id, are not to run for now; all others may."""
+        self.held = ids
+        self.retry()
 
     def cover(self, job: Job, tokens: int) -> None:
         """The job has pages for so many tokens."""
@@ -82,6 +88,8 @@ class Admission:
             return []
         placed, passed, late = [], 0, False
         for job in in_order(self.policy, self.waiting, now_s):
+            if job.id in self.held:
+                continue
             if late and (job.long or self._short_tokens + job.prompt > self._kept_tokens):
                 continue
             if self._place(job, now_s) or (
@@ -99,10 +107,21 @@ class Admission:
         self._retry_s = now_s + self.again_s if self.waiting else -math.inf
         return placed
 
-    def _place(self, job: Job, now_s: float) -> bool:
-        """Admit the job, where most of its prefix is if that is half of it, else on the emptiest home."""
-        page_size = self.plan.page_size
-        tokens = min(job.kv_tokens, job.prompt + OUTPUT_PAGES * page_size)
+    def home(self, job: Job) -> tuple[int, int]:
+        """Where a waiting job would live if it came now, and how many pages of its prompt are there. If it
+        has
+        no room: the emptiest home."""
+        groups = range(self.growth.kvp)
+        return self._choice(job) or (max(groups, key=self.book.available), 0)
+
+    def tokens(self, job: Job) -> int:
+        """What it is to have pages for when it is admitted."""
+        return min(job.kv_tokens, job.prompt + OUTPUT_PAGES * self.plan.page_size)
+
+    def _choice(self, job: Job) -> tuple[int, int] | None:
+        """Where most of its prefix is if that is half of it, else the emptiest home, and how many pages of it
+        are there; None: it has no room."""
+        page_size, tokens = self.plan.page_size, self.tokens(job)
         hashes, most = job.hashes or (), (job.prompt - 1) // page_size  # one token must be computed
         spare = self._spare(tokens) if job.long else 0
         best: tuple[int, int, int, int] | None = None
@@ -112,9 +131,15 @@ class Admission:
                 worth = found if 2 * found * page_size >= job.prompt else 0
                 choice = (worth, self.book.available(home), -home, found)
                 best = choice if best is None else max(best, choice)
-        if best is None:
+        return None if best is None else (-best[2], best[3])
+
+    def _place(self, job: Job, now_s: float) -> bool:
+        """Admit the job, if it has room."""
+        choice = self._choice(job)
+        if choice is None:
             return False
-        job.home, found = -best[2], best[3]
+        page_size, tokens, hashes = self.plan.page_size, self.tokens(job), job.hashes or ()
+        job.home, found = choice
         job.sid = next(self._sids)
         pages = self.book.admit(job.sid, job.home, tokens, hashes[:found])
         job.issued = job.processed = job.cached = found * page_size

@@ -7,19 +7,35 @@ progress for the clients (`settle`). Who carries them out is behind one seam: wo
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..artifact import Manifest
-from ..errors import MnemocError
+from ..errors import MnemocError, RuntimeFault
+from .forecast import Forecast, Outlook, UnderWay
 from .job import Admitted, Job, MicroBatch
 from .prefix import page_hash
 from .protocol import Done
-from .request import Ended, Event, FinishReason, Handle, Progress, Request, Token, Top
+from .request import (
+    Ended,
+    Event,
+    FinishReason,
+    Handle,
+    Progress,
+    Request,
+    Token,
+    TooLate,
+    Top,
+    now_s,
+)
 from .scheduler import Scheduler
+from .snapshot import Look, take
 from .stats import Iteration, Stats
+from .suspects import Suspects
 from .tracing import Recorder
+from .witness import Witness
 
 NOT_ASKED: tuple[None, Top] = (None, ())
 """The logprobs of a token that nobody asked for."""
@@ -35,17 +51,26 @@ class Executor(Protocol):
 
 @dataclass(eq=False, slots=True)
 class Flight:
-    """A micro-batch on its way. groups: those that have not answered; going_on: sids that want a token."""
+    """A micro-batch on its way. groups: those that have not answered; going_on: sids that want a token.
+
+    chunks: (request, rows) of its prompts; follows: another was on its way when it was sent
+    """
 
     micro_batch: MicroBatch
     sent_s: float
     groups: set[int]
+    chunks: tuple[tuple[int, int], ...] = ()
+    follows: bool = False
     going_on: list[int] = field(default_factory=list)
     busy_s: float = 0.0
+    pace_s: float = 0.0
 
 
 class Flights:
-    """All requests by id, those with pages by sid too, and the micro-batches that are on their way."""
+    """All requests by id, those with pages by sid too, and the micro-batches that are on their way.
+
+    witness: is told of what happens to requests
+    """
 
     def __init__(
         self,
@@ -54,7 +79,10 @@ class Flights:
         executor: Executor,
         stats: Stats,
         recorder: Recorder | None = None,
+        forecast: Forecast | None = None,
     ) -> None:
+        """forecast: who says of each request when it will have its first token; None: nobody does."""
+        self._forecast = forecast
         self._recorder = recorder
         self._scheduler = scheduler
         self._executor = executor
@@ -66,8 +94,11 @@ class Flights:
         self._jobs: dict[int, Job] = {}
         self._live: dict[int, Handle] = {}
         self._flights: dict[int, Flight] = {}
+        self._suspects = Suspects()
         self._numbers = itertools.count()
         self._outbox: list[tuple[Handle, Event]] = []
+        self._landed_s = 0.0
+        self.witness = Witness()
 
     @property
     def room(self) -> bool:
@@ -78,11 +109,22 @@ class Flights:
             return True
         return in_flight < depth + max(1, depth - 1) and not self._scheduler.decoding
 
-    def accept(self, handle: Handle) -> None:
+    @property
+    def in_the_air(self) -> bool:
+        """Whether any micro-batch is on its way."""
+        return bool(self._flights)
+
+    @property
+    def predicted_s(self) -> float:
+        """For all micro-batches on their way, one after the other."""
+        predicted_s = self._scheduler.predicted_s
+        return sum(predicted_s(flight.micro_batch) for flight in self._flights.values())
+
+    def accept(self, handle: Handle, now_s: float) -> None:
         """A new request."""
         request = handle.request
         self._handles[handle.id] = handle
-        self._jobs[handle.id] = self._scheduler.add(
+        job = self._jobs[handle.id] = self._scheduler.add(
             handle.id,
             len(request.prompt_ids),
             request.kv_tokens,
@@ -90,24 +132,33 @@ class Flights:
             request.promise,
             handle.hashes,
         )
+        if self._foretell(handle, job, now_s):
+            self.witness.came(job, handle)
+            if self._forecast is not None:
+                self._forecast.coming.saw(job, now_s)
 
     def cancel(self, id: int) -> None:
-        """The client lost interest; its pages are free at once."""
+        """The client lost interest, or has what it wanted; its pages are free at once."""
         if id in self._handles:
-            self._stats.cancelled += 1
             self._end(id, None)
 
     def dispatch(self, now_s: float) -> bool:
         """Have the next micro-batch carried out, if there is one."""
+        began_s = time.perf_counter()
         micro_batch = self._scheduler.next(now_s)
         if micro_batch is None:
             return False
+        chosen_s = time.perf_counter()
         number = next(self._numbers)
         over = []
         for change in micro_batch.changes:
             if isinstance(change, Admitted):
                 handle = self._live[change.sid] = self._handles[change.job.id]
-                handle.scheduled_s = change.job.started_s
+                if handle.scheduled_s is None:
+                    handle.scheduled_s = change.job.started_s
+                if not change.job.preemptions:
+                    handle.cached_tokens = change.cached
+                self.witness.admitted(change.job, handle)
                 if (
                     handle.hashes is not None
                     and not change.generated
@@ -117,7 +168,12 @@ class Flights:
                     self._stats.prefix_hits += change.cached
             elif isinstance(change, int):
                 over.append(change)
-        self._flights[number] = Flight(micro_batch, now_s, set(micro_batch.loads))
+        chunks = tuple([(self._live[chunk.sid].id, chunk.rows) for chunk in micro_batch.chunks])
+        follows = bool(self._flights) and not micro_batch.decodes
+        flight = Flight(micro_batch, now_s, set(micro_batch.loads), chunks, follows)
+        self._flights[number] = flight
+        if self._forecast is not None:
+            flight.pace_s = self._forecast.pace_s(micro_batch.loads)
         if self._recorder is not None:
             self._recorder.sent(number, micro_batch, now_s)
         self._executor.send(number, micro_batch, self._live)
@@ -125,6 +181,9 @@ class Flights:
             self._live.pop(sid, None)
         if self._scheduler.filled:
             self._name_pages()
+        parts = self._stats.parts
+        parts.schedule += chosen_s - began_s
+        parts.dispatch += time.perf_counter() - chosen_s
         return True
 
     def settle(self, done: Done, now_s: float) -> None:
@@ -145,7 +204,6 @@ class Flights:
             if job is None:
                 continue
             logprob, top = likely.get(sid, NOT_ASKED)
-            self._stats.generated_tokens += 1
             if self._token(job, token, now_s, logprob, top):
                 going_on.append(sid)
         if not flight.groups:
@@ -157,20 +215,42 @@ class Flights:
         for handle, event in events:
             handle.hand_over(event)
 
-    def fail_running(self, error: MnemocError) -> None:
-        """The workers are gone: end what they worked on, forget what is in flight."""
-        for job in list(self._scheduler.running.values()):
-            self._stats.failed += 1
-            self._end(job.id, error)
-        if self._recorder is not None:
-            self._recorder.lost()
+    def look(self, look: Look, now_s: float) -> None:
+        """Answer somebody who wants to see what is going on."""
+        outlook = self.outlook(now_s)
+        known = self._jobs, self._handles, self._scheduler, self._stats
+        look.answer(take(look, *known, outlook, now_s))
+
+    def replay(self, error: MnemocError) -> bool:
+        """The workers are gone: forget what is in flight; whoever ran is to go on where it stopped.
+
+        But for a request whose fault it must be: that one fails. Returns whether there was one.
+        """
+        running = self._scheduler.running
+        present = {
+            job.id: job.cached
+            for flight in self._flights.values()
+            for sid in (*flight.micro_batch.decodes, *(c.sid for c in flight.micro_batch.chunks))
+            if (job := running.get(sid)) is not None
+        }
         self._scheduler.restart()
         self._flights.clear()
         self._live.clear()
+        if self._recorder is not None:
+            self._recorder.lost()
+        guilty = self._suspects.died(present)
+        if guilty is not None:
+            deaths = self._suspects.deaths(guilty)
+            story = f"the workers died {deaths} times in a row over this request: {error}"
+            fault = RuntimeFault(story)
+            for note in getattr(error, "__notes__", ()):
+                fault.add_note(note)
+            self._end(guilty, fault)
+        self._scheduler.admission.hold(self._suspects.held)
+        return guilty is not None
 
     def fail_all(self, error: MnemocError) -> None:
         for id in list(self._handles):
-            self._stats.failed += 1
             self._end(id, error)
 
     def _name_pages(self) -> None:
@@ -200,9 +280,15 @@ class Flights:
         job.tokens = index + 1
         if not index:
             job.first_token_s = now_s
+        before_s = handle.token_times_s[-1] if index else None
+        broken = self._stats.token(job, before_s, now_s)
+        if not index:
+            self.witness.first_token(job, handle)
+        if broken:
+            self.witness.broken(job, handle)
         finish = self._finish(handle.request, token, index + 1)
         if finish is not None:
-            self._stats.finished += 1
+            self._over(job, handle, finish, None, now_s)
             self._scheduler.drop(job)
             self._forget(handle.id)
         event = Token(token, index, now_s, finish, logprob, top)
@@ -221,30 +307,82 @@ class Flights:
         del self._flights[number]
         micro_batch = flight.micro_batch
         wall_s = now_s - flight.sent_s
+        if self._forecast is not None:
+            self._forecast.landed(micro_batch.loads, flight.pace_s, flight.sent_s, now_s)
         self._scheduler.settled(micro_batch, flight.going_on, wall_s)
-        prefilled = sum(chunk.rows for chunk in micro_batch.chunks)
-        self._stats.prompt_tokens += prefilled
-        self._stats.iterations.append(
-            Iteration(len(micro_batch.decodes), prefilled, wall_s, flight.busy_s)
+        if self._suspects:
+            self._clear(micro_batch)
+        self._stats.landed(
+            micro_batch,
+            Iteration(
+                len(micro_batch.decodes),
+                sum(chunk.rows for chunk in micro_batch.chunks),
+                wall_s,
+                flight.busy_s,
+                self._scheduler.predicted_s(micro_batch, follows=flight.follows),
+                flight.chunks,
+            ),
+            now_s - max(flight.sent_s, self._landed_s) if flight.follows else wall_s,
         )
+        self._landed_s = now_s
         for chunk in micro_batch.chunks:
             job = self._scheduler.running.get(chunk.sid)
             if job is not None and not chunk.ends:
-                self._post(self._handles[job.id], self._progress(job, chunk.left_s, now_s))
+                progress = Progress(job.processed, job.prompt, job.eta_s(chunk.left_s, now_s))
+                self._post(self._handles[job.id], progress)
 
-    def _progress(self, job: Job, left_s: float, now_s: float) -> Progress:
-        """How far the prompt is; the plan's estimate of the rest, corrected by the pace so far."""
-        predicted_s = job.whole_s - left_s
-        pace = 1.0
-        if job.started_s is not None and predicted_s > 0:
-            pace = (now_s - job.started_s) / predicted_s
-        return Progress(job.processed, job.prompt, left_s * pace)
+    def outlook(self, now_s: float, until: Job | None = None) -> Outlook | None:
+        """When first tokens will come, if anybody foretells; until: as in `Forecast.look`."""
+        if self._forecast is None:
+            return None
+        flights = self._flights.values()
+        under_way = [UnderWay(flight.groups, flight.pace_s, flight.sent_s) for flight in flights]
+        return self._forecast.look(now_s, under_way, until)
+
+    def _foretell(self, handle: Handle, job: Job, now_s: float) -> bool:
+        """Note when its first token will come; False if its strict promise cannot be kept: it is refused."""
+        outlook = self.outlook(now_s, until=job)
+        if outlook is None:
+            return True
+        predicted_s = now_s - handle.submitted_s + outlook.first_s[job.id]
+        handle.predicted_ttft_s = predicted_s
+        if handle.request.promise.strict and predicted_s > job.deadline_s:
+            self._stats.refused += 1
+            self._scheduler.drop(job)
+            self._post(self._forget(job.id), Ended(TooLate(predicted_s, job.deadline_s)))
+            return False
+        return True
 
     def _end(self, id: int, error: MnemocError | None) -> None:
-        self._scheduler.drop(self._jobs[id])
+        """It failed; or, without an error, nobody wants more of it."""
+        job, handle = self._jobs[id], self._handles[id]
+        reason = None if error else handle.finish_reason or "cancelled"
+        self._over(job, handle, reason, error, now_s())
+        self._scheduler.drop(job)
         self._post(self._forget(id), Ended(error))
 
+    def _clear(self, micro_batch: MicroBatch) -> None:
+        """Whoever has come past where the workers died is not to blame for it."""
+        running = self._scheduler.running
+        for sid in (*micro_batch.decodes, *(chunk.sid for chunk in micro_batch.chunks)):
+            job = running.get(sid)
+            if job is not None and self._suspects.computed(job.id, job.computed):
+                self._scheduler.admission.hold(self._suspects.held)
+
+    def _over(
+        self,
+        job: Job,
+        handle: Handle,
+        reason: FinishReason | None,
+        error: MnemocError | None,
+        now_s: float,
+    ) -> None:
+        self._stats.ended(job, handle, reason, now_s)
+        self.witness.ended(job, handle, reason, error)
+
     def _forget(self, id: int) -> Handle:
+        if self._suspects.forget(id):
+            self._scheduler.admission.hold(self._suspects.held)
         del self._jobs[id]
         return self._handles.pop(id)
 

@@ -24,7 +24,9 @@ class Job:
     issued: prompt tokens handed to stage 0; processed: those that have left the last stage
     cached: tokens whose K/V is stored once everything issued is through; covered: what it has pages for
     tokens: generated so far; first_token_s: when the first of them came; lent: for how many of them it waited
-        longer than promised, for the sake of a late prompt
+        longer than promised, for the sake of a late prompt; late: those that came behind their promise
+    preemptions: how often it lost its pages, to another request or with the workers; started_s: when it last
+        got any
     """
 
     id: int
@@ -48,9 +50,16 @@ class Job:
     covered: int = 0
     tokens: int = 0
     lent: int = 0
+    late: int = 0
     preemptions: int = 0
     started_s: float | None = None
     first_token_s: float | None = None
+
+    @property
+    def computed(self) -> int:
+        """Tokens, of prompt and answer, that have been through the last stage."""
+        new = self.tokens - self.generated
+        return self.prompt + new - 1 if new else self.processed
 
     def slack_s(self, now_s: float) -> float:
         """How long the prompt could still stand idle and be in time."""
@@ -64,6 +73,19 @@ class Job:
         """Until its next token would be late, were it to have one every `tbt_s` from the first on."""
         first_s = now_s if self.first_token_s is None else self.first_token_s
         return first_s + self.tokens * self.tbt_s - now_s
+
+    def eta_s(self, left_s: float, now_s: float) -> float:
+        """The plan's estimate of what is left of the prompt, corrected by the pace so far."""
+        predicted_s = self.whole_s - left_s
+        pace = 1.0
+        if self.started_s is not None and predicted_s > 0:
+            pace = (now_s - self.started_s) / predicted_s
+        return left_s * pace
+
+    def in_time(self, now_s: float) -> bool:
+        """Whether its first token came when it was due, or is not due yet."""
+        first_s = now_s if self.first_token_s is None else self.first_token_s
+        return first_s - self.arrival_s <= self.deadline_s
 
 
 class Chunk(NamedTuple):

@@ -143,6 +143,14 @@ class PageBook:
         total = self.num_pages * len(self._groups)
         return 1 - sum(group.available for group in self._groups) / total if total else 0.0
 
+    def counts(self) -> list[tuple[int, int, int, int]]:
+        """Of each group: its pages, those that requests hold, idle blocks, and blocks on the host. From any
+        thread."""
+        return [
+            (self.num_pages, self.num_pages - group.available, len(group.idle), len(group.host))
+            for group in self._groups
+        ]
+
     # ------------------------------------------------------------------------- taking and giving
 
     def admit(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import BadInput, MnemocError
+from ..units import format_duration
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,11 +83,28 @@ class Promise:
 
     ttft_s: to the first one, from submission; tbt_s: between two; priority: lower goes first, where the
         scheduling policy asks for it
+    strict: refuse the request at once, with `TooLate`, if its first token is predicted to come too late
     """
 
     ttft_s: float | None = None
     tbt_s: float | None = None
     priority: int = 0
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Who asks, for logs and traces: nothing of it changes the answer.
+
+    id: what the client's side calls it; index: which of its answers this is; operation: what it asked for
+    traceparent, tracestate: the trace that it belongs to (W3C Trace Context), where it named one
+    """
+
+    id: str = ""
+    index: int = 0
+    operation: str = "text_completion"
+    traceparent: str | None = None
+    tracestate: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +120,7 @@ class Request:
     sampling: Sampling = Sampling()
     logits: Logits = "none"
     promise: Promise = Promise()
+    origin: Origin = Origin()
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -139,13 +158,33 @@ class Request:
         return len(self.prompt_ids) + self.max_tokens - 1
 
 
+class TooLate(MnemocError):
+    """A strict promise that cannot be kept now.
+
+    predicted_s, promised_s: to the first token; retry_s: after which it could be kept, if nobody else came
+    """
+
+    def __init__(self, predicted_s: float, promised_s: float) -> None:
+        self.predicted_s, self.promised_s = predicted_s, promised_s
+        self.retry_s = predicted_s - promised_s
+        super().__init__(
+            f"the first token would come in {format_duration(predicted_s)}, and "
+            f"{format_duration(promised_s)} is promised",
+            do=f"try again in {format_duration(self.retry_s)}",
+        )
+
+
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` prompt tokens are prefilled; eta_s: predicted seconds to the first token."""
+    """`done` of `total` prompt tokens are prefilled; eta_s: predicted seconds to the first token.
+
+    waiting: it has no KV pages yet
+    """
 
     done: int
     total: int
     eta_s: float
+    waiting: bool = False
 
 
 @dataclass(slots=True)  # not frozen: that makes it thrice as slow, and there are many
@@ -180,7 +219,8 @@ class Handle:
 
     Iteration raises the error that ended the request, if one did. With a `sink` there is nothing to
     iterate. Times are seconds on time.monotonic's clock; logprobs are those of the tokens, where asked for;
-    hashes: of the prompt's pages, if it may share them.
+    hashes: of the prompt's pages, if it may share them; cached_tokens: of it, found in pages when it came;
+    predicted_ttft_s: as predicted when the engine took it on.
     """
 
     request: Request
@@ -195,6 +235,8 @@ class Handle:
     logprobs: list[tuple[float, Top]] = field(default_factory=list)
     logits_bytes: list[bytes] = field(default_factory=list)
     scheduled_s: float | None = None
+    predicted_ttft_s: float | None = None
+    cached_tokens: int = 0
     progress: Progress | None = None
     finish_reason: FinishReason | None = None
     error: MnemocError | None = None
@@ -218,6 +260,11 @@ class Handle:
 
     def cancel(self) -> None:
         """Stop it and free its pages at once. Harmless when it is over."""
+        self.on_cancel(self.id)
+
+    def stop(self) -> None:
+        """As `cancel`, by somebody who has what was asked for: a stop string was found."""
+        self.finish_reason = self.finish_reason or "stop"
         self.on_cancel(self.id)
 
     def result(self) -> Handle:

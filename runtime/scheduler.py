@@ -41,11 +41,13 @@ NO_PROMISE = Promise()
 class Counts:
     """What happened to requests beside being computed.
 
+    replays: how often a request lost its pages because the workers died
     hit_tokens: of prompts, found in pages, also of those that come back after a preemption; growths: how
         often a request took on a KVP group
     """
 
     preemptions: int = 0
+    replays: int = 0
     hit_tokens: int = 0
     growths: int = 0
 
@@ -131,8 +133,12 @@ class Scheduler:
             self._leave(job)
 
     def restart(self) -> None:
-        """The workers start afresh and know of nothing: whoever ran is gone, and what was in pages too."""
-        assert not self.running, "whoever ran has been dropped"
+        """The workers start afresh and know of nothing: whoever ran waits, to go on where it stopped, and
+        nothing is in any page."""
+        for job in list(self.running.values()):
+            self._return(job)
+            self.counts.replays += 1
+        self.filled.clear()
         self.admission.forget()
 
     @property
@@ -171,14 +177,19 @@ class Scheduler:
         going_on: sids that got a token and want another; took_s: since it was sent, 0 if nobody measured
         """
         if took_s and micro_batch.chunks and micro_batch.decodes:
-            predicted_s = max(map(self._cost.crossing_s, micro_batch.loads.values()))
-            self.overrun.saw(predicted_s, took_s)
+            self.overrun.saw(self.predicted_s(micro_batch), took_s)
         for chunk in micro_batch.chunks:
             if (job := self.running.get(chunk.sid)) is not None:
                 job.processed = chunk.start + chunk.rows
         for sid in going_on:
             if (job := self.running.get(sid)) is not None:
                 self._ready[sid] = job
+
+    def predicted_s(self, micro_batch: MicroBatch, *, follows: bool = False) -> float:
+        """From dispatch to the end of the last stage; follows: from the end of the one before it, in a full
+        pipeline."""
+        cost_s = self._cost.pace_s if follows else self._cost.crossing_s
+        return max(map(cost_s, micro_batch.loads.values()))
 
     def _take_decodes(self, loads: dict[int, Load]) -> list[Job]:
         for job in [job for job in self._ready.values() if job.cached >= job.covered]:
@@ -237,6 +248,12 @@ class Scheduler:
             return 0.0
         return max(0.0, job.whole_s - self.prefill_time.until_s(job.issued))
 
+    def unprocessed_s(self, job: Job) -> float:
+        """Predicted time for the prompt's tokens that have not left the last stage."""
+        if job.processed >= job.prompt:
+            return 0.0
+        return max(0.0, job.whole_s - self.prefill_time.until_s(job.processed))
+
     # ------------------------------------------------------------------------------- preemption
 
     def _extend(self, job: Job) -> None:
@@ -253,6 +270,11 @@ class Scheduler:
         self.admission.cover(job, tokens)
 
     def _preempt(self, job: Job) -> None:
+        """Somebody else needs the job's pages."""
+        self._return(job)
+        self.counts.preemptions += 1
+
+    def _return(self, job: Job) -> None:
         """The job waits, to go on behind what it has generated."""
         self._leave(job, returns=True)
         job.prompt += job.tokens - job.generated
@@ -260,7 +282,7 @@ class Scheduler:
         job.issued = job.processed = job.cached = 0
         job.whole_s = job.left_s = self.prefill_time.until_s(job.prompt)
         job.preemptions += 1
-        self.counts.preemptions += 1
+        job.started_s = None
         self.admission.wait(job)
 
     def _leave(self, job: Job, *, returns: bool = False) -> None:

@@ -189,7 +189,7 @@ class Answers:
             if not answer.open:
                 handle = self.handles[answer.index]
                 if not event.finish:
-                    handle.cancel()  # a stop string: the engine would go on
+                    handle.stop()  # a stop string: the engine would go on
                 self._on_finish(handle)
         elif isinstance(event, Progress):
             self._progress = event

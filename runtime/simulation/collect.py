@@ -12,10 +12,10 @@ from ...artifact import Plan
 from ..cost import Cost, Load
 from ..growth import Growth
 from ..job import Admitted, Job, MicroBatch
+from ..machine import Machine, Work
 from ..protocol import Copies
 from ..request import Handle
 from .histogram import Histogram
-from .machine import Machine
 from .result import ClassResult, PageEvents, Spread
 
 BOUNDS = (2_000, 8_000, 32_000, 128_000, 512_000)
@@ -137,9 +137,8 @@ class Collector:
     def __init__(self, machine: Machine, idle: Idle) -> None:
         self.finished = 0
         self.broken = 0
-        self.micro_batches = 0
+        self.work = Work()
         self.flops = 0.0
-        self.bytes = 0.0
         self.last_s = 0.0
         self._machine = machine
         self._idle = idle
@@ -154,8 +153,8 @@ class Collector:
         self._swapped_in = 0
 
     def sent(self, micro_batch: MicroBatch, now_s: float) -> None:
-        self.micro_batches += 1
-        self.bytes += self._machine.bytes(micro_batch.loads.values())
+        rows = len(micro_batch.decodes) + sum(chunk.rows for chunk in micro_batch.chunks)
+        self.work.add(rows, micro_batch.loads.values())
         for change in micro_batch.changes:
             if isinstance(change, Admitted):
                 self._admitted(change)

@@ -20,8 +20,10 @@ from ...errors import RuntimeFault, UsageError
 from ...units import format_duration
 from ..cost import PlanCost
 from ..flights import Flights
+from ..forecast import Forecast
 from ..growth import Growth
 from ..job import MicroBatch
+from ..machine import Machine
 from ..packing import Packing
 from ..policies import DEFAULT, POLICIES
 from ..request import Event, Handle, Request, Sampling, Token
@@ -30,7 +32,6 @@ from ..stats import Stats
 from ..tracing import Recorder
 from .baselines import FixedChunk, WholePrefill
 from .collect import Collector, Idle
-from .machine import Machine
 from .result import Result, StageResult
 from .traffic import Arrival, Limits, Survey, Traffic, page_hashes
 from .virtual import Clock, Stations
@@ -89,8 +90,11 @@ class Simulation:
         surveyed: Survey,
         asked: Asked,
         recorder: Recorder | None = None,
+        on_end: Callable[[Handle], None] | None = None,
     ) -> None:
+        """on_end: told of each request when it is over; then each TTFT is predicted too, which takes time."""
         plan = manifest.plan
+        self._on_end = on_end
         self.manifest, self.asked, self.surveyed = manifest, asked, surveyed
         self._traffic = traffic
         self._clock = Clock()
@@ -101,7 +105,8 @@ class Simulation:
         self._scheduler = Scheduler(
             plan, predicted, manifest.workload, policy, _packing(asked, manifest)
         )
-        self._flights = Flights(manifest, self._scheduler, self, Stats(), recorder)
+        forecast = Forecast(self._scheduler, predicted) if on_end is not None else None
+        self._flights = Flights(manifest, self._scheduler, self, Stats(), recorder, forecast)
         self._machine = Machine.of(manifest)
         self._collector = Collector(self._machine, Idle(plan, predicted))
 
@@ -132,7 +137,7 @@ class Simulation:
                 while stations.next_s == done_s:
                     flights.settle(stations.pop(), done_s)
             while coming is not None and coming.submitted_s <= clock.now_s:
-                flights.accept(coming)
+                flights.accept(coming, clock.now_s)
                 coming = next(handles, None)
             if most_broken is not None and collector.broken > most_broken:
                 return None
@@ -175,6 +180,8 @@ class Simulation:
     def _heard(self, handle: Handle, kind: str, event: Event) -> None:
         if isinstance(event, Token) and event.finish is not None:
             self._collector.ended(handle, kind)
+            if self._on_end is not None:
+                self._on_end(handle)
             handle.sink = None  # it knew the handle: without it, nothing is left for the collector
 
     def _result(self) -> Result:
@@ -192,7 +199,7 @@ class Simulation:
             seconds=seconds,
             requests=surveyed.requests,
             skipped=surveyed.skipped,
-            micro_batches=collector.micro_batches,
+            micro_batches=collector.work.micro_batches,
             requests_per_s=whole.requests / seconds,
             prompt_tokens_per_s=whole.prompt_tokens / seconds,
             output_tokens_per_s=whole.output_tokens / seconds,
@@ -206,7 +213,7 @@ class Simulation:
             pages=collector.pages,
             stages=self._stages(seconds),
             mfu=_share(collector.flops / seconds, machine.peak_flops),
-            mbu=_share(collector.bytes / seconds, machine.peak_bytes),
+            mbu=_share(machine.work_bytes(collector.work) / seconds, machine.peak_bytes),
         )
 
     def _stages(self, seconds: float) -> tuple[StageResult, ...]:

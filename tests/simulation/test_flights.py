@@ -44,7 +44,7 @@ def test_pages_are_named_by_their_tokens_whenever_their_request_was_preempted(lo
         request = Request(range(id, 40 + id + id * longer), 90, Sampling(ignore_eos=True))
         hashes = page_hashes(request.prompt_ids, PAGE_SIZE)
         handles.append(Handle(request, id, 0.01 * id, lambda id: None, None, 0, hashes))
-        flights.accept(handles[id])
+        flights.accept(handles[id], 0.01 * id)
     now_s = 0.1
     while stats.finished < 2:
         now_s += 0.01

@@ -12,6 +12,9 @@ import pytest
 from mnemoc.artifact import Manifest
 from mnemoc.codec import to_json
 from mnemoc.errors import UsageError
+from mnemoc.runtime.cost import Load
+from mnemoc.runtime.growth import Growth
+from mnemoc.runtime.machine import Machine, Work
 from mnemoc.runtime.request import Promise
 from mnemoc.runtime.simulation import (
     Arrival,
@@ -24,7 +27,6 @@ from mnemoc.runtime.simulation import (
     load_workload,
     survey,
 )
-from mnemoc.runtime.simulation.machine import Machine
 
 from .conftest import make_cost, make_manifest
 
@@ -185,12 +187,30 @@ def test_shares_of_the_peaks_are_those_of_the_work_done() -> None:
     assert unknown.mfu is None and unknown.mbu is None
 
 
-def test_helix_reads_the_cut_weights_once() -> None:
-    from mnemoc.runtime.cost import Load
+@pytest.mark.parametrize("kvp", [1, 3])
+def test_what_micro_batches_compute_adds_up_to_what_their_request_needs(kvp: int) -> None:
+    manifest = make_manifest(kvp=kvp)
+    growth, work, prompt, output = Growth.of(manifest.plan), Work(), 1000, 40
+    for start in range(0, prompt, 70):
+        rows = min(70, prompt - start)
+        loads = [Load() for _ in range(growth.seen_by(start + rows))]
+        for shard, load in enumerate(loads):
+            load.add_chunk(growth, shard, start, rows, ends=start + rows == prompt)
+        work.add(rows, loads)
+    for cached in range(prompt, prompt + output - 1):
+        loads = [Load() for _ in range(growth.seen_by(cached + 1))]
+        for shard, load in enumerate(loads):
+            load.add_decode(growth, shard, cached)
+        work.add(1, loads)
+    machine = Machine.of(manifest)
+    assert machine.work_flops(work) == machine.flops(0, prompt, output)
 
-    loads = [Load(T=1, R=1), Load(T=1)]
-    repeated = Machine.of(make_manifest(kvp=2)).bytes(loads)
-    helix = Machine.of(make_manifest(kvp=2, ffn="helix")).bytes(loads)
+
+def test_helix_reads_the_cut_weights_once() -> None:
+    work = Work()
+    work.add(1, [Load(T=1, R=1), Load(T=1)])
+    repeated = Machine.of(make_manifest(kvp=2)).work_bytes(work)
+    helix = Machine.of(make_manifest(kvp=2, ffn="helix")).work_bytes(work)
     assert repeated - helix == 4 * 4 * (64 * 64 + 3 * 64 * 96)
 
 

@@ -11,10 +11,38 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...artifact import FP8, Manifest
-from ..cost import Load
+from ..artifact import FP8, Manifest
+from .cost import Load
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass
+class Work:
+    """What micro-batches had to compute, and to read: `Machine` knows its flops and bytes.
+
+    rows: tokens, each once; pairs: of queries and keys; sampled: rows whose logits were wanted; keys: cached
+    tokens read; groups, heads: how often a KVP group, and one that samples, reads its weights; micro_batches
+    """
+
+    micro_batches: int = 0
+    rows: int = 0
+    pairs: int = 0
+    sampled: int = 0
+    keys: int = 0
+    groups: int = 0
+    heads: int = 0
+
+    def add(self, rows: int, loads: Iterable[Load]) -> None:
+        """A micro-batch of so many tokens. loads: of its groups"""
+        self.micro_batches += 1
+        self.rows += rows
+        for load in loads:
+            self.pairs += load.QK + load.KD
+            self.sampled += load.R
+            self.keys += load.KV + load.KD
+            self.groups += 1
+            self.heads += load.R > 0
 
 
 @dataclass(frozen=True)
@@ -73,15 +101,23 @@ class Machine:
             (last - start) * self.token_flops + pairs * self.pair_flops + output * self.head_flops
         )
 
-    def bytes(self, loads: Iterable[Load]) -> float:
-        """That a micro-batch reads, on all groups."""
-        read, groups, heads = 0.0, 0, 0
-        for load in loads:
-            groups += 1
-            heads += load.R > 0
-            read += (load.KV + load.KD) * self.kv_bytes
-        cut = 1 if self.helix else groups
-        return read + groups * self.repeated_bytes + cut * self.cut_bytes + heads * self.head_bytes
+    def work_flops(self, work: Work) -> float:
+        """Of micro-batches; also of what is computed again after a preemption."""
+        return (
+            work.rows * self.token_flops
+            + work.pairs * self.pair_flops
+            + work.sampled * self.head_flops
+        )
+
+    def work_bytes(self, work: Work) -> float:
+        """That micro-batches read, on all groups."""
+        cut = work.micro_batches if self.helix else work.groups
+        return (
+            work.keys * self.kv_bytes
+            + work.groups * self.repeated_bytes
+            + cut * self.cut_bytes
+            + work.heads * self.head_bytes
+        )
 
 
 def _all_devices(numbers: Mapping[str, Any], key: str, devices: int) -> float | None:
