@@ -92,10 +92,11 @@ class Served:
         return {name.partition("{")[0][7:]: float(value) for name, _, value in samples}
 
     def settled(self, within_s: float = 30) -> State:
-        """Its state once no request is left; as it is after `within_s`, if one stays."""
+        """Its state once no request is left; as it is after `within_s`, if one stays. It has to be well."""
         deadline_s = time.monotonic() + within_s
         while not (state := self.state()).idle and time.monotonic() < deadline_s:
             time.sleep(0.05)
+        self.health()
         return state
 
 
