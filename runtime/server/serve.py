@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ def serve(
     """
     options = options or Options()
     say = progress or (lambda message: None)
+    allow_connections()
     with bind(host, port) as listener:
         launcher = outside.at(options.control, directory, os.environ) if options.control else None
         tokenizer = Tokenizer(weights) if (weights / FILE).is_file() else None
@@ -56,6 +58,12 @@ def serve(
                 config, doors, engine, options.drain_s, lambda: say(f"serving on {address}")
             )
             server.run(sockets=[listener])
+
+
+def allow_connections() -> None:
+    """As many descriptors as this process may have: each open stream takes one, and 1,024 are soon used."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def bind(host: str, port: int) -> socket.socket:
