@@ -122,6 +122,11 @@ def verify(
     show_default=True,
     help="Share the KV pages of common beginnings.",
 )
+@click.option(
+    "--strict-slo",
+    is_flag=True,
+    help="Refuse requests whose first token would come later than promised.",
+)
 @trace_option
 def serve(
     directory: Path,
@@ -130,6 +135,7 @@ def serve(
     port: int,
     policy: str,
     prefix_caching: bool,
+    strict_slo: bool,
     trace_out: Path | None,
 ) -> None:
     """Serve a plan with an OpenAI-compatible API, until Ctrl-C or SIGTERM.
@@ -140,5 +146,5 @@ def serve(
     """
     from .runtime import server
 
-    options = server.Options(policy, prefix_caching, trace_out)
+    options = server.Options(policy, prefix_caching, trace_out, strict_slo)
     server.serve(directory, weights, host, port, options, progress=console.remark)

@@ -100,8 +100,8 @@ class Admission:
         return placed
 
     def home(self, job: Job) -> tuple[int, int]:
-        """Where a waiting job would live if it came now, and how many pages of its prompt are there. If it has
-        no room: the emptiest home."""
+        """Where a waiting job would live if it came now, and how many pages of its prompt are there. If it
+        has no room: the emptiest home."""
         groups = range(self.growth.kvp)
         return self._choice(job) or (max(groups, key=self.book.available), 0)
 

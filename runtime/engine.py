@@ -18,10 +18,9 @@ import queue
 import secrets
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar, cast
+from typing import cast
 
 from .. import artifact
 from ..artifact import Manifest, Plan
@@ -52,10 +51,8 @@ MAX_RESTARTS = 3
 
 WARM_UP_TOKENS = 64
 
-T = TypeVar("T")
-Message = Handle | Look | Callable[[], None] | int | None
-"""A request, a wish for a snapshot, something to be done in the engine's thread, the id of a request to cancel, or
-the end."""
+Message = Handle | Look | int | None
+"""A request, a wish for a snapshot, the id of a request to cancel, or the end."""
 
 
 class Engine:
@@ -171,24 +168,6 @@ class Engine:
         if not self._tell(handle):
             raise cast(MnemocError, self._failed)
         return handle
-
-    def ask(self, question: Callable[[Flights, float], T]) -> Future[T]:
-        """Have a question answered in the engine's thread, between two steps. From any thread.
-
-        question: what is in flight, and the time now → whatever outlives the call; it should take no more than
-            a millisecond
-        """
-        answer: Future[T] = Future()
-
-        def put() -> None:
-            try:
-                answer.set_result(question(self._flights, now_s()))
-            except Exception as error:
-                answer.set_exception(error)
-
-        if not self._tell(put):
-            answer.set_exception(cast(MnemocError, self._failed))
-        return answer
 
     @property
     def healthy(self) -> bool:
@@ -306,12 +285,10 @@ class Engine:
                 self._closing = True
             elif isinstance(message, int):
                 self._flights.cancel(message)
-            elif isinstance(message, Handle):
-                self._flights.accept(message, now_s())
             elif isinstance(message, Look):
                 self._flights.look(message, now_s())
             else:
-                message()
+                self._flights.accept(message, now_s())
 
     def _recover(self, error: MnemocError) -> None:
         """The workers are gone: what ran fails, what waits goes on waiting, fresh workers start."""

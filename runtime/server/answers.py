@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ...errors import MnemocError
 from ..engine import Engine
@@ -27,7 +28,7 @@ class Piece:
 
     index: int
     text: str
-    finish: FinishReason | None = None
+    finish: FinishReason | Literal["abort"] | None = None
     scored: Scored | None = None
 
 
@@ -143,10 +144,15 @@ class Answers:
                 raise event.error
             else:
                 answer.open = False
+                yield Piece(index, answer.stops.rest(), "abort")
 
     @property
     def generated(self) -> int:
         return sum(len(handle.tokens) for handle in self.handles)
+
+    def tell(self, index: int, progress: Progress) -> None:
+        """Pass on how far an answer's prompt is. From the event loop."""
+        self._events.put_nowait((index, progress))
 
     def close(self) -> None:
         """Free what the answers hold; harmless when they are done."""
@@ -166,4 +172,5 @@ class _Sink:
     index: int
 
     def __call__(self, event: Event) -> None:
-        self.answers.put(self.index, event)
+        if not isinstance(event, Progress):  # the server asks for progress when it is time to tell
+            self.answers.put(self.index, event)

@@ -57,6 +57,8 @@ class Body(BaseModel):
     repetition_penalty: float = Field(1.0, gt=0, allow_inf_nan=False)
     logit_bias: dict[int, Bias] = Field(default_factory=dict)
     priority: int = 0
+    ttft_slo_s: float | None = Field(None, gt=0, allow_inf_nan=False)
+    tbt_slo_s: float | None = Field(None, gt=0, allow_inf_nan=False)
     n: int = Field(1, ge=1, le=128)
     max_tokens: int | None = Field(None, ge=1)
     stream: bool = False
@@ -95,8 +97,13 @@ class Body(BaseModel):
         """As `Sampling.logprobs`."""
         raise NotImplementedError
 
-    def requests(self, prompts: list[tuple[int, ...]], max_tokens: int) -> list[Request]:
-        """`n` requests for each prompt, prompt by prompt. With a seed, each has its own."""
+    def requests(
+        self, prompts: list[tuple[int, ...]], max_tokens: int, strict: bool = False
+    ) -> list[Request]:
+        """`n` requests for each prompt, prompt by prompt. With a seed, each has its own.
+
+        strict: as in `Promise`
+        """
         sampling = Sampling(
             temperature=self.temperature,
             top_p=self.top_p,
@@ -112,7 +119,7 @@ class Body(BaseModel):
             logit_bias=tuple(self.logit_bias.items()),
             logprobs=self.num_logprobs,
         )
-        promise = Promise(priority=self.priority)
+        promise = Promise(self.ttft_slo_s, self.tbt_slo_s, self.priority, strict)
         samplings = [sampling] * self.n
         if self.seed is not None:
             seeds = (self.seed + i for i in range(self.n))

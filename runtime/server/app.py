@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from ..engine import Engine
 from ..tokenizer import Tokenizer
-from . import about, completions
+from . import about, completions, requests
 from .options import Options
 from .problems import report_errors
 from .service import Service
@@ -23,7 +23,7 @@ def create_app(
     """The application, over a running engine. Without a tokenizer prompts are token ids."""
     app = FastAPI(title="mnemoc", docs_url=None, redoc_url=None)
     service = Service.over(engine, tokenizer, options or Options())
-    for concern in (about, completions):
+    for concern in (about, completions, requests):
         app.include_router(concern.routes(service))
     report_errors(app)
     return app

@@ -32,11 +32,17 @@ def routes(service: Service) -> APIRouter:
             text = f"the model {body.model!r} is not served here; it is {model!r}"
             return problem(404, text, "model", "model_not_found")
         prompts = await asyncio.to_thread(body.prompts, tokenizer)
-        requests = body.requests(prompts, body.limit(engine.manifest.workload.output_tokens))
+        default, strict = engine.manifest.workload.output_tokens, service.options.strict_slo
+        requests = body.requests(prompts, body.limit(default), strict)
         answers = Answers(engine, requests, tokenizer, body.stops, service.metrics.finished)
         shape.prompt_tokens = sum(len(ids) for ids in prompts)
+        name = getattr(http.state, "request_id", shape.id)
+        followed = await service.following.follow(name, answers, body.stream)
         if body.stream:
-            return EventStream(shape, answers, body.include_usage)
-        return await gather(shape, answers, http)
+            return EventStream(shape, answers, body.include_usage, followed)
+        with followed:
+            response = await gather(shape, answers, http)
+            response.headers.update(followed.headers)
+            return response
 
     return router

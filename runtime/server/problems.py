@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping
 
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
@@ -11,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from ...errors import BadInput, MnemocError
+from ..request import TooLate
 
 log = logging.getLogger("mnemoc.server")
 
@@ -35,6 +38,13 @@ def report_errors(app: FastAPI) -> None:
     async def bad_input(http: HttpRequest, error: BadInput) -> Response:
         return problem(400, str(error))
 
+    @app.exception_handler(TooLate)
+    async def too_late(http: HttpRequest, error: TooLate) -> Response:
+        """429, as a limit of rate is: clients know to wait. 503 would have balancers take the server away."""
+        response = problem(429, str(error), "ttft_slo_s", "promise_cannot_be_kept", error.figures)
+        response.headers["Retry-After"] = str(math.ceil(error.retry_s))
+        return response
+
     @app.exception_handler(MnemocError)
     async def fault(http: HttpRequest, error: MnemocError) -> Response:
         return problem(503, str(error))
@@ -46,8 +56,13 @@ def report_errors(app: FastAPI) -> None:
 
 
 def problem(
-    status: int, message: str, param: str | None = None, code: str | None = None
+    status: int,
+    message: str,
+    param: str | None = None,
+    code: str | None = None,
+    figures: Mapping[str, float] | None = None,
 ) -> Response:
+    """figures: what else the error says"""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    error = {"message": message, "type": kind, "param": param, "code": code}
+    error = {"message": message, "type": kind, "param": param, "code": code, **(figures or {})}
     return JSONResponse({"error": error}, status_code=status)

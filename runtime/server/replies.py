@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from ...errors import MnemocError
 from ..request import Progress
 from .answers import Answers, Piece
+from .following import Followed, comment
 from .logprobs import Scored, chat_logprobs, completion_logprobs
 
 
@@ -38,8 +39,9 @@ class Shape:
 
     def __init__(self, model: str) -> None:
         self.prompt_tokens = 0
+        self.id = f"{self.prefix}-{uuid.uuid4().hex}"
         self._head = {
-            "id": f"{self.prefix}-{uuid.uuid4().hex}",
+            "id": self.id,
             "created": int(time.time()),
             "model": model,
         }
@@ -159,14 +161,21 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, shape: Shape, answers: Answers, include_usage: bool) -> None:
-        super().__init__(headers={"cache-control": "no-cache"})
+    def __init__(
+        self, shape: Shape, answers: Answers, include_usage: bool, followed: Followed
+    ) -> None:
+        super().__init__(headers={"cache-control": "no-cache", **followed.headers})
         del self.headers["content-length"]
         self.shape = shape
         self.answers = answers
         self.include_usage = include_usage
+        self.followed = followed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self.followed:
+            await self._stream(receive, send)
+
+    async def _stream(self, receive: Receive, send: Send) -> None:
         sending = asyncio.ensure_future(self._send_all(send))
         leaving = asyncio.ensure_future(_left(receive))
         try:
@@ -188,10 +197,13 @@ class EventStream(Response):
 
     async def _events(self) -> AsyncIterator[str]:
         begun: set[int] = set()
+        for progress in self.followed.first:
+            yield comment(progress)
         try:
             async for piece in self.answers.pieces():
+                self.followed.said()
                 if isinstance(piece, Progress):
-                    yield f": prefill {piece.done}/{piece.total}, {piece.eta_s:.1f} s left\n\n"
+                    yield comment(piece)
                 elif piece.text or piece.finish or piece.scored:
                     yield _data(self.shape.event(piece, piece.index not in begun))
                     begun.add(piece.index)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ..engine import Engine
 from ..tokenizer import Tokenizer
+from .following import Following
 from .metrics import Metrics
 from .options import Options
 
@@ -23,9 +24,11 @@ class Service:
     options: Options
     model: str
     metrics: Metrics
+    following: Following
     started_s: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
     def over(cls, engine: Engine, tokenizer: Tokenizer | None, options: Options) -> Service:
         model = str(engine.manifest.model["name"])
-        return cls(engine, tokenizer, options, model, Metrics(engine, model))
+        following = Following(engine, options.news_every_s)
+        return cls(engine, tokenizer, options, model, Metrics(engine, model), following)
