@@ -2,7 +2,7 @@
 
 First the kernels that plans emit, by size, on one core and on all at once; what a whole layer takes beyond
 them is the cost of its launches. Then the engine, running a small plan on one core: its time between tokens
-beyond what all this explains is the overhead of an iteration.
+beyond what all this explains is the overhead of an iteration, and of each request in it.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ SHAPE: Mapping[str, Any] = {
 
 WORKLOAD = Workload(context=8192, ttft_s=1e6, tbt_s=1e6)
 ONE_RANK = {"tp": 1, "spp": 1, "kvp": 1}
+
+CROWD = 8
+"""Requests at once, from which the cost of each is found."""
 
 LINKS = ("links.intra", "links.inter")
 
@@ -77,8 +80,9 @@ def calibrate(
         weights = Blueprint({}, spec.tensors(), spec.dtype, spec.vocab, None, ())
         init_model(weights, work / "model", seed=0, max_shard_bytes=1 << 30)
         _compile(spec, provisional, work / "engine")
-        overhead_s = iteration_s(work / "engine", work / "model")
-        figures["overhead.iteration"] = (overhead_s, "s", source)
+        iteration_s, row_s = beside_kernels(work / "engine", work / "model")
+        figures["overhead.iteration"] = (iteration_s, "s", source)
+        figures["overhead.row"] = (row_s, "s", source)
     path = out or measured_path()
     return path, _write(path, figures)
 
@@ -186,18 +190,29 @@ def _launch_s(spec: ModelSpec, cluster: Cluster, layer_s: float) -> float:
     return max(0.0, layer_s - explained_s) / launches
 
 
-def iteration_s(directory: Path, weights: Path, prompt: int = 256, tokens: int = 32) -> float:
-    """What an iteration of one rank costs beyond its kernels, by the time between tokens: a median
-    over each of a few requests, and of them the best.
+def beside_kernels(
+    directory: Path, weights: Path, prompt: int = 256, tokens: int = 48
+) -> tuple[float, float]:
+    """What an iteration of one rank costs beyond its kernels, in seconds: once, and for each request in it.
+
+    From the time between tokens of one request, and of CROWD at once; of each a median over a few rounds.
     """
     from .runtime import Engine, Request, Sampling
     from .runtime.loader import ArtifactModules
 
     _, contents = artifact.load(directory)
     cost = ArtifactModules(directory, contents, ("cost",)).load("cost")
-    explained: float = cost.crossing_s(T=1, R=1, QK=0, KV=0, KD=prompt + tokens // 2, X=0)
-    with Engine.start(directory, weights) as engine:
-        request = Request(tuple(i % 256 for i in range(prompt)), tokens, Sampling(ignore_eos=True))
-        results = [engine.submit(request).result() for _ in range(3)]
-    measured = min(statistics.median(result.tbt_s) for result in results)
-    return max(0.0, measured - explained)
+    request = Request(tuple(i % 256 for i in range(prompt)), tokens, Sampling(ignore_eos=True))
+    beyond_s: dict[int, list[float]] = {1: [], CROWD: []}
+    with Engine.start(directory, weights, prefix_caching=False) as engine:
+        for _ in range(3):
+            for count, found in beyond_s.items():
+                handles = [engine.submit(request) for _ in range(count)]
+                last = [handle.result() for handle in handles][-1]
+                cached = count * (prompt + tokens // 2)
+                explained_s = cost.crossing_s(T=count, R=count, QK=0, KV=0, KD=cached, X=0)
+                together = last.tbt_s[: tokens - 1 - 2 * count]  # by then the first have ended
+                found.append(statistics.median(together) - explained_s)
+    one_s, crowd_s = (statistics.median(found) for found in beyond_s.values())
+    row_s = max(0.0, crowd_s - one_s) / (CROWD - 1)
+    return max(0.0, one_s - row_s), row_s

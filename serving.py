@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -127,16 +128,36 @@ def verify(
     is_flag=True,
     help="Refuse requests whose first token would come later than promised.",
 )
+@click.option(
+    "--control",
+    metavar="tcp://HOST:PORT",
+    help="Wait here for workers that torchrun starts, on any number of hosts (docs/deploying.md).",
+)
 @trace_option
+@click.option(
+    "--step-timeout",
+    "step_timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=20.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A step that takes longer, and ten times what was predicted, hangs: workers start afresh.",
+)
+@click.option(
+    "--drain-timeout",
+    "drain_s",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="After Ctrl-C or SIGTERM, how long requests may still take.",
+)
 def serve(
     directory: Path,
     weights: Path,
     host: str,
     port: int,
-    policy: str,
-    prefix_caching: bool,
-    strict_slo: bool,
-    trace_out: Path | None,
+    **chosen: Any,
 ) -> None:
     """Serve a plan with an OpenAI-compatible API, until Ctrl-C or SIGTERM.
 
@@ -146,5 +167,5 @@ def serve(
     """
     from .runtime import server
 
-    options = server.Options(policy, prefix_caching, trace_out, strict_slo)
+    options = server.Options(**chosen)
     server.serve(directory, weights, host, port, options, progress=console.remark)

@@ -72,6 +72,7 @@ FIELDS: Mapping[str, str] = {
     "overhead.launch": "time",
     "overhead.launch_captured": "time",
     "overhead.iteration": "time",
+    "overhead.row": "time",
     "links.intra.latency": "time",
     "links.intra.bandwidth": "bandwidth",
     "links.inter.latency": "time",
@@ -94,6 +95,7 @@ OPTIONAL = {
     "efficiency.matmul_fp8",
     "memory.shared_bandwidth",
     "overhead.launch_captured",
+    "overhead.row",
     "price.device_hour",
     *HOST,
 }
@@ -113,6 +115,7 @@ _MAY_BE_ZERO = {
     "overhead.launch",
     "overhead.launch_captured",
     "overhead.iteration",
+    "overhead.row",
     "host.latency",
     "price.device_hour",
 }

@@ -32,6 +32,8 @@ is the device (a CPU) there is one figure, and it is all inside.
 
 Blocks `embed`, `rotation`, `layer` and `head` are the functions of the module; `step` is what every
 micro-batch costs a stage beside its ops (host time), `hop` sends [T, hidden] to the next stage: α + bytes/β.
+In the head is, too, what each sequence that gets a token costs beside all ops (`overhead.row`): to sample and
+hand it out, and what kernels take longer over several sequences than over one as long as all of them.
 
 From terms, each a row of coefficients or the larger of two, come both the sympy expressions that the
 artifact's cost.py prints and, for the search, tables; each plan's re-check compares the two.
@@ -39,6 +41,7 @@ artifact's cost.py prints and, for the search, tables; each plan's re-check comp
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,7 +55,7 @@ from sympy.printing.pycode import PythonCodePrinter
 from ..artifact import Layout
 from ..ir.graph import Module
 from ..ir.ops import Work, works
-from ..ir.sizes import KD, QK, SYMBOLS, Size, X, any_of
+from ..ir.sizes import KD, QK, SYMBOLS, R, Size, X, any_of
 from .chunks import Floats, Sizes
 from .cluster import Cluster
 
@@ -188,11 +191,15 @@ def price_terms(
     crossed = {"tp": "intra", "kvp": links.kvp, "spp": links.spp}
     pricer = _Pricer(cluster, dtype, mesh, crossed, eager)
     blocks = {name: pricer.block(tasks[name]) for name in tasks}
-    return {"step": Block((_launch(cluster["overhead.iteration"]),)), **blocks}
+    if "overhead.row" in cluster.numbers:
+        head, row = blocks["head"], _launch((cluster["overhead.row"], _row(R)))
+        blocks["head"] = dataclasses.replace(head, terms=(*head.terms, row))
+    step = _launch((cluster["overhead.iteration"], _row(1)))
+    return {"step": Block((step,)), **blocks}
 
 
-def _launch(seconds: float) -> Term:
-    return Term("launch", (_sum((seconds, _row(1))),))
+def _launch(*seconds: tuple[float, Row]) -> Term:
+    return Term("launch", (_sum(*seconds),))
 
 
 def stage_formulas(terms: Terms) -> StageFormulas:
@@ -316,7 +323,7 @@ class _Pricer:
             self._local(task) if task.axis is None else self._remote(task, task.axis)
             for task in tasks
         )
-        return Block((_launch(between_s), *priced), host_s)
+        return Block((_launch((between_s, _row(1))), *priced), host_s)
 
     def _local(self, task: Task) -> Term:
         compute, stream = _CURVES[task.resource]

@@ -34,7 +34,7 @@ MOST_OVERTAKEN = 8
 class Admission:
     """The waiting requests, by id, and the book that their pages come from.
 
-    again_s: between two attempts while neither pages nor requests have come
+    again_s: between two attempts while neither pages nor requests have come; held: who must wait for now
     """
 
     plan: Plan
@@ -43,6 +43,7 @@ class Admission:
     policy: Policy
     again_s: float
     waiting: dict[int, Job] = field(default_factory=dict)
+    held: frozenset[int] = frozenset()
     _sids: Iterator[int] = field(default_factory=itertools.count)
     _short_tokens: int = 0
     _retry_s: float = -math.inf
@@ -55,6 +56,11 @@ class Admission:
     def retry(self) -> None:
         """There may be pages that were not there before."""
         self._retry_s = -math.inf
+
+    def hold(self, ids: frozenset[int]) -> None:
+        """These requests, by id, are not to run for now; all others may."""
+        self.held = ids
+        self.retry()
 
     def cover(self, job: Job, tokens: int) -> None:
         """The job has pages for so many tokens."""
@@ -82,6 +88,8 @@ class Admission:
             return []
         placed, passed, late = [], 0, False
         for job in in_order(self.policy, self.waiting, now_s):
+            if job.id in self.held:
+                continue
             if late and (job.long or self._short_tokens + job.prompt > self._kept_tokens):
                 continue
             if self._place(job, now_s) or (

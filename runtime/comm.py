@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import TCPStore
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from ..artifact import Layout
 
@@ -37,11 +37,14 @@ class Comm:
     tp_kvp: dist.ProcessGroup | None
 
 
-def connect(layout: Layout, rank: int, backend: str) -> Comm:
-    """Join the world (torchrun's environment), if that is not done, and make this rank's groups."""
+def connect(layout: Layout, rank: int, backend: str, token: str = "") -> Comm:
+    """Join the world (torchrun's environment), if that is not done, and make this rank's groups.
+
+    token: what this set of workers is called; its name in a store that outlives it
+    """
     stage, group, tp_rank = layout.coordinates(rank)
     if layout.gpus > 1 and not dist.is_initialized():
-        _join(layout, rank, backend)
+        _join(layout, rank, backend, token)
     tp_ranks, groups = range(layout.tp), range(layout.kvp)
     stage_ranks = [layout.rank(stage, g, t) for g in groups for t in tp_ranks]
     return Comm(
@@ -55,21 +58,29 @@ def connect(layout: Layout, rank: int, backend: str) -> Comm:
     )
 
 
-def _join(layout: Layout, rank: int, backend: str) -> None:
-    if STORE_FD not in os.environ:
-        dist.init_process_group(backend, timeout=TIMEOUT)
-        return
+def _join(layout: Layout, rank: int, backend: str, token: str) -> None:
+    """The agents of torchrun keep one store for all the sets of workers that they start one after another.
+
+    So each set writes under its own name, else it would read where ranks of an earlier one listened.
+    """
+    held = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         layout.gpus,
-        is_master=rank == 0,
+        is_master=rank == 0 and not held,
         timeout=timedelta(minutes=2),
         wait_for_workers=False,
-        master_listen_fd=int(os.environ[STORE_FD]) if rank == 0 else None,
+        master_listen_fd=int(os.environ[STORE_FD])
+        if rank == 0 and STORE_FD in os.environ
+        else None,
     )
     dist.init_process_group(
-        backend, store=store, rank=rank, world_size=layout.gpus, timeout=TIMEOUT
+        backend,
+        store=PrefixStore(token, store),
+        rank=rank,
+        world_size=layout.gpus,
+        timeout=TIMEOUT,
     )
 
 

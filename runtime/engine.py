@@ -5,8 +5,8 @@
             print(token.id)
 
 Requests come in from any thread; the engine's thread alone touches the scheduler and the workers.
-When a worker dies, the requests that were running fail with its story, those still waiting keep
-waiting, and fresh workers are started.
+When workers die or hang, fresh ones are started, and requests that were running go on where they stopped
+(`recovery`).
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ from .dispatch import Dispatch
 from .flights import Flights
 from .forecast import Forecast
 from .growth import Growth
+from .launcher import Launcher
 from .loader import ArtifactModules
 from .packing import Packing
 from .policies import DEFAULT, POLICIES
 from .prefix import page_hashes
 from .protocol import Done
+from .recovery import STEP_TIMEOUT_S, Recovery
 from .request import Event, Handle, Request, Sampling, now_s
 from .scheduler import Counts, Scheduler
 from .snapshot import GroupPages, Look, pages
@@ -43,16 +45,12 @@ from .stats import Stats
 from .tracing import Recorder
 from .weights import Checkpoint
 from .witness import Witness
-from .workers import Down, NurseryProcess, Up, Workers
-
-MAX_RESTARTS = 3
-"""Restarts in a row, without a step in between, after which the engine gives up."""
-
+from .workers import Down, Up, Workers
 
 WARM_UP_TOKENS = 64
 
-Message = Handle | Look | int | None
-"""A request, a wish for a snapshot, the id of a request to cancel, or the end."""
+Message = Handle | Look | int | MnemocError
+"""A request, a wish for a snapshot, a request to cancel by its id, or why the engine is to end."""
 
 
 class Engine:
@@ -66,6 +64,7 @@ class Engine:
         prefix_caching: bool,
         forecast: Forecast,
         recorder: Recorder | None = None,
+        step_timeout_s: float = STEP_TIMEOUT_S,
     ) -> None:
         self.manifest = manifest
         self._recorder = recorder
@@ -78,12 +77,13 @@ class Engine:
         self._flights = Flights(
             manifest, scheduler, Dispatch(workers.send), self.stats, recorder, forecast
         )
+        self._recovery = Recovery(manifest, self._flights, workers, step_timeout_s)
         self._witness = self._flights.witness
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._ids = itertools.count()
         self._failed: MnemocError | None = None
-        self._restarts = 0
-        self._closing = False
+        self._warm = False
+        self._closing: MnemocError | None = None
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="mnemoc-engine", daemon=True)
 
@@ -94,19 +94,22 @@ class Engine:
         weights: Path,
         *,
         progress: Callable[[str], None] | None = None,
-        nursery: NurseryProcess | None = None,
+        nursery: Launcher | None = None,
         policy: str = DEFAULT.name,
         packing: Callable[[Plan, Growth], Packing] | None = None,
         prefix_caching: bool = True,
         trace_out: Path | None = None,
+        step_timeout_s: float = STEP_TIMEOUT_S,
     ) -> Engine:
         """Verify the artifact, start the workers, load the weights, warm up; returns when all is ready.
 
-        nursery: a process that forks workers, to be shared by several engines; else one is made.
+        nursery: where workers come from, `Outside` or a process that forks them, which several engines may
+            share; without one, such a process is made.
         policy: whose prompt goes first, one of `policies.POLICIES`
         packing: another way to fill micro-batches than our own (`packing.Adaptive`), for comparison
         prefix_caching: whether requests share the pages of a common prefix
         trace_out: a file that gets what the engine did, for Perfetto, when it is closed
+        step_timeout_s: a step that takes longer, and far longer than predicted, hangs: workers are replaced
         Raises BadInput for a plan or weights that do not fit, RuntimeFault if workers cannot start.
         """
         say = progress or (lambda message: None)
@@ -139,7 +142,9 @@ class Engine:
                 recorder.close(keep=False)
             raise
         forecast = Forecast(scheduler, cost)
-        engine = cls(manifest, scheduler, workers, prefix_caching, forecast, recorder)
+        engine = cls(
+            manifest, scheduler, workers, prefix_caching, forecast, recorder, step_timeout_s
+        )
         engine._thread.start()
         try:
             say("warming up")
@@ -211,9 +216,9 @@ class Engine:
         """Tell it of all that happens from now on, in the engine's thread."""
         self._witness = self._flights.witness = witness
 
-    def close(self) -> None:
-        """End all requests and all workers. May be called twice."""
-        self._tell(None)
+    def close(self, why: str = "the engine was closed") -> None:
+        """End all requests and all workers. May be called twice. why: those that are not through yet"""
+        self._tell(RuntimeFault(why))
         self._thread.join()
         if self._recorder is not None:
             self._recorder.close()
@@ -238,13 +243,18 @@ class Engine:
         woke_s = now_s()
         for event in events:
             if isinstance(event, Done):
-                self._restarts = 0
+                self._recovery.stepped()
                 self._flights.settle(event, now_s())
             elif isinstance(event, Up):
                 self.stats.restarts += 1
                 self._witness.back()
+            elif not self._warm:  # a plan that cannot take its first steps: no reason to try again
+                raise event.error
             else:
-                self._recover(event.error)
+                self.stats.deaths += 1
+                self._witness.lost(event.error)
+                self._recovery.restart(event.error)
+        self._recovery.look()
         self.stats.parts.settle += now_s() - woke_s
 
     def _warm_up(self) -> None:
@@ -257,14 +267,15 @@ class Engine:
             for handle in [self.submit(request) for request in requests]:
                 handle.result()
         self.stats.clear()
+        self._warm = True
         self._forecast.forget()
 
     def _run(self) -> None:
-        error: MnemocError = RuntimeFault("the engine was closed")
         try:
-            while not self._closing:
+            while self._closing is None:
                 self.step()
                 self._read_inbox()
+            error = self._closing
         except MnemocError as fault:
             error = fault
         except Exception as bug:
@@ -281,24 +292,14 @@ class Engine:
     def _read_inbox(self) -> None:
         while not self._inbox.empty():
             message = self._inbox.get()
-            if message is None:
-                self._closing = True
+            if isinstance(message, MnemocError):
+                self._closing = message
             elif isinstance(message, int):
                 self._flights.cancel(message)
             elif isinstance(message, Look):
                 self._flights.look(message, now_s())
             else:
                 self._flights.accept(message, now_s())
-
-    def _recover(self, error: MnemocError) -> None:
-        """The workers are gone: what ran fails, what waits goes on waiting, fresh workers start."""
-        self.stats.deaths += 1
-        self._witness.lost(error)
-        self._flights.fail_running(error)
-        self._restarts += 1
-        if self._restarts > MAX_RESTARTS:
-            raise RuntimeFault(f"gave up after {MAX_RESTARTS} restarts: {error}") from error
-        self._workers.spawn()
 
     def _tell(self, message: Message) -> bool:
         """Put a message before the engine's thread; False if that has ended."""

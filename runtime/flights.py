@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..artifact import Manifest
-from ..errors import MnemocError
+from ..errors import MnemocError, RuntimeFault
 from .forecast import Forecast, Outlook, UnderWay
 from .job import Admitted, Job, MicroBatch
 from .prefix import page_hash
@@ -33,6 +33,7 @@ from .request import (
 from .scheduler import Scheduler
 from .snapshot import Look, take
 from .stats import Iteration, Stats
+from .suspects import Suspects
 from .tracing import Recorder
 from .witness import Witness
 
@@ -93,6 +94,7 @@ class Flights:
         self._jobs: dict[int, Job] = {}
         self._live: dict[int, Handle] = {}
         self._flights: dict[int, Flight] = {}
+        self._suspects = Suspects()
         self._numbers = itertools.count()
         self._outbox: list[tuple[Handle, Event]] = []
         self._landed_s = 0.0
@@ -106,6 +108,17 @@ class Flights:
         if in_flight < depth:
             return True
         return in_flight < depth + max(1, depth - 1) and not self._scheduler.decoding
+
+    @property
+    def in_the_air(self) -> bool:
+        """Whether any micro-batch is on its way."""
+        return bool(self._flights)
+
+    @property
+    def predicted_s(self) -> float:
+        """For all micro-batches on their way, one after the other."""
+        predicted_s = self._scheduler.predicted_s
+        return sum(predicted_s(flight.micro_batch) for flight in self._flights.values())
 
     def accept(self, handle: Handle, now_s: float) -> None:
         """A new request."""
@@ -141,7 +154,8 @@ class Flights:
         for change in micro_batch.changes:
             if isinstance(change, Admitted):
                 handle = self._live[change.sid] = self._handles[change.job.id]
-                handle.scheduled_s = change.job.started_s
+                if handle.scheduled_s is None:
+                    handle.scheduled_s = change.job.started_s
                 if not change.job.preemptions:
                     handle.cached_tokens = change.cached
                 self.witness.admitted(change.job, handle)
@@ -207,15 +221,33 @@ class Flights:
         known = self._jobs, self._handles, self._scheduler, self._stats
         look.answer(take(look, *known, outlook, now_s))
 
-    def fail_running(self, error: MnemocError) -> None:
-        """The workers are gone: end what they worked on, forget what is in flight."""
-        for job in list(self._scheduler.running.values()):
-            self._end(job.id, error)
-        if self._recorder is not None:
-            self._recorder.lost()
+    def replay(self, error: MnemocError) -> bool:
+        """The workers are gone: forget what is in flight; whoever ran is to go on where it stopped.
+
+        But for a request whose fault it must be: that one fails. Returns whether there was one.
+        """
+        running = self._scheduler.running
+        present = {
+            job.id: job.cached
+            for flight in self._flights.values()
+            for sid in (*flight.micro_batch.decodes, *(c.sid for c in flight.micro_batch.chunks))
+            if (job := running.get(sid)) is not None
+        }
         self._scheduler.restart()
         self._flights.clear()
         self._live.clear()
+        if self._recorder is not None:
+            self._recorder.lost()
+        guilty = self._suspects.died(present)
+        if guilty is not None:
+            deaths = self._suspects.deaths(guilty)
+            story = f"the workers died {deaths} times in a row over this request: {error}"
+            fault = RuntimeFault(story)
+            for note in getattr(error, "__notes__", ()):
+                fault.add_note(note)
+            self._end(guilty, fault)
+        self._scheduler.admission.hold(self._suspects.held)
+        return guilty is not None
 
     def fail_all(self, error: MnemocError) -> None:
         for id in list(self._handles):
@@ -278,6 +310,8 @@ class Flights:
         if self._forecast is not None:
             self._forecast.landed(micro_batch.loads, flight.pace_s, flight.sent_s, now_s)
         self._scheduler.settled(micro_batch, flight.going_on, wall_s)
+        if self._suspects:
+            self._clear(micro_batch)
         self._stats.landed(
             micro_batch,
             Iteration(
@@ -329,6 +363,14 @@ class Flights:
         self._scheduler.drop(job)
         self._post(self._forget(id), Ended(error))
 
+    def _clear(self, micro_batch: MicroBatch) -> None:
+        """Whoever has come past where the workers died is not to blame for it."""
+        running = self._scheduler.running
+        for sid in (*micro_batch.decodes, *(chunk.sid for chunk in micro_batch.chunks)):
+            job = running.get(sid)
+            if job is not None and self._suspects.computed(job.id, job.computed):
+                self._scheduler.admission.hold(self._suspects.held)
+
     def _over(
         self,
         job: Job,
@@ -341,6 +383,8 @@ class Flights:
         self.witness.ended(job, handle, reason, error)
 
     def _forget(self, id: int) -> Handle:
+        if self._suspects.forget(id):
+            self._scheduler.admission.hold(self._suspects.held)
         del self._jobs[id]
         return self._handles.pop(id)
 

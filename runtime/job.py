@@ -25,6 +25,8 @@ class Job:
     cached: tokens whose K/V is stored once everything issued is through; covered: what it has pages for
     tokens: generated so far; first_token_s: when the first of them came; lent: for how many of them it waited
         longer than promised, for the sake of a late prompt; late: those that came behind their promise
+    preemptions: how often it lost its pages, to another request or with the workers; started_s: when it last
+        got any
     """
 
     id: int
@@ -52,6 +54,12 @@ class Job:
     preemptions: int = 0
     started_s: float | None = None
     first_token_s: float | None = None
+
+    @property
+    def computed(self) -> int:
+        """Tokens, of prompt and answer, that have been through the last stage."""
+        new = self.tokens - self.generated
+        return self.prompt + new - 1 if new else self.processed
 
     def slack_s(self, now_s: float) -> float:
         """How long the prompt could still stand idle and be in time."""

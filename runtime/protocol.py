@@ -5,6 +5,8 @@ who gets further pages, who goes, which sequences decode which token, how many m
 requests to prefill. All workers see all steps in one order, so everything else (lengths, page tables,
 positions) is replicated state that each of them derives, and never travels.
 
+A worker that was started from outside says `Hello` until it hears `Welcome` or `Refused`.
+
 Worker → engine: `Ready` or `Failed` once, then a `Done` per micro-batch from tensor-parallel rank 0
 of the last stage of every KVP group that had rows in it.
 """
@@ -74,6 +76,30 @@ class Step:
     changes: Sequence[Change] = ()
     decodes: Sequence[tuple[int, int]] = ()
     chunks: Sequence[tuple[int, int]] = ()
+
+
+@dataclass(frozen=True)
+class Hello:
+    """A worker from outside is there. digest: of its plan's manifest; host: its machine's name"""
+
+    rank: int
+    world: int
+    digest: str
+    host: str
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """All ranks are there and may begin. token: what this set of workers is called"""
+
+    token: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The worker can never be one of this engine's. sentence: for people"""
+
+    sentence: str
 
 
 @dataclass(frozen=True)

@@ -41,11 +41,13 @@ NO_PROMISE = Promise()
 class Counts:
     """What happened to requests beside being computed.
 
+    replays: how often a request lost its pages because the workers died
     hit_tokens: of prompts, found in pages, also of those that come back after a preemption; growths: how
         often a request took on a KVP group
     """
 
     preemptions: int = 0
+    replays: int = 0
     hit_tokens: int = 0
     growths: int = 0
 
@@ -131,8 +133,12 @@ class Scheduler:
             self._leave(job)
 
     def restart(self) -> None:
-        """The workers start afresh and know of nothing: whoever ran is gone, and what was in pages too."""
-        assert not self.running, "whoever ran has been dropped"
+        """The workers start afresh and know of nothing: whoever ran waits, to go on where it stopped, and
+        nothing is in any page."""
+        for job in list(self.running.values()):
+            self._return(job)
+            self.counts.replays += 1
+        self.filled.clear()
         self.admission.forget()
 
     @property
@@ -263,6 +269,11 @@ class Scheduler:
         self.admission.cover(job, tokens)
 
     def _preempt(self, job: Job) -> None:
+        """Somebody else needs the job's pages."""
+        self._return(job)
+        self.counts.preemptions += 1
+
+    def _return(self, job: Job) -> None:
         """The job waits, to go on behind what it has generated."""
         self._leave(job, returns=True)
         job.prompt += job.tokens - job.generated
@@ -270,7 +281,7 @@ class Scheduler:
         job.issued = job.processed = job.cached = 0
         job.whole_s = job.left_s = self.prefill_time.until_s(job.prompt)
         job.preemptions += 1
-        self.counts.preemptions += 1
+        job.started_s = None
         self.admission.wait(job)
 
     def _leave(self, job: Job, *, returns: bool = False) -> None:

@@ -137,12 +137,13 @@ class Stats:
 
     def _times(self, job: Job, handle: Handle, now_s: float) -> None:
         tallies, first_s = self.tallies, job.first_token_s
-        assert first_s is not None and job.started_s is not None, "it has a token"
+        began_s = handle.scheduled_s
+        assert first_s is not None and began_s is not None, "it has a token"
         tallies.e2e_request_latency_seconds.add(now_s - job.arrival_s)
-        tallies.request_queue_time_seconds.add(job.started_s - job.arrival_s)
-        tallies.request_prefill_time_seconds.add(first_s - job.started_s)
+        tallies.request_queue_time_seconds.add(began_s - job.arrival_s)
+        tallies.request_prefill_time_seconds.add(first_s - began_s)
         tallies.request_decode_time_seconds.add(now_s - first_s)
-        tallies.request_inference_time_seconds.add(now_s - job.started_s)
+        tallies.request_inference_time_seconds.add(now_s - began_s)
         tallies.request_prompt_tokens.add(len(handle.request.prompt_ids))
         tallies.request_generation_tokens.add(job.tokens)
         tallies.request_params_max_tokens.add(handle.request.max_tokens)

@@ -25,7 +25,7 @@ class Surroundings:
         """Keep to cores of one's own, where the ranks share a CPU."""
         at = self.settings
         if device.type == "cpu":
-            cores.settle(at.local_rank, at.world, at.threads)
+            cores.settle(at.local_rank, at.local_world, at.threads)
 
     def weights(self, program: Any, layout: Layout, device: torch.device) -> SimpleNamespace:
         """What the rank holds of the model, as its program says (see `weights.load_weights`)."""
@@ -46,4 +46,4 @@ class Surroundings:
         """The process groups that the rank's program talks through."""
         backend = "nccl" if device.type == "cuda" else "gloo"
         with cores.giving_way():
-            return connect(layout, self.settings.rank, backend)
+            return connect(layout, self.settings.rank, backend, self.settings.token or "")

@@ -2,6 +2,7 @@
 
 Step    header · decodes, (id, token) as int64 · tokens, runs of pages and copies, as int32
 Done    header · tokens, (id, token) as int64 · float32 logits, a frame for each request
+Hello, Welcome, Refused, Ready, Failed    header
 """
 
 from __future__ import annotations
@@ -14,7 +15,20 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
-from .protocol import Admission, Change, Copies, Done, Failed, MorePages, Ready, Reply, Step
+from .protocol import (
+    Admission,
+    Change,
+    Copies,
+    Done,
+    Failed,
+    Hello,
+    MorePages,
+    Ready,
+    Refused,
+    Reply,
+    Step,
+    Welcome,
+)
 from .request import Sampling
 
 Frames = list[bytes]
@@ -37,6 +51,27 @@ def decode_step(frames: Frames) -> Step:
         _pairs("q", frames[1]),
         [(id, rows) for id, rows in chunks],
     )
+
+
+def encode_hello(hello: Hello) -> Frames:
+    return [json.dumps(["hello", *dataclasses.astuple(hello)]).encode()]
+
+
+def decode_hello(frames: Frames) -> Hello | None:
+    """None for any other message."""
+    kind, *fields = json.loads(frames[0])
+    return Hello(*fields) if kind == "hello" else None
+
+
+def encode_answer(answer: Welcome | Refused) -> Frames:
+    if isinstance(answer, Welcome):
+        return [json.dumps(["welcome", answer.token]).encode()]
+    return [json.dumps(["refused", answer.sentence]).encode()]
+
+
+def decode_answer(frames: Frames) -> Welcome | Refused:
+    kind, text = json.loads(frames[0])
+    return Welcome(text) if kind == "welcome" else Refused(text)
 
 
 def encode_reply(reply: Reply) -> Frames:

@@ -1,9 +1,12 @@
 """One rank: `python -m mnemoc.runtime.worker`, in the environment that torchrun gives.
 
     RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT   as torchrun sets them (LOCAL_RANK picks the GPU)
-    MNEMOC_CONTROL    ZeroMQ address of the engine        MNEMOC_TOKEN     its secret, names the worker
+    MNEMOC_CONTROL    ZeroMQ address of the engine        MNEMOC_TOKEN     names the set of workers
     MNEMOC_ARTIFACT   the plan's folder                   MNEMOC_WEIGHTS   the model's directory
     MNEMOC_THREADS    torch threads on a CPU (default 1)
+
+Without MNEMOC_TOKEN it was started from outside, by torchrun or by hand, and joins the engine first
+(`leash`); then MNEMOC_SECRET, or the file MNEMOC_SECRET_FILE, is what all hosts share.
 
 Control comes by ZeroMQ (small deltas), data flows by torch.distributed. The loop waits on the control
 socket and hands what comes to the rank's `Stage`. It never spins.
@@ -23,7 +26,11 @@ import torch.distributed as dist
 import zmq
 
 from ..errors import MnemocError, RuntimeFault
+from . import leash
+from .control import dial
+from .nursery import die_with_parent
 from .protocol import Failed, Ready, Reply, Step
+from .pulse import Pulse
 from .settings import Settings
 from .stage import Launched, Prepared, Stage
 from .wire import decode_step, encode_reply
@@ -34,24 +41,27 @@ PREPARED = 2
 
 def main() -> int:
     """Connect to the engine, load, then serve steps until killed; returns the exit code."""
+    context = zmq.Context()
     try:
         settings = Settings.read(os.environ)
+        if settings.token is None:
+            if "TORCHELASTIC_RUN_ID" in os.environ:
+                die_with_parent(os.getppid())  # an agent that is killed leaves no workers behind
+            leash.choose_interface(os.environ)
+            settings = leash.join(context, settings)
     except MnemocError as error:
         print(f"mnemoc: {error}", file=sys.stderr)
         return error.exit_code
-    context = zmq.Context()
-    socket = context.socket(zmq.DEALER)
-    socket.identity = f"{settings.token}-{settings.rank}".encode()
-    socket.sndhwm = socket.rcvhwm = 0
+    name = f"{settings.token}-{settings.rank}"
+    socket = dial(context, settings.control, name, settings.secret)
     socket.linger = 2000
-    socket.connect(settings.control)
 
     def tell(reply: Reply) -> None:
         socket.send_multipart(encode_reply(reply))
 
     code = 0
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), Pulse(context, settings.control, name, settings.secret):
             torch.set_num_threads(settings.threads)
             stage = Stage(settings)
             tell(Ready(settings.rank))

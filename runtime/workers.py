@@ -1,7 +1,7 @@
 """The distributed executor: the engine's side of the workers. No torch.
 
-Starts them through a nursery, sends steps, collects what comes back, and notices within moments when
-one is gone. `poll` is the only place where the engine waits.
+Has them started (`launcher`), sends steps, collects what comes back, and notices within moments when
+one is gone, within seconds when one falls silent. `poll` is the only place where the engine waits.
 """
 
 from __future__ import annotations
@@ -23,9 +23,14 @@ from typing import IO, Any, cast
 import zmq
 
 from ..errors import BadInput, MnemocError, RuntimeFault
+from .launcher import Complete, Launcher, Lost
 from .protocol import Done, Failed, Step
+from .pulse import beating
+from .vigil import LOOK_S, Vigil
 from .wire import decode_reply, encode_step
 
+JOIN_S = 60.0
+"""The time that a worker has from its start until its first sign of life."""
 GRACE_S = 0.3
 """After the first sign of a fault, wait this long for the sign that names its cause."""
 
@@ -56,11 +61,12 @@ def worker_environment(threads: int = 1) -> dict[str, str]:
 
 @dataclass
 class NurseryProcess:
-    """The process that forks workers. It may serve one engine after another."""
+    """The process that forks workers of this machine. It may serve one engine after another."""
 
     threads: int = 1
     process: subprocess.Popen[bytes] = field(init=False)
     _line: bytes = b""
+    _token: str = ""  # of the set of workers that is meant to run; others do not concern us
 
     def __post_init__(self) -> None:
         self.start()
@@ -76,19 +82,39 @@ class NurseryProcess:
             process_group=0,  # Ctrl-C is the engine's to handle
         )
 
-    def order(self, message: Mapping[str, Any]) -> None:
-        cast(IO[bytes], self.process.stdin).write(json.dumps(message).encode() + b"\n")
+    def listen(self, socket: zmq.Socket[bytes]) -> None:
+        socket.bind(_local_address())
 
-    def fileno(self) -> int:
+    def spawn(self, environment: Mapping[str, str], world: int) -> str:
+        if self.process.poll() is not None:
+            self.close()
+            self.start()
+        self._token = secrets.token_hex(16)
+        ordered = {**environment, "MNEMOC_TOKEN": self._token, "WORLD_SIZE": str(world)}
+        self._order({"spawn": ordered, "ranks": list(range(world))})
+        return self._token
+
+    def introduced(self, sender: zmq.Frame, frames: list[bytes]) -> list[Complete | Lost]:
+        return []  # a worker of an earlier set, or a stranger
+
+    def kill(self) -> None:
+        self._token = ""
+        if self.process.poll() is None:
+            with contextlib.suppress(BrokenPipeError):  # it is just dying, and they with it
+                self._order({"kill": True})
+
+    @property
+    def waitable(self) -> int:
         return cast(IO[bytes], self.process.stdout).fileno()
 
-    def hear(self) -> list[dict[str, Any]] | None:
-        """Its messages (call it when `fileno` is readable); None once it is gone."""
-        data = os.read(self.fileno(), 65536)
+    def hear(self) -> list[Complete | Lost]:
+        data = os.read(self.waitable, 65536)
         if not data:
-            return None
+            self.process.wait()
+            return [Lost(RuntimeFault("the parent process of the workers died"), certain=True)]
         *lines, self._line = (self._line + data).split(b"\n")
-        return [json.loads(line) for line in lines]
+        deaths = [json.loads(line) for line in lines]
+        return [_lost(it["died"], it["code"]) for it in deaths if it["token"] == self._token]
 
     def close(self) -> None:
         """End it and, with it, all of its workers."""
@@ -100,68 +126,87 @@ class NurseryProcess:
             self.process.kill()
             self.process.wait()
 
+    def _order(self, message: Mapping[str, Any]) -> None:
+        cast(IO[bytes], self.process.stdin).write(json.dumps(message).encode() + b"\n")
+
+
+def _lost(rank: int, code: int) -> Lost:
+    """code: its exit code, or minus the signal that ended it"""
+    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return Lost(RuntimeFault(f"worker {rank} died ({how})"), certain=code < 0)
+
 
 class Workers:
     """`world` workers for one artifact and its weights."""
 
     def __init__(
-        self, artifact: Path, weights: Path, world: int, nursery: NurseryProcess | None
+        self, artifact: Path, weights: Path, world: int, launcher: Launcher | None
     ) -> None:
         self.world = world
         self.up = False
-        self._own_nursery = nursery is None
+        self._own_launcher = launcher is None
         self.threads = int(os.environ.get("MNEMOC_THREADS", "1"))
-        self._nursery = nursery or NurseryProcess(self.threads)
+        self._launcher = launcher or NurseryProcess(self.threads)
         self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.sndhwm = self._socket.rcvhwm = 0
-        self._socket.linger = 0
-        self._socket.bind(_local_address())
         self._env = {
-            "MNEMOC_CONTROL": self._socket.getsockopt_string(zmq.LAST_ENDPOINT),
             "MNEMOC_ARTIFACT": str(artifact.absolute()),
             "MNEMOC_WEIGHTS": str(weights.absolute()),
             "MNEMOC_THREADS": str(self.threads),
-            "WORLD_SIZE": str(world),
         }
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         self._poller = zmq.Poller()
-        self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._wake_read, zmq.POLLIN)
-        self._poller.register(self._nursery.fileno(), zmq.POLLIN)
+        self._socket: zmq.Socket[bytes] | None = None
         self._names: dict[bytes, int] = {}
+        self._pulses: dict[bytes, int] = {}
         self._ready: set[int] = set()
+        self._vigil = Vigil()
         self._suspect: tuple[float, MnemocError] | None = None
-        self._token = ""  # of the set of workers that is meant to run; others do not concern us
 
     def spawn(self) -> None:
-        """Start a fresh set of workers, after ending those that run. `poll` reports Up or Down."""
+        """Have a fresh set of workers started, and those that run ended. `poll` reports Up or Down."""
         self.kill()
-        if self._nursery.process.poll() is not None:
-            self._poller.unregister(self._nursery.fileno())
-            self._nursery.close()
-            self._nursery.start()
-            self._poller.register(self._nursery.fileno(), zmq.POLLIN)
-        self._token = secrets.token_hex(16)
-        self._names = {f"{self._token}-{rank}".encode(): rank for rank in range(self.world)}
-        spawn = {**self._env, "MNEMOC_TOKEN": self._token}
-        self._nursery.order({"spawn": spawn, "ranks": list(range(self.world))})
+        if self._socket is not None:
+            self._poller.unregister(self._socket)
+            self._poller.unregister(self._launcher.waitable)
+            self._socket.close(0)
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.sndhwm = self._socket.rcvhwm = 0
+        self._socket.linger = 0
+        self._launcher.listen(self._socket)
+        control = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        token = self._launcher.spawn({**self._env, "MNEMOC_CONTROL": control}, self.world)
+        if token is not None:
+            self._begin(token)
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._launcher.waitable, zmq.POLLIN)
+
+    def _begin(self, token: str) -> None:
+        """From now on hear the workers of this set."""
+        names = {f"{token}-{rank}": rank for rank in range(self.world)}
+        self._names = {name.encode(): rank for name, rank in names.items()}
+        self._pulses = {beating(name): rank for name, rank in names.items()}
+        self._vigil.begin(range(self.world), JOIN_S)
 
     def kill(self) -> None:
         """End all workers."""
         self.up = False
-        self._token, self._names, self._suspect = "", {}, None
+        self._names, self._pulses, self._suspect = {}, {}, None
         self._ready.clear()
-        if self._nursery.process.poll() is None:
-            with contextlib.suppress(BrokenPipeError):  # it is just dying, and they with it
-                self._nursery.order({"kill": True})
+        self._vigil.end()
+        self._launcher.kill()
 
     def send(self, step: Step) -> None:
         """The step, to every worker."""
+        assert self._socket is not None, "spawn comes first"
         frames = encode_step(step)
         for name in self._names:
             self._socket.send_multipart([name, *frames])
+
+    def condemn(self, error: MnemocError) -> None:
+        """They are of no use any more, for a reason that is not seen from here: `poll` says Down."""
+        self._suspicion(error, certain=True)
 
     def wake(self) -> None:
         """From any thread: let `poll` return."""
@@ -169,38 +214,46 @@ class Workers:
             os.write(self._wake_write, b"\0")
 
     def poll(self, timeout_s: float | None) -> list[Done | Up | Down]:
-        """What happened, waiting up to `timeout_s` seconds (None: until something does)."""
+        """What happened, waiting up to `timeout_s` seconds (None: a moment, or until something does)."""
+        timeout_s = LOOK_S if timeout_s is None else min(timeout_s, LOOK_S)
         if self._suspect is not None:
-            left_s = max(0.0, self._suspect[0] - time.monotonic())
-            timeout_s = left_s if timeout_s is None else min(timeout_s, left_s)
-        timeout = None if timeout_s is None else math.ceil(timeout_s * 1000)
-        readable = dict(self._poller.poll(timeout))
+            timeout_s = min(timeout_s, max(0.0, self._suspect[0] - time.monotonic()))
+        readable = dict(self._poller.poll(math.ceil(timeout_s * 1000)))
         events: list[Done | Up | Down] = []
         if self._wake_read in readable:
             os.read(self._wake_read, 4096)
-        if self._socket in readable:
-            self._hear_workers(events)
-        if self._nursery.fileno() in readable:
-            self._hear_nursery()
+        if self._socket is not None and self._socket in readable:
+            self._hear_workers(self._socket, events)
+        if self._launcher.waitable in readable:
+            self._note(self._launcher.hear())
+        if (silent := self._vigil.silent(self._ready)) is not None:
+            rank, silent_s = silent
+            sign = f"worker {rank} has given no sign of life for {silent_s:.0f} s"
+            self._suspicion(RuntimeFault(sign), certain=True)
         if self._suspect is not None and time.monotonic() >= self._suspect[0]:
             events.append(Down(self._suspect[1]))
             self.kill()
         return events
 
     def close(self) -> None:
-        if self._own_nursery:
-            self._nursery.close()
-        else:
-            self.kill()
+        self.kill()
+        if self._own_launcher:
+            self._launcher.close()
         self._context.destroy(linger=0)
         os.close(self._wake_read)
         os.close(self._wake_write)
 
-    def _hear_workers(self, events: list[Done | Up | Down]) -> None:
-        while int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            name, *frames = self._socket.recv_multipart()
+    def _hear_workers(self, socket: zmq.Socket[bytes], events: list[Done | Up | Down]) -> None:
+        while int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            sender = socket.recv(copy=False)
+            frames = socket.recv_multipart()
+            name = sender.bytes
+            if name in self._pulses:
+                self._vigil.heard(self._pulses[name])
+                continue
             if name not in self._names:
-                continue  # a worker of an earlier set, or a stranger
+                self._note(self._launcher.introduced(sender, frames))
+                continue
             reply = decode_reply(frames)
             if isinstance(reply, Done):
                 events.append(reply)
@@ -212,6 +265,13 @@ class Workers:
                     self.up = True
                     events.append(Up())
 
+    def _note(self, heard: list[Complete | Lost]) -> None:
+        for event in heard:
+            if isinstance(event, Complete):
+                self._begin(event.token)
+            else:
+                self._suspicion(event.error, event.certain)
+
     def _failed(self, reply: Failed) -> None:
         if reply.exit_code == BadInput.exit_code:
             self._suspicion(BadInput(reply.sentence), certain=True)
@@ -219,20 +279,6 @@ class Workers:
         fault = RuntimeFault(reply.sentence)
         fault.add_note(reply.trace)
         self._suspicion(fault, certain=False)
-
-    def _hear_nursery(self) -> None:
-        messages = self._nursery.hear()
-        if messages is None:
-            self._nursery.process.wait()
-            self._suspicion(RuntimeFault("the parent process of the workers died"), certain=True)
-            return
-        for message in messages:
-            if message["token"] == self._token:
-                self._died(message["died"], message["code"])
-
-    def _died(self, rank: int, code: int) -> None:
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        self._suspicion(RuntimeFault(f"worker {rank} died ({how})"), certain=code < 0)
 
     def _suspicion(self, error: MnemocError, certain: bool) -> None:
         """Note a fault. A certain cause replaces a mere symptom and needs no more waiting."""

@@ -1,35 +1,39 @@
 """From the engine's events to text for an HTTP client: detokenised, cut at stop strings, merged.
 
-One HTTP request may ask for several answers (several prompts, n > 1). Their events come from the
-engine's thread; `Answers` brings them into the event loop as one stream of pieces.
+One HTTP request may ask for several answers (several prompts, n > 1). `Answers` makes one stream of
+pieces of their events. What comes while nobody reads is put together: a slow client gets fewer and
+longer pieces, and costs no more memory than its text.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from ...errors import MnemocError
 from ..engine import Engine
-from ..request import Event, FinishReason, Handle, Progress, Request, Token
+from ..request import Ended, Event, FinishReason, Handle, Progress, Request, Token
 from ..tokenizer import Detokenizer, Tokenizer
 from .logprobs import Scored
+from .mailbox import Mailbox
+
+Finish = FinishReason | Literal["abort"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Piece:
-    """Some text of answer `index`, and its token with logprobs, where asked for.
+    """Some text of answer `index`, and its tokens with logprobs, where asked for.
 
     finish: why it ends here, if it does
     """
 
     index: int
     text: str
-    finish: FinishReason | Literal["abort"] | None = None
-    scored: Scored | None = None
+    finish: Finish | None
+    scored: list[Scored]
 
 
 class StopStrings:
@@ -41,6 +45,8 @@ class StopStrings:
 
     def push(self, text: str) -> tuple[str, bool]:
         """Text that may be shown, and whether a stop string follows it."""
+        if not self._stops:
+            return text, False
         self._held += text
         found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
@@ -64,7 +70,7 @@ class StopStrings:
 
 
 class _Answer:
-    """One answer as it grows."""
+    """One answer as it grows, and the piece of it that nobody has read."""
 
     def __init__(
         self, index: int, tokenizer: Tokenizer | None, stops: Sequence[str], min_tokens: int
@@ -76,9 +82,13 @@ class _Answer:
         self.min_tokens = min_tokens
         self.characters = 0
         self.open = True
+        self.unread: Piece | None = None
 
-    def push(self, token: Token) -> Piece:
-        """The piece that a token makes. A token that ends the answer by its id has no text."""
+    def push(self, token: Token) -> bool:
+        """Take a token; whether there is something to read now, and was nothing before.
+
+        A token that ends the answer by its id has no text.
+        """
         text = ""
         if self.detokenizer is not None:
             text = "" if token.finish == "stop" else self.detokenizer.push(token.id)
@@ -91,11 +101,31 @@ class _Answer:
         if finish and not stopped:
             shown += self.stops.rest()
         self.open = finish is None
-        return Piece(self.index, shown, finish, scored)
+        return self._add(shown, finish, scored)
+
+    def abort(self) -> bool:
+        """It ends here, by somebody's wish; as `push`."""
+        self.open = False
+        return self._add(self.stops.rest(), "abort", None)
+
+    def _add(self, text: str, finish: Finish | None, scored: Scored | None) -> bool:
+        if not (text or finish or scored):
+            return False
+        piece, fresh = self.unread, self.unread is None
+        if piece is None:
+            piece = self.unread = Piece(self.index, "", None, [])
+        piece.text += text
+        piece.finish = finish
+        if scored is not None:
+            piece.scored.append(scored)
+        return fresh
 
 
 class Answers:
-    """The answers to one HTTP request. Iterate `pieces()`; `close()` cancels what still runs."""
+    """The answers to one HTTP request. Iterate `pieces()`; `close()` cancels what still runs.
+
+    generated: tokens of all answers so far
+    """
 
     def __init__(
         self,
@@ -104,55 +134,49 @@ class Answers:
         tokenizer: Tokenizer | None,
         stops: Sequence[str],
         on_finish: Callable[[Handle], None],
+        mailbox: Mailbox,
     ) -> None:
         """Submit the requests; raises BadInput if one can never be served (none is left behind).
 
         on_finish: called for each answer that got all its tokens.
         """
-        self._on_finish = on_finish
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        self._answers = [
-            _Answer(i, tokenizer, stops, request.sampling.min_tokens)
-            for i, request in enumerate(requests)
-        ]
+        self.generated = 0
         self.handles: list[Handle] = []
+        self._on_finish = on_finish
+        self._open = len(requests)
+        self._news = asyncio.Event()
+        self._unread: list[_Answer] = []
+        self._progress: Progress | None = None
+        self._error: Exception | None = None
         try:
             for index, request in enumerate(requests):
-                self.handles.append(engine.submit(request, _Sink(self, index)))
+                answer = _Answer(index, tokenizer, stops, request.sampling.min_tokens)
+                sink = mailbox.sink(partial(self._take, answer))
+                self.handles.append(engine.submit(request, sink))
         except MnemocError:
             self.close()
             raise
 
     async def pieces(self) -> AsyncIterator[Piece | Progress]:
         """Text as it comes, and prefill progress; raises the error that ended an answer."""
-        while any(answer.open for answer in self._answers):
-            index, event = await self._events.get()
-            answer = self._answers[index]
-            if not answer.open:
-                continue
-            if isinstance(event, Token):
-                piece = answer.push(event)
-                if piece.finish and not event.finish:
-                    self.handles[index].stop()  # a stop string: the engine would go on
-                if piece.finish:
-                    self._on_finish(self.handles[index])
+        while self._open or self._unread:
+            await self._news.wait()
+            self._news.clear()
+            if self._progress is not None:
+                progress, self._progress = self._progress, None
+                yield progress
+            unread, self._unread = self._unread, []
+            for answer in unread:
+                piece, answer.unread = answer.unread, None
+                assert piece is not None, "only answers with something to read are listed"
                 yield piece
-            elif isinstance(event, Progress):
-                yield event
-            elif event.error is not None:
-                raise event.error
-            else:
-                answer.open = False
-                yield Piece(index, answer.stops.rest(), "abort")
+            if self._error is not None:
+                raise self._error
 
-    @property
-    def generated(self) -> int:
-        return sum(len(handle.tokens) for handle in self.handles)
-
-    def tell(self, index: int, progress: Progress) -> None:
-        """Pass on how far an answer's prompt is. From the event loop."""
-        self._events.put_nowait((index, progress))
+    def tell(self, progress: Progress) -> None:
+        """How far a prompt is, for whoever reads. From the event loop."""
+        self._progress = progress
+        self._news.set()
 
     def close(self) -> None:
         """Free what the answers hold; harmless when they are done."""
@@ -160,17 +184,29 @@ class Answers:
             if handle.finish_reason is None:
                 handle.cancel()
 
-    def put(self, index: int, event: Event) -> None:
-        """From the engine's thread."""
-        with contextlib.suppress(RuntimeError):  # the server is gone: nobody reads it any more
-            self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+    def _take(self, answer: _Answer, event: Event) -> None:
+        """From the mailbox. Nothing is raised here, where other requests' events would suffer."""
+        if not answer.open:
+            return
+        try:
+            self._hear(answer, event)
+        except Exception as error:
+            self._error = error
+        self._news.set()
 
-
-@dataclass(frozen=True)
-class _Sink:
-    answers: Answers
-    index: int
-
-    def __call__(self, event: Event) -> None:
-        if not isinstance(event, Progress):  # the server asks for progress when it is time to tell
-            self.answers.put(self.index, event)
+    def _hear(self, answer: _Answer, event: Event) -> None:
+        if isinstance(event, Token):
+            self.generated += 1
+            if answer.push(event):
+                self._unread.append(answer)
+            if not answer.open:
+                handle = self.handles[answer.index]
+                if not event.finish:
+                    handle.stop()  # a stop string: the engine would go on
+                self._on_finish(handle)
+        elif isinstance(event, Ended):
+            if event.error is not None:
+                raise event.error
+            if answer.abort():
+                self._unread.append(answer)
+        self._open -= not answer.open

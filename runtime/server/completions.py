@@ -34,7 +34,8 @@ def routes(service: Service) -> APIRouter:
         prompts = await asyncio.to_thread(body.prompts, tokenizer)
         default, strict = engine.manifest.workload.output_tokens, service.options.strict_slo
         requests = body.requests(prompts, body.limit(default), strict)
-        answers = Answers(engine, requests, tokenizer, body.stops, service.metrics.finished)
+        finished, mailbox = service.metrics.finished, service.mailbox
+        answers = Answers(engine, requests, tokenizer, body.stops, finished, mailbox)
         shape.prompt_tokens = sum(len(ids) for ids in prompts)
         name = getattr(http.state, "request_id", shape.id)
         followed = await service.following.follow(name, answers, body.stream)

@@ -119,10 +119,14 @@ class Followed:
     def news(self, snapshot: Snapshot) -> None:
         """Tell the client, if it is time to."""
         silent = time.monotonic() - self._said_s > SILENCE_S
-        for index, handle in enumerate(self.answers.handles):
-            stands = snapshot.wanted.get(handle.id)
-            if stands is not None and (stands.ttft_s is None or silent):
-                self.answers.tell(index, progress_of(stands))
+        stands = [
+            snapshot.wanted[handle.id]
+            for handle in self.answers.handles
+            if handle.id in snapshot.wanted
+        ]
+        last = max(stands, key=lambda one: one.eta_s or 0.0, default=None)
+        if last is not None and (last.ttft_s is None or silent):
+            self.answers.tell(progress_of(last))
 
 
 class Following:

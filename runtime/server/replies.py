@@ -20,6 +20,8 @@ from .answers import Answers, Piece
 from .following import Followed, comment
 from .logprobs import Scored, chat_logprobs, completion_logprobs
 
+_as_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
 
 @dataclass
 class Whole:
@@ -31,7 +33,10 @@ class Whole:
 
 
 class Shape:
-    """The JSON of one HTTP request's answers. Subclasses say how a choice looks."""
+    """The JSON of one HTTP request's answers. Subclasses say how a choice looks.
+
+    Events are put together as text: but for what the model said, they are all the same.
+    """
 
     prefix = ""
     whole = ""
@@ -45,11 +50,14 @@ class Shape:
             "created": int(time.time()),
             "model": model,
         }
+        head = _as_json({**self._head, "object": self.chunk})
+        self._event_head = f'data: {head[:-1]},"choices":'
 
     def whole_choice(self, text: str) -> dict[str, Any]:
         raise NotImplementedError
 
-    def chunk_choice(self, text: str, first: bool) -> dict[str, Any]:
+    def chunk_choice(self, text: str, first: bool) -> str:
+        """Fields of an event's choice that hold the text, as JSON without its braces."""
         raise NotImplementedError
 
     def logprobs(self, scored: list[Scored]) -> Any:
@@ -68,22 +76,17 @@ class Shape:
         usage = self.usage(generated)
         return {**self._head, "object": self.whole, "choices": choices, "usage": usage}
 
-    def event(self, piece: Piece, first: bool) -> Any:
-        choice = {
-            "index": piece.index,
-            "logprobs": self.logprobs([piece.scored]) if piece.scored else None,
-            "finish_reason": piece.finish,
-            **self.chunk_choice(piece.text, first),
-        }
-        return {**self._head, "object": self.chunk, "choices": [choice]}
+    def event(self, piece: Piece, first: bool) -> str:
+        """first: whether it is the first of its answer"""
+        logprobs = _as_json(self.logprobs(piece.scored)) if piece.scored else "null"
+        finish = f'"{piece.finish}"' if piece.finish else "null"
+        return (
+            f'{self._event_head}[{{"index":{piece.index},{self.chunk_choice(piece.text, first)},'
+            f'"logprobs":{logprobs},"finish_reason":{finish}}}]}}\n\n'
+        )
 
-    def usage_event(self, generated: int) -> Any:
-        return {
-            **self._head,
-            "object": self.chunk,
-            "choices": [],
-            "usage": self.usage(generated),
-        }
+    def usage_event(self, generated: int) -> str:
+        return f'{self._event_head}[],"usage":{_as_json(self.usage(generated))}}}\n\n'
 
     def usage(self, generated: int) -> dict[str, int]:
         return {
@@ -101,8 +104,8 @@ class CompletionShape(Shape):
     def whole_choice(self, text: str) -> dict[str, Any]:
         return {"text": text}
 
-    def chunk_choice(self, text: str, first: bool) -> dict[str, Any]:
-        return {"text": text}
+    def chunk_choice(self, text: str, first: bool) -> str:
+        return f'"text":{_as_json(text)}'
 
     def logprobs(self, scored: list[Scored]) -> Any:
         return completion_logprobs(scored)
@@ -116,9 +119,9 @@ class ChatShape(Shape):
     def whole_choice(self, text: str) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": text}}
 
-    def chunk_choice(self, text: str, first: bool) -> dict[str, Any]:
-        delta = {"role": "assistant", "content": text} if first else {"content": text}
-        return {"delta": delta}
+    def chunk_choice(self, text: str, first: bool) -> str:
+        role = '"role":"assistant",' if first else ""
+        return f'"delta":{{{role}"content":{_as_json(text)}}}'
 
     def logprobs(self, scored: list[Scored]) -> Any:
         return chat_logprobs(scored)
@@ -146,7 +149,7 @@ async def _collect(answers: Answers) -> list[Whole]:
             whole = wholes[piece.index]
             whole.text += piece.text
             whole.finish = piece.finish
-            whole.scored += [piece.scored] if piece.scored else []
+            whole.scored += piece.scored
     return wholes
 
 
@@ -204,17 +207,13 @@ class EventStream(Response):
                 self.followed.said()
                 if isinstance(piece, Progress):
                     yield comment(piece)
-                elif piece.text or piece.finish or piece.scored:
-                    yield _data(self.shape.event(piece, piece.index not in begun))
+                else:
+                    yield self.shape.event(piece, piece.index not in begun)
                     begun.add(piece.index)
         except MnemocError as error:
             body = {"message": str(error), "type": "server_error", "param": None, "code": None}
-            yield _data({"error": body})
+            yield f"data: {_as_json({'error': body})}\n\n"
             return
         if self.include_usage:
-            yield _data(self.shape.usage_event(self.answers.generated))
+            yield self.shape.usage_event(self.answers.generated)
         yield "data: [DONE]\n\n"
-
-
-def _data(value: Any) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"

@@ -10,13 +10,12 @@ from pathlib import Path
 import uvicorn
 
 from ...errors import BadInput
+from .. import outside
 from ..engine import Engine
 from ..tokenizer import FILE, Tokenizer
 from .app import create_app
+from .draining import FLUSH_S, Doors, DrainingServer
 from .options import Options
-
-DRAIN_S = 5
-"""How long streams may go on after the server is told to stop."""
 
 
 def serve(
@@ -28,31 +27,35 @@ def serve(
     *,
     progress: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve a plan until interrupted. The port is taken before any worker starts.
+    """Serve a plan until told to stop (`draining`). The port is taken before any worker starts.
 
     Raises BadInput for a port that cannot be had, and whatever `Engine.start` raises.
     """
     options = options or Options()
     say = progress or (lambda message: None)
     with bind(host, port) as listener:
+        launcher = outside.at(options.control, directory, os.environ) if options.control else None
         tokenizer = Tokenizer(weights) if (weights / FILE).is_file() else None
         with Engine.start(
             directory,
             weights,
             progress=progress,
+            nursery=launcher,
             policy=options.policy,
             prefix_caching=options.prefix_caching,
             trace_out=options.trace_out,
+            step_timeout_s=options.step_timeout_s,
         ) as engine:
             name, where = listener.getsockname()[:2]
-            say(f"serving on http://{name}:{where}/v1")
+            doors = Doors(create_app(engine, tokenizer, options))
             config = uvicorn.Config(
-                create_app(engine, tokenizer, options),
-                log_level="warning",
-                lifespan="off",
-                timeout_graceful_shutdown=DRAIN_S,
+                doors, log_level="warning", lifespan="off", timeout_graceful_shutdown=FLUSH_S
             )
-            uvicorn.Server(config).run(sockets=[listener])
+            address = f"http://{name}:{where}/v1"
+            server = DrainingServer(
+                config, doors, engine, options.drain_s, lambda: say(f"serving on {address}")
+            )
+            server.run(sockets=[listener])
 
 
 def bind(host: str, port: int) -> socket.socket:

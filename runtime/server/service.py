@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ..engine import Engine
 from ..tokenizer import Tokenizer
 from .following import Following
+from .mailbox import Mailbox
 from .metrics import Metrics
 from .options import Options
 
@@ -25,6 +26,7 @@ class Service:
     model: str
     metrics: Metrics
     following: Following
+    mailbox: Mailbox = field(default_factory=Mailbox)
     started_s: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod

@@ -19,6 +19,7 @@ NUMBERS = {
     "efficiency.link": 0.9,
     "overhead.launch": 1e-6,
     "overhead.iteration": 1e-4,
+    "overhead.row": 2e-5,
     "links.intra.latency": 1e-5,
     "links.intra.bandwidth": 1e10,
     "links.inter.latency": 5e-5,

@@ -158,6 +158,20 @@ def test_ranks_that_share_a_memory_draw_together_what_it_has(
     assert attention_s(shared) / attention_s(own) == pytest.approx(expected, rel=1e-6)
 
 
+def test_every_sequence_that_gets_a_token_costs_the_head_its_share(
+    cluster: Callable[..., Cluster],
+) -> None:
+    module = fuse(shard(build(load_model("tiny-llama"), "float32"), tp=1, kvp=1))
+
+    def head_s(rows: int, row_s: float) -> float:
+        machine, links = cluster(overhead__row=row_s), Links("intra", "intra")
+        terms = price_terms(count(module), machine, "float32", module.mesh, links)
+        sizes = Sizes(ONE * rows, ONE * rows, *(ONE * 0,) * 4)
+        return float(compile_totals(stage_formulas(terms))(sizes)["head"])
+
+    assert head_s(5, 1e-3) - head_s(5, 0.0) == pytest.approx(5e-3, rel=1e-6)
+
+
 @pytest.mark.parametrize(("eager", "alone_s"), [(True, 6e-6), (False, 1.5e-6)])
 def test_launches_hide_behind_kernels_that_take_longer_or_are_captured(
     eager: bool, alone_s: float

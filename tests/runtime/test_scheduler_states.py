@@ -149,6 +149,25 @@ class Serving(RuleBasedStateMachine):
             id = list(self.asked)[which % len(self.asked)]
             self.scheduler.drop(self.asked.pop(id).job)
 
+    @rule(which=st.integers(0, 30), held=st.integers(0, 3))
+    def workers_die(self, which: int, held: int) -> None:
+        """They forget everything; who ran goes on where it stopped, some of them later than others."""
+        if which > 3:
+            return
+        ran = {job.id: job.tokens for job in self.scheduler.running.values()}
+        self.scheduler.restart()
+        self.flying.clear()
+        self.tables.clear()
+        self.held.clear()
+        self.pages.clear()
+        self.host.clear()
+        assert not self.scheduler.running
+        for id, tokens in ran.items():
+            job = self.scheduler.waiting[id]
+            assert (job.tokens, job.generated) == (tokens, tokens)
+            assert job.prompt == self.asked[id].prompt + tokens
+        self.scheduler.admission.hold(frozenset(list(ran)[:held]))
+
     @rule(seconds=st.sampled_from([0.001, 0.02, 0.5]))
     def wait(self, seconds: float) -> None:
         self.now_s += seconds
@@ -158,7 +177,9 @@ class Serving(RuleBasedStateMachine):
     def dispatch(self) -> None:
         micro_batch = self.scheduler.next(self.now_s)
         if micro_batch is None:
-            assert self.flying or not self.asked, "requests wait, and nothing is done for them"
+            held = self.scheduler.admission.held
+            idle = self.flying or self.asked.keys() <= held
+            assert idle, "requests wait, and nothing is done for them"
             return
         self.flying.append(micro_batch)
         self.carry_out(micro_batch)
@@ -289,6 +310,7 @@ class Serving(RuleBasedStateMachine):
         """Whatever is left finishes, nobody is starved, and every page can be had again."""
         if not hasattr(self, "scheduler"):
             return
+        self.scheduler.admission.hold(frozenset())
         for _ in range(5000):
             if not self.asked and not self.flying:
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mnemoc.errors import BadInput
 from mnemoc.runtime.request import Request, Sampling, Token
-from mnemoc.runtime.server.answers import StopStrings, _Answer
+from mnemoc.runtime.server.answers import Piece, StopStrings, _Answer
 from mnemoc.runtime.server.api import Body, ChatBody, CompletionBody
 from mnemoc.runtime.server.logprobs import chat_logprobs, completion_logprobs
 from mnemoc.runtime.tokenizer import Detokenizer, Tokenizer
@@ -131,18 +132,37 @@ def test_what_a_body_says_of_sampling_reaches_the_engine() -> None:
 def test_stop_strings_do_not_end_an_answer_too_early(tokenizer: Tokenizer) -> None:
     answer = _Answer(0, tokenizer, ["ab"], min_tokens=3)
     tokens = tokenizer.encode("abcabd", special=False)
-    pieces = [answer.push(Token(id, i, 0.0)) for i, id in enumerate(tokens[:5])]
-    assert "".join(piece.text for piece in pieces) == "abc"
-    assert [piece.finish for piece in pieces] == [None] * 4 + ["stop"]
+    pieces = [read(answer, Token(id, i, 0.0)) for i, id in enumerate(tokens[:5])]
+    assert "".join(piece.text for piece in pieces if piece) == "abc"
+    assert [piece and piece.finish for piece in pieces] == [None] * 4 + ["stop"]
+
+
+def test_what_nobody_reads_is_put_together(tokenizer: Tokenizer) -> None:
+    answer = _Answer(0, tokenizer, [], min_tokens=0)
+    tokens = tokenizer.encode("a slow reader", special=False)
+    *tokens, last = [Token(id, i, 0.0, None, -0.5) for i, id in enumerate(tokens)]
+    assert [answer.push(token) for token in tokens] == [True] + [False] * (len(tokens) - 1)
+    piece = read(answer, replace(last, finish="length"))
+    assert piece is not None
+    assert (piece.text, piece.finish) == ("a slow reader", "length")
+    assert [one.offset for one in piece.scored] == list(range(13))
+    assert not answer.open
+
+
+def read(answer: _Answer, token: Token) -> Piece | None:
+    """What there is to read once the token has come."""
+    answer.push(token)
+    piece, answer.unread = answer.unread, None
+    return piece
 
 
 def test_tokens_with_logprobs_say_where_their_text_begins(tokenizer: Tokenizer) -> None:
     answer = _Answer(0, tokenizer, [], min_tokens=0)
     ids = tokenizer.encode("aé.", special=False)
-    found = [
-        answer.push(Token(id, i, 0.0, None, -0.5, ((ids[0], -1.5),))) for i, id in enumerate(ids)
-    ]
-    scored = [piece.scored for piece in found if piece.scored is not None]
+    for i, id in enumerate(ids):
+        answer.push(Token(id, i, 0.0, None, -0.5, ((ids[0], -1.5),)))
+    assert answer.unread is not None
+    scored = answer.unread.scored
     assert b"".join(one.token.bytes for one in scored) == "aé.".encode()
     assert [one.token.text for one in scored] == ["a", "\ufffd", "\ufffd", "."]
     shaped = completion_logprobs(scored)

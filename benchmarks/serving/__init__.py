@@ -1,0 +1,1 @@
+"""What `mnemoc serve` takes and withstands: each file measures a server in a process of its own."""
