@@ -17,6 +17,8 @@ from ..request import TooLate
 
 log = logging.getLogger("mnemoc.server")
 
+KINDS = {429: "rate_limit_error"}
+
 
 def report_errors(app: FastAPI) -> None:
     """Every error has OpenAI's body."""
@@ -28,7 +30,8 @@ def report_errors(app: FastAPI) -> None:
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             message = "this field is unknown, or not served with this value"
-        return problem(400, f"{'.'.join(place)}: {message}" if place else message, *place[:1])
+        param = place[0] if place else None
+        return problem(400, f"{'.'.join(place)}: {message}" if place else message, param)
 
     @app.exception_handler(HTTPException)
     async def refused(http: HttpRequest, error: HTTPException) -> Response:
@@ -63,6 +66,6 @@ def problem(
     figures: Mapping[str, float] | None = None,
 ) -> Response:
     """figures: what else the error says"""
-    kind = "invalid_request_error" if status < 500 else "server_error"
+    kind = "server_error" if status >= 500 else KINDS.get(status, "invalid_request_error")
     error = {"message": message, "type": kind, "param": param, "code": code, **(figures or {})}
     return JSONResponse({"error": error}, status_code=status)

