@@ -32,6 +32,8 @@ MOST_PROMPTS = 32
 MOST_TURNS = 96
 GROWTH = 1.25
 """Of a turn over the one before."""
+LEAST_RATE = 1e-6
+"""Of a group's time: what is left beside others that hold all of it, but for rounding."""
 MOST_COMING = 0.9
 """Of a group's time, what short prompts to come are taken to use."""
 
@@ -122,8 +124,10 @@ class Fluid:
         found, at_s = self._found, 0.0
         turn_s = max((prompt.step_s for prompt in self._prompts), default=0.0)
         for _ in range(MOST_TURNS):
-            if not self._prompts or (until is not None and until.id in found):
+            if until is not None and until.id in found:
                 return found
+            if not self._prompts:
+                break
             self._admit(at_s)
             if not any(prompt.needs is None for prompt in self._prompts):
                 later_s = [end_s for end_s, _ in self._ends if end_s > at_s]
@@ -190,7 +194,8 @@ class Fluid:
         within_s = 0.0
         for group in prompt.groups:
             turn.done_s[group] += needs_s
-            within_s = max(within_s, turn.done_s[group] / (1 - turn.held_s[group] / turn.seconds))
+            rate = max(LEAST_RATE, 1 - turn.held_s[group] / turn.seconds)
+            within_s = max(within_s, turn.done_s[group] / rate)
         self._first_token(prompt, turn.at_s + min(turn.seconds, within_s))
 
     def _first_token(self, prompt: _Prompt, at_s: float) -> None:

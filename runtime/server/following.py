@@ -180,7 +180,12 @@ class Following:
         """How these stand. What was submitted before has been taken on by then."""
         answer: Future[Snapshot] = Future()
         wanted = [handle.id for handle in handles]
-        if not self._engine.look(Look(answer.set_result, wanted=wanted)):
+
+        def put(snapshot: Snapshot) -> None:
+            if answer.set_running_or_notify_cancel():  # whoever asked may be gone
+                answer.set_result(snapshot)
+
+        if not self._engine.look(Look(put, wanted=wanted)):
             raise RuntimeFault("the engine has ended")
         return await asyncio.wrap_future(answer)
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mnemoc.artifact import Manifest
 from mnemoc.errors import BadInput
 from mnemoc.runtime.cost import PlanCost
 from mnemoc.runtime.flights import Flights
+from mnemoc.runtime.fluid import MOST_PROMPTS
 from mnemoc.runtime.forecast import MOST_AT_ONCE, Drift, Forecast
 from mnemoc.runtime.job import MicroBatch
 from mnemoc.runtime.policies import POLICIES
@@ -63,6 +67,43 @@ def test_among_others_a_prompt_comes_about_as_predicted(policy: str, kvp: int) -
     found = [abs(error) for error in errors(foretold(requests, manifest, policy=policy))]
     assert statistics.median(found) < 0.2
     assert statistics.quantiles(found, n=10)[-1] < 0.4
+
+
+ARRIVALS = st.lists(
+    st.tuples(st.floats(0, 0.5), st.integers(1, 20_000), st.integers(1, 60)),
+    min_size=1,
+    max_size=48,
+)
+
+
+@given(
+    ARRIVALS,
+    st.sampled_from(sorted(POLICIES)),
+    st.sampled_from([(1, "repeated"), (2, "repeated"), (2, "helix")]),
+    st.sampled_from([1300, 3000]),
+)
+@settings(max_examples=40)
+def test_whatever_comes_each_request_has_a_forecast(
+    came: list[tuple[float, int, int]], policy: str, groups: tuple[int, str], num_pages: int
+) -> None:
+    """Also where dozens wait, for time and for pages: all of them get their tokens as without a forecast."""
+    requests = [Arrival(*one) for one in sorted(came)]
+    kvp, ffn = groups
+    handles = foretold(
+        requests, make_manifest(kvp=kvp, ffn=ffn, num_pages=num_pages), policy=policy
+    )
+    assert len(handles) == len(requests)
+    for handle in handles:
+        assert handle.predicted_ttft_s is not None
+        assert 0 < handle.predicted_ttft_s < math.inf
+
+
+def test_the_last_of_a_long_queue_is_told_so() -> None:
+    requests = [Arrival(0.0, 1000, 2) for _ in range(2 * MOST_PROMPTS)]
+    handles = foretold(requests, make_manifest(num_pages=100), policy="fcfs")
+    predicted = [handle.predicted_ttft_s for handle in handles]
+    assert predicted == sorted(predicted, key=lambda seconds: seconds or 0.0)
+    assert next(errors(handles[-1:])) == pytest.approx(0, abs=0.25)
 
 
 def test_who_waits_for_pages_is_told_when_they_will_be_free() -> None:
