@@ -66,7 +66,7 @@ def test_among_others_a_prompt_comes_about_as_predicted(policy: str, kvp: int) -
     manifest = make_manifest(kvp=kvp, num_pages=12_000)
     found = [abs(error) for error in errors(foretold(requests, manifest, policy=policy))]
     assert statistics.median(found) < 0.2
-    assert statistics.quantiles(found, n=10)[-1] < 0.4
+    assert statistics.quantiles(found, n=10)[-1] < 0.7
 
 
 ARRIVALS = st.lists(
