@@ -79,11 +79,12 @@ class Followed:
     """One HTTP request, from its admission on; as a context, until it is over.
 
     name: what it can be asked for by; created_s: Unix time; first: how its prompts stood when it came
+    answers: None when it is over, so that its prompts are let go; over: what is left of them then
     """
 
     name: str
     stream: bool
-    answers: Answers
+    answers: Answers | None
     following: Following
     first: tuple[Progress, ...] = ()
     over: tuple[Over, ...] | None = None
@@ -101,9 +102,13 @@ class Followed:
         self.following.forget(self)
 
     @property
+    def handles(self) -> list[Handle]:
+        return self.answers.handles if self.answers is not None else []
+
+    @property
     def headers(self) -> dict[str, str]:
         """The longest TTFT of its answers, as predicted and, once they have all begun, as measured."""
-        handles, found = self.answers.handles, {}
+        handles, found = self.handles, {}
         predicted_s = [h.predicted_ttft_s for h in handles if h.predicted_ttft_s is not None]
         measured_s = [h.ttft_s for h in handles if h.ttft_s is not None]
         if predicted_s:
@@ -119,13 +124,10 @@ class Followed:
     def news(self, snapshot: Snapshot) -> None:
         """Tell the client, if it is time to."""
         silent = time.monotonic() - self._said_s > SILENCE_S
-        stands = [
-            snapshot.wanted[handle.id]
-            for handle in self.answers.handles
-            if handle.id in snapshot.wanted
-        ]
+        wanted = snapshot.wanted
+        stands = [wanted[handle.id] for handle in self.handles if handle.id in wanted]
         last = max(stands, key=lambda one: one.eta_s or 0.0, default=None)
-        if last is not None and (last.ttft_s is None or silent):
+        if self.answers is not None and last is not None and (last.ttft_s is None or silent):
             self.answers.tell(progress_of(last))
 
 
@@ -144,7 +146,7 @@ class Following:
         followed = Followed(name, stream, answers, self)
         self._now[name] = followed
         try:
-            snapshot = await self.look(followed.answers.handles if stream else ())
+            snapshot = await self.look(answers.handles if stream else ())
             for handle in answers.handles:
                 if handle.error is not None:
                     raise handle.error
@@ -160,16 +162,17 @@ class Following:
 
     def forget(self, followed: Followed) -> None:
         """It is over: its prompt is let go."""
-        followed.over = tuple(Over.of(handle) for handle in followed.answers.handles)
+        followed.over = tuple(Over.of(handle) for handle in followed.handles)
         if self._now.get(followed.name) is followed:
             del self._now[followed.name]
-        followed.answers.handles = []
+        followed.answers = None
         self._past.append(followed)
 
     def find(self, name: str) -> Followed | None:
-        """By its name, the latest first."""
-        past = (one for one in reversed(self._past) if one.name == name)
-        return self._now.get(name) or next(past, None)
+        """By its name, or by the id of its answer, which is its name after "cmpl-" or "chatcmpl-"."""
+        names = name, name.partition("-")[2]
+        found = (one for one in self.all() if one.name in names)
+        return next(found, None)
 
     def all(self) -> Iterable[Followed]:
         """Those in flight, then those that are over; in each case the latest first."""
@@ -193,7 +196,7 @@ class Following:
         """While there are streams, one look for all of them."""
         while streams := [one for one in self._now.values() if one.stream]:
             await asyncio.sleep(self._news_every_s)
-            handles = [handle for one in streams for handle in one.answers.handles]
+            handles = [handle for one in streams for handle in one.handles]
             try:
                 snapshot = await self.look(handles)
             except MnemocError:

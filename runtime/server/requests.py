@@ -21,7 +21,7 @@ def routes(service: Service) -> APIRouter:
 
     async def told(some: Iterable[Followed]) -> list[dict[str, Any]]:
         some = list(some)
-        handles = [handle for one in some for handle in one.answers.handles]
+        handles = [handle for one in some for handle in one.handles]
         stands = (await following.look(handles)).wanted if handles else {}
         return [tell(one, stands) for one in some]
 
@@ -39,7 +39,7 @@ def routes(service: Service) -> APIRouter:
         found = following.find(name)
         if found is None:
             return unknown(name)
-        if found.over is not None:
+        if found.answers is None:
             return problem(409, f"the request {name!r} is over", "name", "request_is_over")
         found.answers.close()
         return (await told([found]))[0]
@@ -55,7 +55,7 @@ def tell(one: Followed, stands: Mapping[int, InFlight]) -> dict[str, Any]:
     """A request as JSON: its answers in order, each in flight or over."""
     over = one.over or ()
     answers = [dataclasses.asdict(answer) for answer in over]
-    for handle in one.answers.handles:
+    for handle in one.handles:
         now = stands.get(handle.id)
         answers.append(dataclasses.asdict(Over.of(handle)) if now is None else in_flight(now))
     return {

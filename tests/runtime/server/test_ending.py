@@ -122,7 +122,8 @@ def test_a_server_told_to_stop_ends_what_runs_and_sends_others_away(
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert refused.json()["error"]["message"] == "the server is shutting down"
         heard = list(lines)
-        assert '"finish_reason": "length"' in heard[-4]
+        last = json.loads(heard[-4].removeprefix("data: "))
+        assert last["choices"][0]["finish_reason"] == "length"
         assert heard[-2] == "data: [DONE]"
         assert process.wait(5) == 0
 
