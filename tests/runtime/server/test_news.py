@@ -97,7 +97,8 @@ def test_a_stream_tells_how_far_its_prompt_is_and_is_a_stream_as_ever(served: Se
 
 def test_requests_are_shown_while_they_run_and_a_while_after(served: Served) -> None:
     body = {**LONG, "stream": True, "ttft_slo_s": 50.0, "max_tokens": 60}
-    with httpx.stream("POST", f"{served.url}/v1/completions", json=body, timeout=60) as response:
+    url, named = f"{served.url}/v1/completions", {"X-Request-Id": "a-book"}
+    with httpx.stream("POST", url, json=body, headers=named, timeout=60) as response:
         lines = response.iter_lines()
         next(lines)
         shown = served.get("/requests")["data"][0]
@@ -110,8 +111,9 @@ def test_requests_are_shown_while_they_run_and_a_while_after(served: Served) -> 
         assert (answer["deadline_s"], answer["kept"]) == (50.0, True)
         assert answer["predicted_ttft_s"] > 0
         data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
-        assert shown["id"] == json.loads(data[0])["id"]
-    over = served.get(f"/requests/{shown['id']}")
+    assert shown["id"] == "a-book"
+    over = served.get("/requests/a-book")
+    assert served.get(f"/requests/{json.loads(data[0])['id']}") == over, "the answer's id does too"
     (answer,) = over["answers"]
     assert answer["state"] == "finished" and answer["finish"] == "length"
     assert answer["generated"] == 60 and answer["ttft_s"] > 0
@@ -156,19 +158,20 @@ def test_a_strict_server_refuses_what_it_could_not_keep_and_says_when_it_could(
     with serving(*plan, nursery, strict_slo=True) as served:
         body = {**LONG, "prompt": [1] * 1500}
         patient = {**body, "ttft_slo_s": 600.0}
-        for _ in range(2):
+        for _ in range(5):
             alone = served.post(patient)
-        alone_s = float(alone.headers["X-Predicted-TTFT-Seconds"])
-        threads = [threading.Thread(target=served.post, args=(patient,)) for _ in range(5)]
+        predicted, measured = "X-Predicted-TTFT-Seconds", "X-Measured-TTFT-Seconds"
+        alone_s = max(float(alone.headers[predicted]), float(alone.headers[measured]))
+        threads = [threading.Thread(target=served.post, args=(patient,)) for _ in range(12)]
         for thread in threads:
             thread.start()
-        while served.engine.num_running + served.engine.num_waiting < 5:
+        while served.engine.num_running + served.engine.num_waiting < 12:
             time.sleep(0.001)
-        refused = served.post({**body, "ttft_slo_s": 2 * alone_s})
+        refused = served.post({**body, "ttft_slo_s": 3 * alone_s})
         assert refused.status_code == 429, refused.text
         error = refused.json()["error"]
         assert error["code"] == "promise_cannot_be_kept"
-        assert error["predicted_ttft_s"] > error["promised_ttft_s"] == pytest.approx(2 * alone_s)
+        assert error["predicted_ttft_s"] > error["promised_ttft_s"] == pytest.approx(3 * alone_s)
         later_s = error["predicted_ttft_s"] - error["promised_ttft_s"]
         assert error["retry_after_s"] == pytest.approx(later_s)
         assert int(refused.headers["Retry-After"]) >= later_s
@@ -176,7 +179,7 @@ def test_a_strict_server_refuses_what_it_could_not_keep_and_says_when_it_could(
         assert served.engine.stats.refused == 1
         for thread in threads:
             thread.join()
-        assert served.post({**body, "ttft_slo_s": 4 * alone_s}).status_code == 200
+        assert served.post({**body, "ttft_slo_s": 9 * alone_s}).status_code == 200
         never = served.post({**body, "ttft_slo_s": alone_s / 100})
         assert never.status_code == 400
         assert "the prompt alone takes" in never.json()["error"]["message"]
