@@ -102,7 +102,7 @@ def figures(name: str, found: Sequence[Pair], aim: str) -> list[Figure]:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--requests", type=int, default=80)
-    options.add_argument("--rounds", type=int, default=2)
+    options.add_argument("--rounds", type=int, default=2, help="0: only simulate")
     chosen = options.parse_args()
     runs: dict[str, list[Pair]] = {}
     found: list[Figure] = []
@@ -130,7 +130,7 @@ def main() -> None:
                 got = running(plan, model, chosen.requests, rate)
                 runs.setdefault(layout, []).extend(got)
                 say(f"  {layout}: {figures(layout, got, '')[0]}")
-    for layout in RATES:
+    for layout in sorted(RATES.keys() & runs.keys()):
         found += figures(f"{layout}, running", runs[layout], "≤ 25")
     write_report("forecast", "Predicted against measured time to first token", found, runs)
 
