@@ -121,14 +121,17 @@ class Followed:
         """Something went to the client."""
         self._said_s = time.monotonic()
 
-    def news(self, snapshot: Snapshot) -> None:
-        """Tell the client, if it is time to."""
+    def in_want(self) -> list[Handle]:
+        """Answers of which the client should hear something: that have not begun, or, in silence, all."""
+        if not self.stream:
+            return []
         silent = time.monotonic() - self._said_s > SILENCE_S
-        wanted = snapshot.wanted
-        stands = [wanted[handle.id] for handle in self.handles if handle.id in wanted]
-        last = max(stands, key=lambda one: one.eta_s or 0.0, default=None)
-        if self.answers is not None and last is not None and (last.ttft_s is None or silent):
-            self.answers.tell(progress_of(last))
+        return [handle for handle in self.handles if silent or not handle.tokens]
+
+    def news(self, stands: Collection[InFlight]) -> None:
+        """Tell the client of the answer that takes longest."""
+        if self.answers is not None and stands:
+            self.answers.tell(progress_of(max(stands, key=lambda one: one.eta_s or 0.0)))
 
 
 class Following:
@@ -193,16 +196,18 @@ class Following:
         return await asyncio.wrap_future(answer)
 
     async def _tell(self) -> None:
-        """While there are streams, one look for all of them."""
-        while streams := [one for one in self._now.values() if one.stream]:
+        """While there are streams, one look for all of them that need one."""
+        while any(one.stream for one in self._now.values()):
             await asyncio.sleep(self._news_every_s)
-            handles = [handle for one in streams for handle in one.handles]
+            wanting = [(one, handles) for one in self._now.values() if (handles := one.in_want())]
+            if not wanting:
+                continue
             try:
-                snapshot = await self.look(handles)
+                found = (await self.look([h for _, handles in wanting for h in handles])).wanted
             except MnemocError:
                 break
-            for one in streams:
-                one.news(snapshot)
+            for one, handles in wanting:
+                one.news([found[handle.id] for handle in handles if handle.id in found])
         self._telling = None
 
 

@@ -16,7 +16,7 @@ import openai
 import pytest
 import uvicorn
 from mnemoc.runtime import Engine
-from mnemoc.runtime.server import Options, bind, create_app
+from mnemoc.runtime.server import Options, bind, create_app, following
 from mnemoc.runtime.workers import NurseryProcess
 
 LONG: dict[str, Any] = {"prompt": [1] * 3900, "max_tokens": 4, "ignore_eos": True}
@@ -93,6 +93,13 @@ def test_a_stream_tells_how_far_its_prompt_is_and_is_a_stream_as_ever(served: Se
         name = str(served.engine.manifest.model["name"])
         stream = client.completions.create(model=name, prompt=[1] * 900, max_tokens=3, stream=True)
         assert len(list(stream)) >= 1
+
+
+def test_no_stream_is_silent_for_long(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = {**LONG, "prompt": [1] * 50, "max_tokens": 200, "stream": True}
+    assert {one["state"] for one in comments(served.post(body).text)} <= {"queued", "prefill"}
+    monkeypatch.setattr(following, "SILENCE_S", 0.0)
+    assert "decode" in {one["state"] for one in comments(served.post(body).text)}
 
 
 def test_requests_are_shown_while_they_run_and_a_while_after(served: Served) -> None:
