@@ -26,9 +26,9 @@ from .request import (
     Progress,
     Request,
     Token,
-    TooLate,
     Top,
     now_s,
+    too_late,
 )
 from .scheduler import Scheduler
 from .snapshot import Look, take
@@ -218,7 +218,7 @@ class Flights:
 
     def look(self, look: Look, now_s: float) -> None:
         """Answer somebody who wants to see what is going on."""
-        outlook = self.outlook(now_s)
+        outlook = self._outlook(now_s) if look.most or look.wanted else None
         known = self._jobs, self._handles, self._scheduler, self._stats
         look.answer(take(look, *known, outlook, now_s))
 
@@ -346,7 +346,7 @@ class Flights:
                 progress = Progress(job.processed, job.prompt, job.eta_s(chunk.left_s, now_s))
                 self._post(self._handles[job.id], progress)
 
-    def outlook(self, now_s: float, until: Job | None = None) -> Outlook | None:
+    def _outlook(self, now_s: float, until: Job | None = None) -> Outlook | None:
         """When first tokens will come, if anybody foretells; until: as in `Forecast.look`."""
         if self._forecast is None:
             return None
@@ -356,17 +356,19 @@ class Flights:
 
     def _foretell(self, handle: Handle, job: Job, now_s: float) -> bool:
         """Note when its first token will come; False if its strict promise cannot be kept: it is refused."""
-        outlook = self.outlook(now_s, until=job)
+        outlook = self._outlook(now_s, until=job)
         if outlook is None:
             return True
         predicted_s = now_s - handle.submitted_s + outlook.first_s[job.id]
         handle.predicted_ttft_s = predicted_s
-        if handle.request.promise.strict and predicted_s > job.deadline_s:
-            self._stats.refused += 1
-            self._scheduler.drop(job)
-            self._post(self._forget(job.id), Ended(TooLate(predicted_s, job.deadline_s)))
-            return False
-        return True
+        if not handle.request.promise.strict or predicted_s <= job.deadline_s:
+            return True
+        self._stats.refused += 1
+        alone_s = outlook.drift * self._scheduler.alone_s(job)
+        refusal = too_late(predicted_s, job.deadline_s, alone_s)
+        self._scheduler.drop(job)
+        self._post(self._forget(job.id), Ended(refusal))
+        return False
 
     def _end(self, id: int, error: MnemocError | None) -> None:
         """It failed; or, without an error, nobody wants more of it."""

@@ -272,11 +272,10 @@ class Scheduler:
             return 0.0
         return max(0.0, job.whole_s - self.prefill_time.until_s(job.issued))
 
-    def unprocessed_s(self, job: Job) -> float:
-        """Predicted time for the prompt's tokens that have not left the last stage."""
-        if job.processed >= job.prompt:
-            return 0.0
-        return max(0.0, job.whole_s - self.prefill_time.until_s(job.processed))
+    def alone_s(self, job: Job) -> float:
+        """Predicted time for what of a waiting job's prompt is not in pages, with the engine to itself."""
+        found = self.admission.home(job, self.prefilling)[1] * self.plan.page_size
+        return max(0.0, job.whole_s - self.prefill_time.until_s(found))
 
     # ------------------------------------------------------------------------------- preemption
 
