@@ -128,6 +128,11 @@ def verify(
     help="Share the KV pages of common beginnings.",
 )
 @click.option(
+    "--strict-slo",
+    is_flag=True,
+    help="Refuse requests whose first token would come later than promised.",
+)
+@click.option(
     "--control",
     metavar="tcp://HOST:PORT",
     help="Wait here for workers that torchrun starts, on any number of hosts (docs/deploying.md).",

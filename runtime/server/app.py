@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from ..engine import Engine
 from ..tokenizer import Tokenizer
-from . import about, completions, live, tokens
+from . import about, completions, live, requests, tokens
 from .access import Access
 from .chronicle import Chronicle
 from .conversation import Template
@@ -35,7 +35,7 @@ def create_app(
     """
     service = Service.over(engine, tokenizer, options or Options(), template)
     app = Application(service)
-    for concern in (about, completions, tokens, live):
+    for concern in (about, completions, requests, tokens, live):
         app.include_router(concern.routes(service))
     app.add_middleware(Gate, service=service)
     report_errors(app)

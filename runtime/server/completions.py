@@ -48,9 +48,13 @@ def routes(service: Service) -> APIRouter:
         shape.prompt_tokens = prompt_tokens
         requests = named(http, requests, model)
         answers = Answers(service.engine, requests, service.tokenizer, body.stops, service.mailbox)
+        followed = await service.following.follow(http.state.request_id, answers, body.stream)
         if body.stream:
-            return EventStream(shape, answers, body.options)
-        return await gather(shape, answers, http)
+            return EventStream(shape, answers, body.options, followed)
+        with followed:
+            response = await gather(shape, answers, http)
+            response.headers.update(followed.headers)
+            return response
 
     return router
 
@@ -63,5 +67,6 @@ def _understand(
     service.check_model(body.model)
     engine = service.engine
     prompts = body.prompts(service.tokenizer, service.template)
-    requests = body.requests(prompts, body.limit(engine.manifest.workload.output_tokens))
+    default, strict = engine.manifest.workload.output_tokens, service.options.strict_slo
+    requests = body.requests(prompts, body.limit(default), strict)
     return body, [engine.prepare(request) for request in requests], sum(map(len, prompts))

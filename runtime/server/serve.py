@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,10 +38,11 @@ def serve(
     """Serve a plan until told to stop (`draining`). The port is taken before any worker starts.
 
     template: how the model reads a conversation; else it gets a plain form
-    Raises BadInput for a port that cannot be had, and whatever `Engine.start` raises.
+    Raises BadInput for a port that cannot be had, whatever `Engine.start` raises, and why the engine gave up.
     """
     options = options or Options()
     say = progress or (lambda message: None)
+    allow_connections()
     with bind(host, port) as listener, chronicled(options) as chronicle:
         launcher = outside.at(options.control, directory, os.environ) if options.control else None
         tokenizer = Tokenizer(weights) if (weights / FILE).is_file() else None
@@ -68,6 +70,8 @@ def serve(
                 config, doors, engine, options.drain_s, lambda: say(f"serving on {address}")
             )
             server.run(sockets=[listener])
+            if server.fault is not None:
+                raise server.fault
 
 
 @contextlib.contextmanager
@@ -89,6 +93,12 @@ def chronicled(options: Options) -> Iterator[Chronicle | None]:
             yield chronicle
         finally:
             root.removeHandler(relay)
+
+
+def allow_connections() -> None:
+    """As many descriptors as this process may have: each open stream takes one, and 1,024 are soon used."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -9,6 +9,7 @@ from ..engine import Engine
 from ..machine import Machine
 from ..tokenizer import Tokenizer
 from .conversation import Template
+from .following import Following
 from .mailbox import Mailbox
 from .metrics import Metrics
 from .options import Options
@@ -38,6 +39,7 @@ class Service:
     model: str
     metrics: Metrics
     recent: Recent
+    following: Following
     mailbox: Mailbox = field(default_factory=Mailbox)
     load: Load = field(default_factory=Load)
     started_s: int = field(default_factory=lambda: int(time.time()))
@@ -53,7 +55,8 @@ class Service:
         model = str(engine.manifest.model["name"])
         recent = Recent(engine.stats, Machine.of(engine.manifest))
         metrics = Metrics(engine, model, recent)
-        return cls(engine, tokenizer, template, options, model, metrics, recent)
+        following = Following(engine, options.news_every_s)
+        return cls(engine, tokenizer, template, options, model, metrics, recent, following)
 
     @property
     def context(self) -> int:
