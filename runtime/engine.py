@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
+import logging
 import queue
 import secrets
 import threading
@@ -49,6 +50,7 @@ from .workers import Down, Up, Workers
 
 WARM_UP_TOKENS = 64
 
+log = logging.getLogger("mnemoc")
 Message = Handle | Look | int | MnemocError
 """A request, a wish for a snapshot, a request to cancel by its id, or why the engine is to end."""
 
@@ -129,7 +131,7 @@ class Engine:
         workers = Workers(Path(directory), Path(weights), plan.gpus, nursery)
         try:
             if trace_out is not None:
-                recorder = Recorder.open(trace_out, plan.layout, now_s())
+                recorder = Recorder.open(trace_out, plan.layout, now_s(), log.warning)
             say("loading weights")
             workers.spawn()
             while not workers.up:
@@ -192,6 +194,11 @@ class Engine:
         return self._workers.up and self._failed is None
 
     @property
+    def failure(self) -> MnemocError | None:
+        """Why the engine has ended, if it has."""
+        return self._failed
+
+    @property
     def num_running(self) -> int:
         return len(self._scheduler.running)
 
@@ -248,7 +255,7 @@ class Engine:
 
     def step(self, wait_s: float | None = None) -> None:
         """Schedule, dispatch, settle: fill the pipeline, then wait for what comes back."""
-        while self._workers.up and self._flights.room and self._flights.dispatch(now_s()):
+        while self._workers.up and self._flights.dispatch(now_s()):
             pass
         self._flights.deliver()
         events = self._workers.poll(wait_s)

@@ -246,7 +246,7 @@ class Fluid:
         job, needs = copy.copy(job), None
         scheduler = self._scheduler
         if job.sid < 0:
-            job.home, found = scheduler.admission.home(job)
+            job.home, found = scheduler.admission.home(job, scheduler.prefilling)
             job.issued = found * scheduler.plan.page_size
             if found:
                 job.left_s = max(0.0, job.whole_s - scheduler.prefill_time.until_s(job.issued))

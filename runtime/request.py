@@ -96,13 +96,15 @@ class Promise:
 class Origin:
     """Who asks, for logs and traces: nothing of it changes the answer.
 
-    id: what the client's side calls it; index: which of its answers this is; operation: what it asked for
+    id: what the client's side calls it; index: which of its answers this is; operation: what it asked for,
+        of which model
     traceparent, tracestate: the trace that it belongs to (W3C Trace Context), where it named one
     """
 
     id: str = ""
     index: int = 0
     operation: str = "text_completion"
+    model: str = ""
     traceparent: str | None = None
     tracestate: str | None = None
 

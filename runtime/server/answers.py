@@ -8,7 +8,7 @@ longer pieces, and costs no more memory than its text.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -135,16 +135,11 @@ class Answers:
         requests: Sequence[Prepared],
         tokenizer: Tokenizer | None,
         stops: Sequence[str],
-        on_finish: Callable[[Handle], None],
         mailbox: Mailbox,
     ) -> None:
-        """Submit the requests; raises BadInput if one can never be served (none is left behind).
-
-        on_finish: called for each answer that got all its tokens
-        """
+        """Submit the requests; raises BadInput if one can never be served (none is left behind)."""
         self.generated = 0
         self.handles: list[Handle] = []
-        self._on_finish = on_finish
         self._open = len(requests)
         self._news = asyncio.Event()
         self._unread: list[_Answer] = []
@@ -201,11 +196,8 @@ class Answers:
             self.generated += 1
             if answer.push(event):
                 self._unread.append(answer)
-            if not answer.open:
-                handle = self.handles[answer.index]
-                if not event.finish:
-                    handle.stop()  # a stop string: the engine would go on
-                self._on_finish(handle)
+            if not answer.open and not event.finish:
+                self.handles[answer.index].stop()  # a stop string: the engine would go on
         elif isinstance(event, Ended):
             if event.error is not None:
                 raise event.error

@@ -13,6 +13,7 @@ from ..request import Prepared
 from .answers import Answers
 from .api import ChatBody, CompletionBody
 from .bodies import parse, read
+from .origins import named
 from .replies import ChatShape, CompletionShape, EventStream, Shape, gather
 from .service import Service
 
@@ -45,10 +46,8 @@ def routes(service: Service) -> APIRouter:
             http.state.request_id = body.request_id
         shape = shaped(model, http.state.request_id)
         shape.prompt_tokens = prompt_tokens
-        finished, mailbox = service.metrics.finished, service.mailbox
-        answers = Answers(
-            service.engine, requests, service.tokenizer, body.stops, finished, mailbox
-        )
+        requests = named(http, requests, model)
+        answers = Answers(service.engine, requests, service.tokenizer, body.stops, service.mailbox)
         followed = await service.following.follow(http.state.request_id, answers, body.stream)
         if body.stream:
             return EventStream(shape, answers, body.options, followed)
