@@ -28,7 +28,6 @@ from .request import (
     Token,
     Top,
     now_s,
-    too_late,
 )
 from .scheduler import Scheduler
 from .snapshot import Look, take
@@ -139,10 +138,9 @@ class Flights:
             request.promise,
             handle.hashes,
         )
-        if self._foretell(handle, job, now_s):
+        forecast = self._forecast
+        if forecast is None or self._foretold(forecast, handle, job, now_s):
             self.witness.came(job, handle)
-            if self._forecast is not None:
-                self._forecast.coming.saw(job, now_s)
 
     def cancel(self, id: int) -> None:
         """The client lost interest, or has what it wanted; its pages are free at once."""
@@ -218,7 +216,9 @@ class Flights:
 
     def look(self, look: Look, now_s: float) -> None:
         """Answer somebody who wants to see what is going on."""
-        outlook = self._outlook(now_s) if look.most or look.wanted else None
+        outlook = None
+        if self._forecast is not None and (look.most or look.wanted):
+            outlook = self._outlook(self._forecast, now_s)
         known = self._jobs, self._handles, self._scheduler, self._stats
         look.answer(take(look, *known, outlook, now_s))
 
@@ -346,26 +346,21 @@ class Flights:
                 progress = Progress(job.processed, job.prompt, job.eta_s(chunk.left_s, now_s))
                 self._post(self._handles[job.id], progress)
 
-    def _outlook(self, now_s: float, until: Job | None = None) -> Outlook | None:
-        """When first tokens will come, if anybody foretells; until: as in `Forecast.look`."""
-        if self._forecast is None:
-            return None
+    def _outlook(self, forecast: Forecast, now_s: float, until: Job | None = None) -> Outlook:
+        """When first tokens will come; until: as in `Forecast.look`."""
         flights = self._flights.values()
         under_way = [UnderWay(flight.groups, flight.pace_s, flight.sent_s) for flight in flights]
-        return self._forecast.look(now_s, under_way, until)
+        return forecast.look(now_s, under_way, until)
 
-    def _foretell(self, handle: Handle, job: Job, now_s: float) -> bool:
+    def _foretold(self, forecast: Forecast, handle: Handle, job: Job, now_s: float) -> bool:
         """Note when its first token will come; False if its strict promise cannot be kept: it is refused."""
-        outlook = self._outlook(now_s, until=job)
-        if outlook is None:
-            return True
-        predicted_s = now_s - handle.submitted_s + outlook.first_s[job.id]
-        handle.predicted_ttft_s = predicted_s
-        if not handle.request.promise.strict or predicted_s <= job.deadline_s:
+        eta_s = self._outlook(forecast, now_s, until=job).first_s[job.id]
+        handle.predicted_ttft_s = now_s - handle.submitted_s + eta_s
+        refusal = forecast.refusal(job, handle.request.promise, handle.predicted_ttft_s)
+        if refusal is None:
+            forecast.coming.saw(job, now_s)
             return True
         self._stats.refused += 1
-        alone_s = outlook.drift * self._scheduler.alone_s(job)
-        refusal = too_late(predicted_s, job.deadline_s, alone_s)
         self._scheduler.drop(job)
         self._post(self._forget(job.id), Ended(refusal))
         return False
