@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -126,21 +126,38 @@ class Flights:
         predicted_s = self._scheduler.predicted_s
         return sum(predicted_s(flight.micro_batch) for flight in self._flights.values())
 
-    def accept(self, handle: Handle, now_s: float) -> None:
-        """A new request."""
-        request = handle.request
-        self._handles[handle.id] = handle
-        job = self._jobs[handle.id] = self._scheduler.add(
-            handle.id,
-            len(request.prompt_ids),
-            request.kv_tokens,
-            handle.submitted_s,
-            request.promise,
-            handle.hashes,
-        )
-        forecast = self._forecast
-        if forecast is None or self._foretold(forecast, handle, job, now_s):
-            self.witness.came(job, handle)
+    def accept(self, handles: Sequence[Handle], now_s: float) -> None:
+        """New requests, of one moment. One forecast serves all of them, for it takes longer the more there
+        are; but for strict promises: who is refused takes no time from those behind.
+        """
+        for strict, some in itertools.groupby(handles, lambda it: it.request.promise.strict):
+            for alike in ([handle] for handle in some) if strict else (list(some),):
+                self._accept(alike, now_s)
+
+    def _accept(self, handles: Sequence[Handle], now_s: float) -> None:
+        jobs = []
+        for handle in handles:
+            request = handle.request
+            self._handles[handle.id] = handle
+            self._jobs[handle.id] = job = self._scheduler.add(
+                handle.id,
+                len(request.prompt_ids),
+                request.kv_tokens,
+                handle.submitted_s,
+                request.promise,
+                handle.hashes,
+            )
+            jobs.append(job)
+        forecast, outlook = self._forecast, None
+        if forecast is not None:
+            outlook = self._outlook(forecast, now_s, until=jobs[0] if len(jobs) == 1 else None)
+        for handle, job in zip(handles, jobs, strict=True):
+            if (
+                forecast is None
+                or outlook is None
+                or self._foretold(forecast, outlook, handle, job, now_s)
+            ):
+                self.witness.came(job, handle)
 
     def cancel(self, id: int) -> None:
         """The client lost interest, or has what it wanted; its pages are free at once."""
@@ -352,9 +369,11 @@ class Flights:
         under_way = [UnderWay(flight.groups, flight.pace_s, flight.sent_s) for flight in flights]
         return forecast.look(now_s, under_way, until)
 
-    def _foretold(self, forecast: Forecast, handle: Handle, job: Job, now_s: float) -> bool:
+    def _foretold(
+        self, forecast: Forecast, outlook: Outlook, handle: Handle, job: Job, now_s: float
+    ) -> bool:
         """Note when its first token will come; False if its strict promise cannot be kept: it is refused."""
-        eta_s = self._outlook(forecast, now_s, until=job).first_s[job.id]
+        eta_s = outlook.first_s[job.id]
         handle.predicted_ttft_s = now_s - handle.submitted_s + eta_s
         refusal = forecast.refusal(job, handle.request.promise, handle.predicted_ttft_s)
         if refusal is None:

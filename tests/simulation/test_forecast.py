@@ -142,7 +142,7 @@ def test_a_strict_promise_that_cannot_be_kept_is_refused_and_leaves_nothing_behi
         promise = Promise(ttft_s, tbt_s, strict=strict)
         request = Request(range(15_000), 3, Sampling(), promise=promise)
         handle = Handle(request, id, 0.0, lambda id: None, None, 0)
-        flights.accept(handle, 0.0)
+        flights.accept([handle], 0.0)
         return handle
 
     assert came(0, 1.1 * alone_s, strict=True).error is None, "the engine is idle"
