@@ -246,7 +246,7 @@ class Flights:
         """
         running = self._scheduler.running
         present = {
-            job.id: job.cached
+            job.id: (job.computed, job.cached)
             for flight in self._flights.values()
             for sid in (*flight.micro_batch.decodes, *(c.sid for c in flight.micro_batch.chunks))
             if (job := running.get(sid)) is not None
