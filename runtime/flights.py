@@ -192,8 +192,10 @@ class Flights:
             elif isinstance(change, int):
                 over.append(change)
         chunks = tuple([(self._live[chunk.sid].id, chunk.rows) for chunk in micro_batch.chunks])
-        others = [one.micro_batch for one in self._flights.values()]
-        follows = not micro_batch.decodes and any(one.groups & micro_batch.groups for one in others)
+        here, others = micro_batch.loads.keys(), self._flights.values()
+        follows = not micro_batch.decodes and any(
+            not here.isdisjoint(one.micro_batch.loads) for one in others
+        )
         flight = Flight(micro_batch, now_s, set(micro_batch.loads), chunks, follows)
         self._flights[number] = flight
         if self._forecast is not None:
