@@ -46,8 +46,10 @@ bench: $(VENV)/installed $(VENV)/dev
 	$(BIN)/python benchmarks/predictions.py
 	$(BIN)/python benchmarks/long_context.py
 	$(BIN)/python benchmarks/under_load.py
+	$(BIN)/python benchmarks/kills.py
 	$(BIN)/python benchmarks/convoy.py
-	$(BIN)/python benchmarks/simulated.py
+	$(BIN)/python -m benchmarks.simulated
+	$(BIN)/python -m benchmarks.forecast
 	$(BIN)/python -m benchmarks.scheduling
 
 # the checkout itself, with whatever python3 has torch and triton: nothing is installed

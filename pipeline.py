@@ -20,7 +20,7 @@ from .artifact import AUTO, FP8, Manifest, Plan, Precision, Workload
 from .codec import from_json, to_json
 
 if TYPE_CHECKING:
-    from .codegen import Export
+    from .codegen import Export, Launch
     from .ir.graph import Module
     from .ir.interpret import Interpreter
     from .ir.model import ModelSpec
@@ -108,7 +108,7 @@ def predict(model: str, cluster: str, asked: Configuration) -> tuple[ModelSpec, 
 def apply(planned: Planned) -> tuple[Module, Module]:
     """The model's module before planning, and the same sharded, fused, staged and lowered."""
     from .ir.build import build
-    from .ir.passes import fuse, lower, quantize, shard, split_stages
+    from .ir.passes import fuse, lower, overlap, quantize, shard, split_stages
     from .ir.verify import verify
 
     layout, stages, precision = planned.plan.layout, planned.plan.stages, planned.plan.precision
@@ -116,12 +116,15 @@ def apply(planned: Planned) -> tuple[Module, Module]:
     sharded = verify(shard(source, tp=layout.tp, kvp=layout.kvp, ffn=layout.ffn))
     fused = verify(fuse(sharded))
     typed = verify(quantize(fused)) if precision.weights == FP8 else fused
+    halved = verify(overlap(typed)) if planned.plan.overlap_rows else typed
     counts, roles = [s.num_layers for s in stages], [s.role for s in stages]
-    return source, verify(lower(verify(split_stages(typed, counts, roles)), planned.plan.target))
+    return source, verify(lower(verify(split_stages(halved, counts, roles)), planned.plan.target))
 
 
 def emit(planned: Planned, out: Path, progress: Progress = _silent) -> Manifest:
     """Write the plan's artifact to `out`, whole or not at all."""
+    from .codegen import render_launch
+
     artifact.refuse_if_taken(out)
     manifest = Manifest(
         model=to_json(planned.spec),
@@ -130,7 +133,7 @@ def emit(planned: Planned, out: Path, progress: Progress = _silent) -> Manifest:
         plan=planned.plan,
     )
     source, module = apply(planned)
-    files = _files(planned, source, module, progress)
+    files = _files(planned, source, module, progress) | render_launch(launch_of(planned))
     return artifact.write(out, manifest, {**files, "report.html": _report(planned, module)})
 
 
@@ -190,6 +193,17 @@ def _report(planned: Planned, module: Module) -> bytes:
     cluster = planned.cluster.describe()
     page = Report(planned.spec.name, cluster, workload, plan, module, timeline)
     return render_report(page).encode()
+
+
+def launch_of(planned: Planned) -> Launch:
+    """What of a plan says how it is started. RDMA: where the cluster file names such a network."""
+    from .codegen import Launch
+
+    cluster = planned.cluster
+    network = cluster.numbers["links.inter.bandwidth"].source
+    rdma = any(name in network for name in ("InfiniBand", "RoCE"))
+    model, plan = planned.spec.name, planned.plan
+    return Launch(model, planned.workload, plan, cluster.devices_per_node, rdma)
 
 
 def export(directory: Path, engine: str) -> Export:

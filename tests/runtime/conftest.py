@@ -30,7 +30,7 @@ from mnemoc.codegen import Emission, emit
 from mnemoc.ir import sizes
 from mnemoc.ir.build import build
 from mnemoc.ir.model import load_model, read_config
-from mnemoc.ir.passes import fuse, lower, shard, split_stages
+from mnemoc.ir.passes import fuse, lower, overlap, shard, split_stages
 from mnemoc.runtime.init_model import Blueprint, init_model
 from mnemoc.runtime.workers import NurseryProcess
 from mnemoc.speeds import Swap
@@ -75,6 +75,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 MakeModel = Callable[..., Path]
 MakePlan = Callable[..., Path]
 Compile = Callable[[Path, Plan, Workload], Path]
+Sabotage = Callable[[Path, str], Path]
 
 
 @pytest.fixture(scope="session")
@@ -130,10 +131,13 @@ def compile_plan(model: Path, plan: Plan, workload: Workload, directory: Path) -
     source = build(spec, plan.dtype)
     layout = plan.layout
     sharded = fuse(shard(source, tp=layout.tp, kvp=layout.kvp, ffn=layout.ffn))
+    if plan.overlap_rows:
+        sharded = overlap(sharded)
     counts, roles = [s.num_layers for s in plan.stages], [s.role for s in plan.stages]
     planned = lower(split_stages(sharded, counts, roles), plan.target)
     seconds = sympy.Float(1e-6) * (sizes.T + sizes.QK / 1000 + sizes.KD / 1000)
-    names = ("step", "embed", "rotation", "layer", "head", "hop")
+    halves = ("halves",) if plan.overlap_rows else ()
+    names = ("step", "embed", "rotation", "layer", *halves, "head", "hop")
     formulas = {name: {"linear": seconds, "launch": sympy.Float(0)} for name in names}
     none_s = dict.fromkeys(names, 0.0)
     swap = Swap(1e-6, 1e-6) if plan.host_pages else None
@@ -166,6 +170,21 @@ def compiled(tmp_path: Path) -> Compile:
         return compile_plan(model, plan, workload, tmp_path / "plan")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def sabotaged() -> Sabotage:
+    """sabotaged(plan, "1 / 0") → the plan, its first stage's step with one more line at its head."""
+
+    def spoil(directory: Path, line: str) -> Path:
+        manifest, files = artifact.load(directory)
+        source = files["schedule/stage_0.py"].decode()
+        broken = source.replace('comm):\n    """One', f'comm):\n    {line}\n    """One')
+        assert broken != source
+        artifact.write(directory, manifest, {**files, "schedule/stage_0.py": broken.encode()})
+        return directory
+
+    return spoil
 
 
 @pytest.fixture(scope="session")
