@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +101,79 @@ def prompt_options(command: Callable[..., None]) -> Callable[..., None]:
     return click.option("--prompt", metavar="TEXT")(file(command))
 
 
+def limit_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Who may ask a server and how much of it, as one `limits`."""
+
+    @click.option(
+        "--api-key",
+        "api_keys",
+        multiple=True,
+        envvar="MNEMOC_API_KEY",
+        metavar="KEY",
+        help="Answer only who sends one of these; a file or MNEMOC_API_KEY does not show it in ps.",
+    )
+    @click.option(
+        "--api-key-file", type=folder, metavar="FILE", help="More of them, one on each line."
+    )
+    @click.option(
+        "--max-body",
+        callback=count,
+        metavar="BYTES",
+        help="Largest body of a request: 64M.  [default: 16 for each token of the context]",
+    )
+    @click.option(
+        "--body-timeout",
+        callback=duration,
+        default="10s",
+        show_default=True,
+        metavar="TIME",
+        help="For a body to come, beside what its size takes at 64 KiB/s.",
+    )
+    @click.option(
+        "--max-concurrency",
+        callback=count,
+        default="4096",
+        show_default=True,
+        metavar="N",
+        help="Completions at work at once, streams among them.",
+    )
+    @click.option(
+        "--max-queue",
+        callback=count,
+        default="4096",
+        show_default=True,
+        metavar="N",
+        help="Answers that wait for the engine, before more are sent away.",
+    )
+    @functools.wraps(command)
+    def limited(
+        *,
+        api_keys: tuple[str, ...],
+        api_key_file: Path | None,
+        max_body: int | None,
+        body_timeout: float,
+        max_concurrency: int,
+        max_queue: int,
+        **others: object,
+    ) -> None:
+        from .runtime.server import Limits
+
+        keys = (*api_keys, *keys_of(api_key_file))
+        limits = Limits(keys, max_body, body_timeout, max_concurrency, max_queue)
+        command(limits=limits, **others)
+
+    return limited
+
+
+def keys_of(file: Path | None) -> list[str]:
+    if file is None:
+        return []
+    keys = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    if not keys:
+        raise BadInput("no key in it", where=file, do="write one on each line")
+    return keys
+
+
 def read_prompt(text: str | None, file: Path | None) -> str:
     """The prompt's text, of the two ways to give one."""
     if (text is None) == (file is None):
@@ -109,6 +183,11 @@ def read_prompt(text: str | None, file: Path | None) -> str:
     if str(file) == "-":
         return sys.stdin.read()
     assert file is not None
+    return read_text(file)
+
+
+def read_text(file: Path) -> str:
+    """A file's text, or a sentence that says why not."""
     try:
         return file.read_text(encoding="utf-8")
     except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,12 +13,16 @@ from . import console
 from .options import (
     folder,
     json_flag,
+    limit_options,
     policy_option,
     prompt_options,
     read_prompt,
     trace_option,
     weights_option,
 )
+
+if TYPE_CHECKING:
+    pass
 
 
 @click.command()
@@ -147,11 +151,19 @@ def verify(
     metavar="SECONDS",
     help="After Ctrl-C or SIGTERM, how long requests may still take.",
 )
+@click.option(
+    "--chat-template",
+    type=folder,
+    metavar="FILE",
+    help="In place of the model's own.",
+)
+@limit_options
 def serve(
     directory: Path,
     weights: Path,
     host: str,
     port: int,
+    chat_template: Path | None,
     **chosen: Any,
 ) -> None:
     """Serve a plan with an OpenAI-compatible API, until Ctrl-C or SIGTERM.
@@ -160,7 +172,11 @@ def serve(
     Example:
       mnemoc serve plan/ --weights models/tiny --port 8000
     """
+    from . import chat
     from .runtime import server
 
     options = server.Options(**chosen)
-    server.serve(directory, weights, host, port, options, progress=console.remark)
+    template = chat.load(weights, chat_template)
+    server.serve(
+        directory, weights, host, port, options, template=template, progress=console.remark
+    )

@@ -40,7 +40,7 @@ from .policies import DEFAULT, POLICIES
 from .prefix import page_hashes
 from .protocol import Done
 from .recovery import STEP_TIMEOUT_S, Recovery
-from .request import Event, Handle, Request, Sampling, now_s
+from .request import Event, Handle, Prepared, Request, Sampling, now_s
 from .scheduler import Counts, Scheduler
 from .snapshot import GroupPages, Look, pages
 from .stats import Stats
@@ -161,11 +161,10 @@ class Engine:
         gc.freeze()  # else the collector goes through all modules again and again, in the midst of steps
         return engine
 
-    def submit(self, request: Request, sink: Callable[[Event], None] | None = None) -> Handle:
-        """Queue a request. From any thread.
+    def prepare(self, request: Request) -> Prepared:
+        """The part of `submit` that looks at every token of the prompt. From any thread.
 
-        sink: called with each event in the engine's thread, instead of the handle's own queue.
-        Raises BadInput for a request that can never be served, RuntimeFault if the engine is down.
+        Raises BadInput for a request that can never be served.
         """
         self._check(request)
         if request.sampling.temperature > 0 and request.sampling.seed is None:
@@ -174,7 +173,20 @@ class Engine:
         hashes = None
         if self._prefix_caching and request.logits in ("none", "last"):  # a hit has no logits
             hashes = page_hashes(request.prompt_ids, self.manifest.plan.page_size)
-        handle = Handle(request, next(self._ids), now_s(), self._tell, sink, self.vocab, hashes)
+        return Prepared(request, hashes)
+
+    def submit(
+        self, request: Request | Prepared, sink: Callable[[Event], None] | None = None
+    ) -> Handle:
+        """Queue a request. From any thread.
+
+        sink: called with each event in the engine's thread, instead of the handle's own queue.
+        Raises BadInput for a request that can never be served, RuntimeFault if the engine is down.
+        """
+        ready = request if isinstance(request, Prepared) else self.prepare(request)
+        handle = Handle(
+            ready.request, next(self._ids), now_s(), self._tell, sink, self.vocab, ready.hashes
+        )
         if not self._tell(handle):
             raise cast(MnemocError, self._failed)
         return handle
@@ -182,9 +194,7 @@ class Engine:
     def ask(self, question: Callable[[Flights, float], T]) -> Future[T]:
         """Have a question answered in the engine's thread, between two steps. From any thread.
 
-        question: what is in flight, and the time now → whatever outlives the call; it should take no more
-            than
-            a millisecond
+        question: what is in flight, and the time now → whatever outlives the call; within a millisecond
         """
         answer: Future[T] = Future()
 

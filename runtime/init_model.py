@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, float], None]  # what is being done, and the fraction that is done
 
+CHAT_TEMPLATE = """\
+{{ bos_token }}
+{%- for message in messages -%}
+{{ message.role }}: {{ message.content }}{{ eos_token }}
+{% endfor -%}
+{% if add_generation_prompt %}assistant:{% endif %}"""
+
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -209,7 +216,7 @@ def _tokenizer_config(blueprint: Blueprint) -> dict[str, Any]:
         config["bos_token"] = specials[blueprint.bos]
     if blueprint.eos:
         config["eos_token"] = specials[blueprint.eos[0]]
-    return config | {"clean_up_tokenization_spaces": False}
+    return config | {"clean_up_tokenization_spaces": False, "chat_template": CHAT_TEMPLATE}
 
 
 def _generation_config(blueprint: Blueprint) -> dict[str, Any]:

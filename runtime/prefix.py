@@ -12,11 +12,16 @@ from collections.abc import Sequence
 DIGEST_BYTES = 16
 """128 bits: among 10^12 pages, two prefixes share a name with a probability of 10^-15."""
 
+SLICE = 2**14
+
 
 def page_hashes(tokens: Sequence[int], page_size: int) -> list[bytes]:
     """One hash for each whole page of `tokens`."""
     whole = len(tokens) // page_size * page_size
-    data = memoryview(array("i", tokens[:whole])).cast("B")
+    ids = array("i")
+    for start in range(0, whole, SLICE):  # in one call, a million would keep all threads waiting
+        ids.extend(tokens[start : min(start + SLICE, whole)])
+    data = memoryview(ids).cast("B")
     width = page_size * array("i").itemsize
     hashes: list[bytes] = []
     before = b""

@@ -12,6 +12,9 @@ from tokenizers import Tokenizer as Backend
 from ..errors import BadInput
 
 FILE = "tokenizer.json"
+LONG = 1024
+"""Tokens from which on it is worth to let other threads run while they are decoded."""
+
 _UNFINISHED = "\ufffd"  # what a decoder makes of bytes that are not yet a whole character
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a byte in vocabularies of characters
 
@@ -47,12 +50,29 @@ class Tokenizer:
             raise BadInput(f"not a tokenizer: {error}", where=path) from error
 
     def encode(self, text: str, *, special: bool = True) -> tuple[int, ...]:
-        """Token ids of a text. special: add what the model wants around a text (a leading BOS)."""
-        return tuple(self._backend.encode(text, add_special_tokens=special).ids)
+        """Token ids of a text. special: add what the model wants around a text (a leading BOS).
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
-        return str(self._backend.decode(list(ids), skip_special_tokens=True))
+        Other threads run meanwhile: a batch is encoded without the interpreter, a single text is not.
+        BadInput for half of a surrogate pair, which is no text.
+        """
+        try:
+            (encoded,) = self._backend.encode_batch_fast([text], add_special_tokens=special)
+        except UnicodeEncodeError as error:
+            raise BadInput(
+                "not a text: half of a surrogate pair", got=error.object[error.start]
+            ) from error
+        return tuple(encoded.ids)
+
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """The text of token ids. special: special tokens too."""
+        if len(ids) < LONG:
+            return str(self._backend.decode(list(ids), skip_special_tokens=not special))
+        (text,) = self._backend.decode_batch([ids], skip_special_tokens=not special)
+        return str(text)
+
+    def name(self, id: int) -> str:
+        """A token as the vocabulary writes it."""
+        return str(self._backend.id_to_token(id))
 
     def token(self, id: int) -> str:
         """A token's own text, with the space before it, also if it is a special one."""

@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-SILENCE_S = 3.0
-"""A worker that is ready for steps and gives no sign for so long is lost."""
+SILENCE_S = 5.0
+"""A worker that is ready for steps and gives no sign for so long is lost: on a machine where others want
+all cores too, a thread may wait for seconds."""
 LOADING_SILENCE_S = 30.0
 """While it loads, reading from a slow disk may hold the interpreter for long."""
 LOOK_S = 0.5

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from ...errors import MnemocError
 from ..engine import Engine
-from ..request import Event, FinishReason, Handle, Progress, Request, Token
+from ..request import Event, FinishReason, Handle, Prepared, Progress, Token
 from ..tokenizer import Detokenizer, Tokenizer
 from .logprobs import Scored
 from .mailbox import Mailbox
@@ -24,13 +24,14 @@ from .mailbox import Mailbox
 class Piece:
     """Some text of answer `index`, and its tokens with logprobs, where asked for.
 
-    finish: why it ends here, if it does
+    tokens: how many the answer has by now; finish: why it ends here, if it does
     """
 
     index: int
     text: str
-    finish: FinishReason | None
-    scored: list[Scored]
+    tokens: int = 0
+    finish: FinishReason | None = None
+    scored: list[Scored] = field(default_factory=list)
 
 
 class StopStrings:
@@ -98,15 +99,18 @@ class _Answer:
         if finish and not stopped:
             shown += self.stops.rest()
         self.open = finish is None
-        return self._add(shown, finish, scored)
+        return self._add(shown, token.index + 1, finish, scored)
 
-    def _add(self, text: str, finish: FinishReason | None, scored: Scored | None) -> bool:
+    def _add(
+        self, text: str, tokens: int, finish: FinishReason | None, scored: Scored | None
+    ) -> bool:
         if not (text or finish or scored):
             return False
         piece, fresh = self.unread, self.unread is None
         if piece is None:
-            piece = self.unread = Piece(self.index, "", None, [])
+            piece = self.unread = Piece(self.index, "")
         piece.text += text
+        piece.tokens = tokens
         piece.finish = finish
         if scored is not None:
             piece.scored.append(scored)
@@ -122,7 +126,7 @@ class Answers:
     def __init__(
         self,
         engine: Engine,
-        requests: Sequence[Request],
+        requests: Sequence[Prepared],
         tokenizer: Tokenizer | None,
         stops: Sequence[str],
         on_finish: Callable[[Handle], None],
@@ -130,7 +134,7 @@ class Answers:
     ) -> None:
         """Submit the requests; raises BadInput if one can never be served (none is left behind).
 
-        on_finish: called for each answer that got all its tokens.
+        on_finish: called for each answer that got all its tokens
         """
         self.generated = 0
         self.handles: list[Handle] = []
@@ -141,10 +145,10 @@ class Answers:
         self._progress: Progress | None = None
         self._error: Exception | None = None
         try:
-            for index, request in enumerate(requests):
-                answer = _Answer(index, tokenizer, stops, request.sampling.min_tokens)
+            for index, prepared in enumerate(requests):
+                answer = _Answer(index, tokenizer, stops, prepared.request.sampling.min_tokens)
                 sink = mailbox.sink(partial(self._take, answer))
-                self.handles.append(engine.submit(request, sink))
+                self.handles.append(engine.submit(prepared, sink))
         except MnemocError:
             self.close()
             raise

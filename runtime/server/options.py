@@ -2,11 +2,47 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...errors import BadInput
 from ..policies import DEFAULT
 from ..recovery import STEP_TIMEOUT_S
+
+BODY_BYTES_PER_TOKEN = 16
+LEAST_BODY_BYTES = 2**22
+
+_KEY = re.compile(r"[!-~]+")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a client may take. None: no limit, or for the body what follows from the plan.
+
+    api_keys: one of them must come with each request; none: anybody may ask
+    body_bytes: of one request; None: 16 for each token of the plan's context, and at least 4 MiB
+    body_s: for a body to come, beside what its size takes at 64 KiB/s
+    concurrency: completions at work at once, streams among them; queue: answers that wait for the engine
+    """
+
+    api_keys: tuple[str, ...] = ()
+    body_bytes: int | None = None
+    body_s: float = 10.0
+    concurrency: int | None = 4096
+    queue: int | None = 4096
+
+    def __post_init__(self) -> None:
+        if not all(_KEY.fullmatch(key) for key in self.api_keys):
+            raise BadInput(
+                "an API key must be printable ASCII without spaces, and not empty",
+                where="api_keys",
+                do="look whether a variable is unset where it is given",
+            )
+
+    def most_body_bytes(self, context: int) -> int:
+        """For a plan whose context has so many tokens."""
+        return self.body_bytes or max(LEAST_BODY_BYTES, BODY_BYTES_PER_TOKEN * context)
 
 
 @dataclass(frozen=True)
@@ -23,3 +59,4 @@ class Options:
     step_timeout_s: float = STEP_TIMEOUT_S
     control: str | None = None
     drain_s: float = 30.0
+    limits: Limits = Limits()

@@ -3,25 +3,53 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from ...errors import BadInput, MnemocError
 
 log = logging.getLogger("mnemoc.server")
 
+KINDS = {401: "authentication_error", 429: "rate_limit_error"}
+REQUEST_ID = "X-Request-Id"
+
+
+class Problem(Exception):
+    """An answer that says no: its status, a sentence, and what else goes with it.
+
+    param: the field it is about; code: OpenAI's short name, where there is one
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        kind = "server_error" if status >= 500 else KINDS.get(status, "invalid_request_error")
+        error = {"message": message, "type": kind, "param": param, "code": code}
+        self.response = JSONResponse({"error": error}, status_code=status, headers=headers)
+
 
 def report_errors(app: FastAPI) -> None:
     """Every error has OpenAI's body."""
 
-    @app.exception_handler(RequestValidationError)
-    async def malformed(http: HttpRequest, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        place = [str(part) for part in first["loc"] if part != "body"]
+    @app.exception_handler(Problem)
+    async def said(http: HttpRequest, error: Problem) -> Response:
+        return error.response
+
+    @app.exception_handler(ValidationError)
+    async def malformed(http: HttpRequest, error: ValidationError) -> Response:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = [str(part) for part in first["loc"]]
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             message = "this field is unknown, or not served with this value"
@@ -29,7 +57,8 @@ def report_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(http: HttpRequest, error: HTTPException) -> Response:
-        return problem(error.status_code, f"{http.method} {http.url.path}: {error.detail}")
+        sentence = f"{http.method} {http.url.path}: {error.detail}"
+        return Problem(error.status_code, sentence, headers=error.headers).response
 
     @app.exception_handler(BadInput)
     async def bad_input(http: HttpRequest, error: BadInput) -> Response:
@@ -41,13 +70,12 @@ def report_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def bug(http: HttpRequest, error: Exception) -> Response:
-        log.error("a request failed", exc_info=error)
-        return problem(500, "an error of the server's own")
+        # sent from outside the middleware, which names requests otherwise
+        named = {REQUEST_ID: getattr(http.state, "request_id", "")}
+        return Problem(500, "an error of the server's own", headers=named).response
 
 
 def problem(
     status: int, message: str, param: str | None = None, code: str | None = None
 ) -> Response:
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    error = {"message": message, "type": kind, "param": param, "code": code}
-    return JSONResponse({"error": error}, status_code=status)
+    return Problem(status, message, param, code).response

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from ...errors import MnemocError
 from ..request import Progress
 from .answers import Answers, Piece
+from .api import StreamOptions
 from .logprobs import Scored, chat_logprobs, completion_logprobs
 
 _as_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -41,10 +41,10 @@ class Shape:
     whole = ""
     chunk = ""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, request_id: str) -> None:
         self.prompt_tokens = 0
         self._head = {
-            "id": f"{self.prefix}-{uuid.uuid4().hex}",
+            "id": f"{self.prefix}-{request_id}",
             "created": int(time.time()),
             "model": model,
         }
@@ -74,13 +74,14 @@ class Shape:
         usage = self.usage(generated)
         return {**self._head, "object": self.whole, "choices": choices, "usage": usage}
 
-    def event(self, piece: Piece, first: bool) -> str:
-        """first: whether it is the first of its answer"""
+    def event(self, piece: Piece, first: bool, *, usage: bool = False) -> str:
+        """first: whether it is the first of its answer; usage: say how many tokens that has by now"""
         logprobs = _as_json(self.logprobs(piece.scored)) if piece.scored else "null"
         finish = f'"{piece.finish}"' if piece.finish else "null"
+        counted = f',"usage":{_as_json(self.usage(piece.tokens))}' if usage else ""
         return (
             f'{self._event_head}[{{"index":{piece.index},{self.chunk_choice(piece.text, first)},'
-            f'"logprobs":{logprobs},"finish_reason":{finish}}}]}}\n\n'
+            f'"logprobs":{logprobs},"finish_reason":{finish}}}]{counted}}}\n\n'
         )
 
     def usage_event(self, generated: int) -> str:
@@ -162,12 +163,12 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, shape: Shape, answers: Answers, include_usage: bool) -> None:
+    def __init__(self, shape: Shape, answers: Answers, options: StreamOptions) -> None:
         super().__init__(headers={"cache-control": "no-cache"})
         del self.headers["content-length"]
         self.shape = shape
         self.answers = answers
-        self.include_usage = include_usage
+        self.options = options
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.ensure_future(self._send_all(send))
@@ -196,12 +197,13 @@ class EventStream(Response):
                 if isinstance(piece, Progress):
                     yield f": prefill {piece.done}/{piece.total}, {piece.eta_s:.1f} s left\n\n"
                 else:
-                    yield self.shape.event(piece, piece.index not in begun)
+                    usage = self.options.continuous_usage_stats
+                    yield self.shape.event(piece, piece.index not in begun, usage=usage)
                     begun.add(piece.index)
         except MnemocError as error:
             body = {"message": str(error), "type": "server_error", "param": None, "code": None}
             yield f"data: {_as_json({'error': body})}\n\n"
             return
-        if self.include_usage:
+        if self.options.include_usage:
             yield self.shape.usage_event(self.answers.generated)
         yield "data: [DONE]\n\n"

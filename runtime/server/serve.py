@@ -14,6 +14,7 @@ from .. import outside
 from ..engine import Engine
 from ..tokenizer import FILE, Tokenizer
 from .app import create_app
+from .conversation import Template
 from .draining import FLUSH_S, Doors, DrainingServer
 from .options import Options
 
@@ -25,10 +26,12 @@ def serve(
     port: int,
     options: Options | None = None,
     *,
+    template: Template | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> None:
     """Serve a plan until told to stop (`draining`). The port is taken before any worker starts.
 
+    template: how the model reads a conversation; else it gets a plain form
     Raises BadInput for a port that cannot be had, whatever `Engine.start` raises, and why the engine gave up.
     """
     options = options or Options()
@@ -47,7 +50,7 @@ def serve(
             step_timeout_s=options.step_timeout_s,
         ) as engine:
             name, where = listener.getsockname()[:2]
-            doors = Doors(create_app(engine, tokenizer, options))
+            doors = Doors(create_app(engine, tokenizer, options, template))
             config = uvicorn.Config(
                 doors, log_level="warning", lifespan="off", timeout_graceful_shutdown=FLUSH_S
             )

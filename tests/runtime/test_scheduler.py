@@ -11,6 +11,7 @@ from mnemoc.artifact import ChunkRule, Layout, Memory, Optimality, Plan, Predict
 from mnemoc.runtime.cost import Load, PrefillTime
 from mnemoc.runtime.growth import Growth
 from mnemoc.runtime.job import Admitted, Job, MicroBatch
+from mnemoc.runtime.overrun import LEAST
 from mnemoc.runtime.policies import POLICIES
 from mnemoc.runtime.prefix import page_hashes
 from mnemoc.runtime.request import Promise
@@ -54,7 +55,10 @@ HELIX = dataclasses.replace(ON_TWO_GROUPS, layout=Layout(1, 2, 2, "helix"))
 def make(
     plan: Plan = PLAN, tbt_s: float = 1.0, policy: str = "lars", ttft_s: float = 100.0
 ) -> Scheduler:
-    return Scheduler(plan, Rate(), Workload(1000, ttft_s, tbt_s), POLICIES[policy])
+    """As it is after a while: it has seen micro-batches take what was predicted."""
+    scheduler = Scheduler(plan, Rate(), Workload(1000, ttft_s, tbt_s), POLICIES[policy])
+    scheduler.overrun.ratio = LEAST
+    return scheduler
 
 
 def step(scheduler: Scheduler, now_s: float = 0.0) -> MicroBatch:
