@@ -27,7 +27,7 @@ from typing import Any
 from .codec import from_json, to_json
 from .errors import BadInput
 
-FORMAT = 5
+FORMAT = 6
 MANIFEST = "manifest.json"
 
 
@@ -37,6 +37,13 @@ MANIFEST = "manifest.json"
 FFN_MODES = ("repeated", "helix")
 CONTIGUOUS = "contiguous"
 """In place of a stripe's tokens: a request's KV cache is cut once, into one run of tokens per group."""
+
+NEVER_HALVED = "off"
+"""In place of the rows from which chunks go through layers in two halves."""
+
+LENT = 32
+"""What computes beside messages leaves one of so many multiprocessors to them. (NCCL's kernels need places of
+their own at once: behind a grid that holds all places until it ends, nothing would travel meanwhile.)"""
 
 
 @dataclass(frozen=True)
@@ -289,6 +296,8 @@ class Plan:
     max_batch: sequences that may decode together: at least those promised.
     max_rows: the most rows of a micro-batch for which memory was counted, those of a KVP group; of them
         max_batch + 1 may want logits.
+    overlap_rows: chunks of at least so many rows that are on several KVP groups go through layers in two
+        halves, so that one's partial results travel while the other is computed; 0: none do
     precision: what is not kept as dtype; eager: kernels are launched one by one, not by CUDA graphs.
     binding: the constraint without which the objective would be better: a name of the program, or "none".
     marginals, frontier: what else could be had and at what price; the frontier only where asked for.
@@ -315,6 +324,7 @@ class Plan:
     precision: Precision = AUTO
     eager: bool = False
     host_pages: int = 0
+    overlap_rows: int = 0
 
     @property
     def gpus(self) -> int:

@@ -36,7 +36,7 @@ from .options import (
     warn_if_disturbed,
 )
 from .replaying import replay
-from .serving import run, serve, verify
+from .serving import dashboard, run, serve, verify
 from .simulating import simulate
 from .units import format_bytes
 
@@ -95,7 +95,10 @@ def cli() -> None:
 @click.option("--objective", type=click.Choice(OBJECTIVES), default="gpus", show_default=True)
 @click.option("--target", metavar="TARGET", help="cuda:sm_90, cpu, ...: the cluster's by default.")
 @click.option(
-    "--layout", callback=pins, metavar="tp=T,spp=P,...", help="Pin tp, spp, kvp, ffn, stripe."
+    "--layout",
+    callback=pins,
+    metavar="tp=T,spp=P,...",
+    help="Pin tp, spp, kvp, ffn, stripe, overlap.",
 )
 @precision_options
 @eager_option
@@ -183,7 +186,10 @@ def plan(
     "--cluster", required=True, metavar="NAME|FILE", help="A shipped one, or a TOML file."
 )
 @click.option(
-    "--layout", callback=pins, metavar="tp=T,spp=P,kvp=K", help="1 by default; also ffn, stripe."
+    "--layout",
+    callback=pins,
+    metavar="tp=T,spp=P,kvp=K",
+    help="1 by default; also ffn, stripe, overlap.",
 )
 @click.option(
     "--cp", type=click.IntRange(1), default=1, help="Ring attention over N ranks instead."
@@ -231,7 +237,7 @@ def predict(
     from .planner import Configuration
     from .planner.tell import tell
 
-    stripe = layout.pop("stripe", None)
+    stripe, overlap = layout.pop("stripe", None), layout.pop("overlap", None)
     pinned = from_json(Layout, {"tp": 1, "spp": 1, "kvp": 1} | layout, "--layout")
     precision = Precision(quantization or "auto", kv_cache_dtype)
     asked = Configuration(
@@ -244,6 +250,7 @@ def predict(
         cp,
         precision=precision,
         stripe=stripe,
+        overlap=overlap,
         eager=enforce_eager,
     )
     with console.progress_bar() as progress:
@@ -326,5 +333,5 @@ def init_model(model: str, directory: Path, seed: int, max_shard_size: int, as_j
         click.echo(f"{directory}: {spec.architecture}, {format_bytes(size)}, seed {seed}")
 
 
-for command in (show, export, run, verify, serve, replay, simulate):
+for command in (show, export, run, verify, serve, dashboard, replay, simulate):
     cli.add_command(command)

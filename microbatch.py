@@ -53,8 +53,24 @@ class Exchange:
 
 
 @dataclass(frozen=True)
+class Second:
+    """The second half of a micro-batch: its last rows, those of chunks alone.
+
+    rows: how many; prefill: their segments; exchange: as in Batch, of rows counted from the half's first
+    """
+
+    rows: int
+    prefill: Segments
+    exchange: tuple[Exchange, ...]
+
+
+@dataclass(frozen=True)
 class Batch:
     """One micro-batch as one KVP group sees it. Decode rows come first, one row per sequence.
+
+    Where chunks are large and on several groups, rows come in two halves, with one of each such chunk in
+    both, so that partial results of one travel while the other is computed: `decode`, `prefill` and
+    `exchange` are then the first half's.
 
     T rows in all, of which `num_decode` are decodes. Tensors lie on the worker's device.
 
@@ -65,6 +81,7 @@ class Batch:
     decode:   segments of rows 0:num_decode (None if there are none)
     prefill:  segments of rows num_decode:T (None if there are none)
     exchange: partial results to swap over KVP, by ascending peer
+    second:   the other half of the rows, or None
     """
 
     ids: torch.Tensor
@@ -75,3 +92,10 @@ class Batch:
     decode: Segments | None
     prefill: Segments | None
     exchange: tuple[Exchange, ...]
+    second: Second | None = None
+
+    @property
+    def halves(self) -> tuple[int, int]:
+        """Rows of the first half and the second."""
+        second = 0 if self.second is None else self.second.rows
+        return int(self.pos.shape[0]) - second, second

@@ -15,6 +15,7 @@ _DOCS = {
     "embed": "The embedding, on the first stage.",
     "rotation": "The rotations of the rows' positions, on every stage.",
     "layer": "One layer.",
+    "halves": "One layer in two halves: partial results of one travel while the other is computed.",
     "head": "The head, on the last stage; skipped where no row wants logits.",
     "hop": "Sending the rows to the next stage.",
 }
@@ -28,7 +29,8 @@ def render_cost(
 ) -> str:
     """The source of cost.py.
 
-    formulas: block → part → seconds in the six symbols of `ir.sizes`; every block has every part
+    formulas: block → part → seconds in the six symbols of `ir.sizes`; every block has every part; with
+        "halves", of a layer in two halves, where the plan has chunks go in them
     host_s: by block, what its launches take the host; 0 where the host never waits for itself
     swap: of pages to host memory and back, where there is any
     """
@@ -59,6 +61,8 @@ def render_cost(
         parts=parts,
         stages=stages,
         blocks=blocks,
+        halves=next((block["total"] for block in blocks if block["name"] == "halves"), None),
+        least_rows=plan.overlap_rows,
         launch=parts.index("launch"),
         paced=any(host_s.values()),
         every=[block["total"] for block in blocks if block["name"] in ("step", "rotation")],

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from ..artifact import LENT
 from ..errors import BadInput
 from ..ir.ops.attention import LSE_BYTES, SPLIT_ROWS
 from ..ir.types import DTYPE_NAMES, E4M3, ITEMSIZE, TORCH_NAMES
@@ -185,6 +186,7 @@ def _triton(spec: KernelSpec, given: Tiles | None) -> dict[str, object]:
             **vars(prefill),
             "tile_rows": prefill.block_m // spec.group,
             "grid": grid["prefill"],
+            "lent": tiles.sms // LENT * prefill.programs,
             "slots": slots,
         },
         "decode": {**vars(decode), "grid": grid["decode"]},

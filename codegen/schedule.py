@@ -16,8 +16,9 @@ from ..ir.types import TORCH_NAMES
 from .templating import render
 
 _BATCH_INPUTS = ("ids", "pos", "last")
-_COLLECTIVES = {"all_gather", "merge", "merge_scatter"}  # those that schedule/collectives.py serves
 _MERGES = {"merge", "merge_scatter"}
+_EXCHANGES = {"exchange", "exchange_scatter"}
+_COLLECTIVES = {"all_gather", *_MERGES, *_EXCHANGES}  # those that schedule/collectives.py serves
 _WIDTH = 100
 
 
@@ -39,12 +40,13 @@ def render_schedule(module: Module, plan: Plan) -> dict[str, str]:
 
 def _render_stage(module: Module, program: Program, index: int, plan: Plan) -> str:
     stage = plan.stages[index]
-    used = [module.functions[name] for name in dict.fromkeys(c.function for c in program.calls)]
+    names = dict.fromkeys(name for call in program.calls for name in call.functions)
+    used = [module.functions[name] for name in names]
     layers = {call.function for call in program.calls if call.layers}
     parameters = [
-        _parameter(op, function.name in layers, module)
-        for function in used
-        for op in function.ops
+        _parameter(op, call in layers, module)
+        for call in dict.fromkeys(call.function for call in program.calls)
+        for op in module.functions[call].ops
         if op.name == "param"
     ]
     ops = [op for function in used for op in function.ops]
@@ -67,7 +69,7 @@ def _render_stage(module: Module, program: Program, index: int, plan: Plan) -> s
         functions=[_function(function, module) for function in used],
         arriving=_arriving(program),
         step_doc=_step_doc(index, len(module.programs)),
-        step=_step(module, program),
+        step=_step(module, program, plan.target),
         sends=program.returns[0] if index < len(module.programs) - 1 else None,
     )
 
@@ -100,6 +102,8 @@ def _arguments(function: Function) -> list[str]:
         arguments += ["k_cache", "v_cache", "batch", "decode", "prefill"]
     if names & _MERGES:
         arguments.append("swaps")
+    if "halve" in names:
+        arguments += ["second_prefill", "second_swaps"]
     if names & {"all_reduce", *_COLLECTIVES} or _is_cut_embed(function):
         arguments.append("comm")
     return arguments + [value.name for value in function.params]
@@ -126,6 +130,16 @@ class _Function:
         """How the emitted code says a value: weights live in `w`."""
         weights = {op.results[0].name for op in self.function.ops if op.name == "param"}
         return f"w.{name}" if name in weights else name
+
+    def half(self, name: str) -> object:
+        """Of attention, which half a result of it is."""
+        made = (op for op in self.function.ops if any(value.name == name for value in op.results))
+        return next(made).attrs.get("half")
+
+    def is_sent(self, name: str) -> bool:
+        """Whether a partial result is on its way already."""
+        partial = self.function.types[name].partial
+        return partial is not None and partial.kind == "sent"
 
     def is_read(self, name: str) -> bool:
         return any(name in op.operands for op in self.function.ops) or name in self.function.returns
@@ -194,9 +208,21 @@ def _rope_append(op: Op, f: _Function) -> list[str]:
     ]
 
 
+def _halve(op: Op, f: _Function) -> list[str]:
+    results = ", ".join(value.name for value in op.results)
+    return [f"{results} = {op.operands[0]}.split(batch.halves)"]
+
+
 def _attend(op: Op, f: _Function) -> list[str]:
     q, (out, lse) = op.operands[0], (value.name for value in op.results)
     arguments = "k_cache, v_cache"
+    if op.attrs.get("half") == 1:
+        call, given = "attention_prefill.attention_prefill", f"{arguments}, second_prefill"
+        return [
+            f"{out} = torch.empty_like({q})",
+            f"{lse} = torch.empty({q}.shape[:2], dtype=torch.float32, device={q}.device)",
+            f"{call}({q}, {given}, {out}, {lse})",
+        ]
     return [
         f"{out}, n = torch.empty_like({q}), batch.num_decode",
         f"{lse} = torch.empty({q}.shape[:2], dtype=torch.float32, device={q}.device)",
@@ -207,14 +233,30 @@ def _attend(op: Op, f: _Function) -> list[str]:
     ]
 
 
+def _exchange(op: Op, f: _Function) -> list[str]:
+    """What is under way is one object, and has the first result's name."""
+    (out, lse), sent = op.operands, op.results[0].name
+    swaps = "second_swaps" if f.half(out) == 1 else "swaps"
+    return [f"{sent} = collectives.{op.name}_over_kvp({out}, {lse}, {swaps}, comm.kvp)"]
+
+
+def _merge_sent(op: Op, f: _Function) -> list[str]:
+    out, lse = (value.name for value in op.results)
+    read = [name if f.is_read(name) else "_" for name in (out, lse)]
+    return [f"{', '.join(read)} = collectives.merge_sent({op.operands[0]})"]
+
+
 def _merge(op: Op, f: _Function) -> list[str]:
+    if f.is_sent(op.operands[0]):
+        return _merge_sent(op, f)
     (out, lse), (merged_out, merged_lse) = op.operands, (value.name for value in op.results)
-    lines = [f"collectives.merge_over_kvp({out}, {lse}, swaps, comm.kvp)"]
-    pairs = ((merged_out, out), (merged_lse, lse))
-    return lines + [f"{new} = {old}" for new, old in pairs if f.is_read(new)]
+    read = ", ".join(name if f.is_read(name) else "_" for name in (merged_out, merged_lse))
+    return [f"{read} = collectives.merge_over_kvp({out}, {lse}, swaps, comm.kvp)"]
 
 
 def _merge_scatter(op: Op, f: _Function) -> list[str]:
+    if f.is_sent(op.operands[0]):
+        return _merge_sent(op, f)
     (out, lse), results = op.operands, ", ".join(value.name for value in op.results)
     return [f"{results} = collectives.merge_scatter_over_kvp({out}, {lse}, swaps, comm.kvp)"]
 
@@ -242,6 +284,10 @@ _EMIT: Mapping[str, Callable[[Op, _Function], list[str]]] = {
     "cast": _call("{0}.float()"),
     "rope_append": _rope_append,
     "attend": _attend,
+    "halve": _halve,
+    "join": _call("torch.cat(({all}))"),
+    "exchange": _exchange,
+    "exchange_scatter": _exchange,
     "merge": _merge,
     "merge_scatter": _merge_scatter,
     "all_reduce": _all_reduce,
@@ -262,22 +308,33 @@ def _arriving(program: Program) -> dict[str, object] | None:
     return {"name": value.name, "type": str(value.type), "dtype": dtype, "width": width}
 
 
-def _step(module: Module, program: Program) -> list[str]:
+def _step(module: Module, program: Program, target: str) -> list[str]:
     """The stage's program: the calls, one after the other."""
     lines = [
         "decode = batch.decode and attention_decode.prepare(batch.decode)",
         "prefill = batch.prefill and attention_prefill.prepare(batch.prefill)",
     ]
-    called = (module.functions[call.function] for call in program.calls)
+    called = [module.functions[call.function] for call in program.calls]
+    halved = any(call.halved for call in program.calls)
     if any(op.name in _MERGES for function in called for op in function.ops):
-        lines.append("swaps = collectives.prepare(batch.exchange, batch.pos.shape[0], comm.kvp)")
+        rows = "batch.halves[0]" if halved else "batch.pos.shape[0]"
+        lines.append(f"swaps = collectives.prepare(batch.exchange, {rows}, comm.kvp)")
+    if halved:
+        beside = ", beside=True" if target != "cpu" else ""  # a CPU has no device to share
+        lines += [
+            "if batch.second is not None:",
+            f"    second_prefill = attention_prefill.prepare(batch.second.prefill{beside})",
+            "    exchange, rows = batch.second.exchange, batch.halves[1]",
+            "    second_swaps = collectives.prepare(exchange, rows, comm.kvp)",
+        ]
     for call in program.calls:
-        lines += _call_lines(call, module.functions[call.function])
+        lines += _call_lines(call, module)
     (result,) = program.returns
     return [*lines, f"return {result}"]
 
 
-def _call_lines(call: Call, function: Function) -> list[str]:
+def _call_lines(call: Call, module: Module) -> list[str]:
+    function = module.functions[call.function]
     values = [f"batch.{name}" if name in _BATCH_INPUTS else name for name in call.operands]
     results = ", ".join(call.results)
     lines = [f"# {print_call(call)}"]
@@ -286,14 +343,34 @@ def _call_lines(call: Call, function: Function) -> list[str]:
             lines += ["if batch.last.shape[0] == 0:", "    return None  # no row wants logits"]
         given = [*_arguments(function)[: -len(values)], *values]
         return [*lines, f"{results} = {call.function}({', '.join(given)})"]
-    given = [*_arguments(function)[: -len(values)], *call.results, *values[len(call.results) :]]
-    given = ["layer_w" if name == "w" else name for name in given]
+    rows = [*call.results, *values[len(call.results) :]]
+
+    def called(function: Function) -> str:
+        given = [*_arguments(function)[: -len(values)], *rows]
+        names = ["layer_w" if name == "w" else name for name in given]
+        return f"{results} = {function.name}({', '.join(names)})"
+
+    if call.halved is None:
+        body = [f"    {called(function)}"]
+    else:
+        body = [
+            "    if batch.second is None:",
+            f"        {called(function)}",
+            "    else:",
+            *_wrapped(called(module.functions[call.halved])),
+        ]
     return [
         *lines,
         f"{results} = {', '.join(values[: len(call.results)])}",
         "for layer_w, (k_cache, v_cache) in zip(w.layers, kv, strict=True):",
-        f"    {results} = {call.function}({', '.join(given)})",
+        *body,
     ]
+
+
+def _wrapped(call: str) -> list[str]:
+    """A long call on three lines."""
+    head, _, given = call.partition("(")
+    return [f"        {head}(", f"            {given[:-1]}", "        )"]
 
 
 def _step_doc(index: int, count: int) -> str:

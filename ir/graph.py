@@ -4,7 +4,8 @@
     Function  = parameters, ops, returned values; one of embed, rotation, layer…, head
     Op        = name, operands (their order lives here), attributes, results with types
     Program   = the calls of one pipeline stage, in order; unsplit modules have one, called "main"
-    Call      = a function applied once, or once per layer in `layers` with its results fed back
+    Call      = a function applied once, or once per layer in `layers` with its results fed back; `halved` is
+                another that does the same for a micro-batch that goes in two halves
 
 Values are named: `%q` is the string "q". Names are unique within a function or program.
 """
@@ -70,16 +71,25 @@ class Function:
 
 @dataclass(frozen=True)
 class Call:
-    """`results = function(operands)`; with `layers`, repeated: results replace the first operands."""
+    """`results = function(operands)`; with `layers`, repeated: results replace the first operands.
+
+    halved: what is called instead for a micro-batch whose rows come in two halves (see `passes.overlap`)
+    """
 
     function: str
     operands: tuple[str, ...]
     results: tuple[str, ...]
     layers: tuple[int, int] | None = None
+    halved: str | None = None
 
     @property
     def count(self) -> int:
         return self.layers[1] - self.layers[0] if self.layers else 1
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """All that it may call."""
+        return (self.function,) if self.halved is None else (self.function, self.halved)
 
 
 @dataclass(frozen=True)

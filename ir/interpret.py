@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from .graph import Call, Function, Module, Op, Program, sources_and_copies
 from .ops import OPS
 from .ops.attention import merge_partials
+from .ops.dense import halves
 from .types import degree
 
 Array = NDArray[Any]
@@ -64,10 +65,15 @@ class Interpreter:
         self.ranks: list[Coordinate] = [
             (group, tp) for group in range(module.mesh["kvp"]) for tp in range(module.mesh["tp"])
         ]
+        self.halved = False
         self.caches: dict[tuple[int, Coordinate, int], _Shard] = {}
 
-    def run(self, chunks: Sequence[Chunk], rows: Sequence[int]) -> Array:
-        """One step: the logits [R, V] of the given rows; the chunks' keys and values are kept."""
+    def run(self, chunks: Sequence[Chunk], rows: Sequence[int], *, halved: bool = False) -> Array:
+        """One step: the logits [R, V] of the given rows; the chunks' keys and values are kept.
+
+        halved: whether its rows, of which there are then at least two, go through layers in two halves
+        """
+        self.halved = halved
         ids = np.array([token for chunk in chunks for token in chunk.ids], dtype=np.int64)
         pos = np.concatenate([np.arange(c.start, c.start + len(c.ids)) for c in chunks])
         inputs = {"ids": ids, "pos": pos, "last": np.array(rows, dtype=np.int64)}
@@ -90,7 +96,8 @@ class Interpreter:
     def _run_call(
         self, call: Call, values: dict[str, list[Array]], chunks: Sequence[Chunk]
     ) -> None:
-        function = self.module.functions[call.function]
+        name = call.halved if self.halved and call.halved else call.function
+        function = self.module.functions[name]
         operands = [values[name] for name in call.operands]
         for layer in range(*call.layers) if call.layers else (-1,):
             results = self._run_function(function, operands, layer, chunks)
@@ -182,15 +189,23 @@ class _Site:
             shard.values.append(values[rows][mine])
         return "kv"
 
-    def attend(self, queries: Array) -> tuple[Array, Array]:
-        """Causal attention of each chunk's queries over the local shard: (out, lse)."""
-        parts = [self._attend_chunk(queries[rows], chunk) for rows, chunk in self._rows()]
+    def attend(self, queries: Array, half: int | None) -> tuple[Array, Array]:
+        """Causal attention of all queries, or of one half of them, over the local shard: (out, lse)."""
+        chunks = [chunk for _, chunk in self._rows()]
+        pos = np.concatenate([np.arange(c.start, c.start + len(c.ids)) for c in chunks])
+        whose = np.repeat(np.arange(len(chunks)), [len(c.ids) for c in chunks])
+        if half is not None:
+            pos, whose = halves(pos)[half], halves(whose)[half]
+        parts = [
+            self._attend_chunk(queries[whose == i], chunk, pos[whose == i])
+            for i, chunk in enumerate(chunks)
+            if (whose == i).any()
+        ]
         return np.concatenate([out for out, _ in parts]), np.concatenate([lse for _, lse in parts])
 
-    def _attend_chunk(self, q_Thd: Array, chunk: Chunk) -> tuple[Array, Array]:
+    def _attend_chunk(self, q_Thd: Array, chunk: Chunk, pos: Array) -> tuple[Array, Array]:
         shard = self._shard(chunk.sequence)
         key_pos, keys, values = map(np.concatenate, (shard.positions, shard.keys, shard.values))
-        pos = np.arange(chunk.start, chunk.start + len(chunk.ids))
         group = q_Thd.shape[1] // keys.shape[1] if keys.shape[1] else 1
         block = max(1, _KEYS_AT_ONCE // (q_Thd.shape[0] * q_Thd.shape[1]))
         parts = []

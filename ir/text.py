@@ -4,7 +4,7 @@
     function = 'func' '@' NAME '(' params ')' '{' op* 'return' values '}'
     op       = values '=' NAME values? attrs? ':' type (';' type)*
     program  = 'program' NAME '(' params ')' '{' call* 'return' values '}'
-    call     = values '=' '@' NAME ('[' INT ':' INT ']')? '(' values ')'
+    call     = values '=' '@' NAME ('[' INT ':' INT ']')? '(' values ')' ('or' '@' NAME)?
     params   = '%' NAME ':' type (',' …)*           values = '%' NAME (',' …)*
     attrs    = '{' NAME '=' JSON (',' …)* '}'
     type     = DTYPE '[' size ('@' AXIS)? (',' …)* ']' ('+' KIND '(' AXIS ')')?
@@ -60,7 +60,8 @@ def print_call(call: Call) -> str:
     """One call as one line."""
     layers = f"[{call.layers[0]}:{call.layers[1]}]" if call.layers else ""
     operands = _print_values(call.operands)
-    return f"{_print_values(call.results)} = @{call.function}{layers}({operands})"
+    halved = f" or @{call.halved}" if call.halved else ""
+    return f"{_print_values(call.results)} = @{call.function}{layers}({operands}){halved}"
 
 
 def _print_program(program: Program) -> str:
@@ -84,9 +85,9 @@ _FUNCTION = re.compile(r"func @(\w+)\((.*)\) \{")
 _PROGRAM = re.compile(r"program (\w+)\((.*)\) \{")
 _RETURN = re.compile(r"return (%.+)")
 _OP = re.compile(r"(%[^=]+?) = (\w+)((?: %\w+,?)*)(?: (\{.*\}))? : (\S.*)")
-_CALL = re.compile(r"(%[^=]+?) = @(\w+)(?:\[(\d+):(\d+)\])?\((.*)\)")
+_CALL = re.compile(r"(%[^=]+?) = @(\w+)(?:\[(\d+):(\d+)\])?\(([^)]*)\)(?: or @(\w+))?")
 _TYPE = re.compile(r"(\w+)\[(.*)\](?:\+(\w+)\((\w+)\))?")
-_SIZE = re.compile(r"[\w\s*+()-]+")
+_SIZE = re.compile(r"[\w\s*/+()-]+")
 _SYMBOLS = {symbol.name: symbol for symbol in SYMBOLS}
 
 
@@ -171,7 +172,7 @@ def _parse_program(lines: _Lines) -> Program:
         match = lines.take(_CALL, "%value = @function(%operand, …)")
         layers = (int(match[3]), int(match[4])) if match[3] else None
         operands, results = _parse_values(match[5]), _parse_values(match[1])
-        calls.append(Call(match[2], operands, results, layers))
+        calls.append(Call(match[2], operands, results, layers, match[6]))
     returns = lines.take(_RETURN, "return %value, …")
     lines.take(_CLOSE, "}")
     return Program(head[1], params, tuple(calls), _parse_values(returns[1]))

@@ -4,6 +4,7 @@
     f32[T, 4096@tp_kvp]    ... over all tp × kvp ranks of a stage: over tp, and each piece over kvp
     f32[T, 4096]+sum(tp)   each tp rank holds a partial sum
     f32[T, 32, 128]+lse(kvp)   each KVP group holds a partial attention result (needs its lse to merge)
+    f32[T/2, 32, 128]+sent(kvp)   the same, of half of the rows, on its way to the peers until it is merged
 
 Shapes are global; `local_shape` gives what one rank holds. Sizes T, R and KV are counted per KVP
 group already (see `sizes`), so sharding KV over kvp does not divide it again.
@@ -39,7 +40,7 @@ def degree(axis: str, mesh: Mapping[str, int]) -> int:
 
 @dataclass(frozen=True)
 class Partial:
-    """A value that is complete only after a reduction ("sum" or "lse") over `axis`."""
+    """A value that is complete only after a reduction ("sum", "lse" or, on its way, "sent") over `axis`."""
 
     kind: str
     axis: str

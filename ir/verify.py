@@ -9,6 +9,7 @@ A function is valid if
 A program is valid if
     every call names a function, its operands are defined and of the function's parameter types
     the results of a call that is repeated over layers fit the operands that they replace
+    what a call names for halves is a function of the same parameter and result types
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def _verify_program(program: Program, module: Module) -> None:
         function = module.functions.get(call.function)
         if function is None:
             raise VerifyError(f"program {program.name} calls @{call.function}, which is not there")
-        _verify_call(call, function, types, program)
+        _verify_call(call, module, types, program)
         types.update(zip(call.results, function.result_types, strict=True))
     for name in program.returns:
         if name not in types:
@@ -100,8 +101,9 @@ def _verify_program(program: Program, module: Module) -> None:
 
 
 def _verify_call(
-    call: Call, function: Function, types: dict[str, TensorType], program: Program
+    call: Call, module: Module, types: dict[str, TensorType], program: Program
 ) -> None:
+    function = module.functions[call.function]
     where = f"program {program.name}, @{call.function}"
     for name in call.operands:
         if name not in types:
@@ -112,6 +114,13 @@ def _verify_call(
         raise VerifyError(f"{where} takes ({_join(wanted)}), not ({_join(given)})")
     if len(call.results) != len(function.returns):
         raise VerifyError(f"{where} returns {len(function.returns)} values")
+    if call.halved is not None:
+        other = module.functions.get(call.halved)
+        if other is None or (other.params, other.result_types) != (
+            function.params,
+            function.result_types,
+        ):
+            raise VerifyError(f"{where} and @{call.halved} are not alike")
     if call.layers is not None:
         first, end = call.layers
         if not 0 <= first <= end:

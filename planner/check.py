@@ -18,6 +18,7 @@ from ..ir.model import ModelSpec
 from .chunks import Sizes
 from .cluster import Cluster
 from .cost import StageFormulas, compile_totals
+from .counting import HALVES
 
 Floats = NDArray[np.float64]
 Blocks = Mapping[str, Floats]
@@ -37,6 +38,7 @@ def violations(
     price = compile_totals(formulas)
     return (
         *_layout(plan, spec, cluster),
+        *_overlap(plan, formulas),
         *_rules(plan, workload),
         *_pages(plan, workload),
         *_memory(plan, spec, cluster),
@@ -62,6 +64,15 @@ def _layout(plan: Plan, spec: ModelSpec, cluster: Cluster) -> Iterator[str]:
         yield f"stages of {layers} layers"
     if firsts != [stage.first_layer for stage in plan.stages]:
         yield "stages do not follow one another"
+
+
+def _overlap(plan: Plan, formulas: StageFormulas) -> Iterator[str]:
+    """Halves are priced as they will be run; that they pay is the times' business."""
+    priced = formulas[HALVES].least_rows if HALVES in formulas else 0
+    if plan.overlap_rows != priced:
+        yield f"chunks of {plan.overlap_rows} rows go in halves, priced is {priced}"
+    if plan.overlap_rows and (plan.layout.kvp == 1 or plan.overlap_rows < 2):
+        yield f"halves of {plan.overlap_rows} rows on {plan.layout}"
 
 
 def _rules(plan: Plan, workload: Workload) -> Iterator[str]:

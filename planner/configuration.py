@@ -15,7 +15,7 @@ from .chunks import Riders
 from .cluster import Cluster
 from .cost import links_of
 from .precision import check_precision
-from .space import Growth, check_stripe, growths, layouts, page_size
+from .space import Growth, check_overlap, check_stripe, growths, layouts, page_size
 
 RINGS = ("striped", "contiguous")
 
@@ -27,6 +27,7 @@ class Configuration:
     prompt: tokens to prefill; cached: tokens before them whose KV is there; cp: ranks of ring attention;
     ring: how the prompt lies on them, one of RINGS (see `forecast`)
     stripe: of KVP growth, in tokens, or "contiguous" (see `space`); None: as a plan would choose
+    overlap: rows from which chunks go through layers in halves, or "off"; None: as a plan would choose
     eager: kernels launched one by one, not by CUDA graphs
     """
 
@@ -40,6 +41,7 @@ class Configuration:
     ring: str = "striped"
     precision: Precision = AUTO
     stripe: int | str | None = None
+    overlap: int | str | None = None
     eager: bool = False
 
     @property
@@ -69,6 +71,8 @@ def check_configuration(spec: ModelSpec, cluster: Cluster, asked: Configuration)
     check_precision(cluster, asked.precision)
     if asked.stripe is not None:
         check_stripe(asked.stripe, layout.kvp)
+    if asked.overlap is not None:
+        check_overlap(asked.overlap, layout.kvp)
     layouts(spec, cluster, cluster.devices, dataclasses.asdict(layout))
     if asked.ranks > cluster.devices:
         raise BadInput(

@@ -35,48 +35,53 @@ micro-batch costs a stage beside its ops (host time), `hop` sends [T, hidden] to
 In the head is, too, what each sequence that gets a token costs beside all ops (`overhead.row`): to sample and
 hand it out, and what kernels take longer over several sequences than over one as long as all of them.
 
+A layer in two halves (`halves`; see `passes.overlap`) has each half's exchange run beside other ops
+(`counting`). With S the seconds of those and n = `LENT`, of whose multiprocessors one is left to messages,
+they and the exchange take together
+
+    Max(S·n/(n − 1), α + bytes/β)                of which all but S counts as communication
+
+A micro-batch goes in halves if T − R ≥ the least rows that are worth it and neither QK nor X is 0: as far
+as six sizes can tell, it has a chunk that large, on several groups. On a CPU, whose cores carry the
+messages themselves, nothing runs beside them.
+
 From terms, each a row of coefficients or the larger of two, come both the sympy expressions that the
 artifact's cost.py prints and, for the search, tables; each plan's re-check compares the two.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import sympy
+from numpy.typing import NDArray
 from sympy.printing.pycode import PythonCodePrinter
 
-from ..artifact import Layout
-from ..ir.graph import Module
-from ..ir.ops import Work, works
-from ..ir.sizes import KD, QK, SYMBOLS, R, Size, X, any_of
+from ..artifact import LENT, Layout
+from ..ir.sizes import SYMBOLS, R
 from .chunks import Floats, Sizes
 from .cluster import Cluster
+from .counting import BASIS, HALVES, Row, Task, row_of
 
-BLOCKS = ("step", "embed", "rotation", "layer", "head", "hop")
-FUNCTIONS = ("embed", "rotation", "layer", "head")
 PARTS = ("linear", "attention", "communication", "launch", "other")
-
-Row = tuple[float, ...]
-"""Coefficients of an affine size or time: of 1, of each symbol, and of `any_of` those that gate."""
-
-BASIS: tuple[sympy.Expr, ...] = (sympy.S.One, *SYMBOLS, any_of(QK), any_of(KD), any_of(X))
 
 
 @dataclass(frozen=True)
 class Formula:
     """One block: part → seconds on the device, in the symbols of `ir.sizes`, and what its launches take
     the host. The block takes the longer of the two; what the host takes more counts as launch.
+
+    least_rows: of `halves`, those from which micro-batches go in halves
     """
 
     parts: Mapping[str, sympy.Expr]
     host_s: float
+    least_rows: int = 0
 
 
 StageFormulas = Mapping[str, Formula]
@@ -92,24 +97,13 @@ class Links:
 
 
 @dataclass(frozen=True)
-class Task:
-    """One work of one op, counted; `launches`: kernel launches that it stands for."""
-
-    part: str
-    resource: str
-    axis: str | None
-    flops: Row
-    bytes: Row
-    grain: Row
-    launches: int
-
-
-@dataclass(frozen=True)
 class Term:
-    """Seconds of one work: the larger of two affine functions, or one alone."""
+    """Seconds of one work: the larger of two affine functions, or one alone. beside, transfers: see Task."""
 
     part: str
     rows: tuple[Row, ...]
+    beside: int = 0
+    transfers: bool = False
 
     def seconds(self) -> sympy.Expr:
         sides = [_expression(row) for row in self.rows]
@@ -123,9 +117,26 @@ class Block:
     terms: tuple[Term, ...]
     host_s: float = 0.0
 
+    @property
+    def computing(self) -> tuple[Term, ...]:
+        """What takes the device's own time."""
+        return tuple(term for term in self.terms if not term.transfers)
+
+    @property
+    def transfers(self) -> tuple[tuple[Term, tuple[Term, ...]], ...]:
+        """Those that others run beside, with these."""
+        return tuple(
+            (transfer, tuple(t for t in self.computing if t.beside == transfer.beside))
+            for transfer in self.terms
+            if transfer.transfers
+        )
+
 
 Terms = Mapping[str, Block]
 """block name → block."""
+
+Totals = Callable[[Sizes], Mapping[str, Floats]]
+"""sizes → seconds by block, vectorised."""
 
 
 def links_of(layout: Layout, cluster: Cluster) -> Links:
@@ -134,38 +145,6 @@ def links_of(layout: Layout, cluster: Cluster) -> Links:
     fits = layout.gpus <= per_node
     kvp = "intra" if fits or layout.kvp == 1 or per_node % span == 0 else "inter"
     return Links(kvp, "intra" if fits or layout.spp == 1 else "inter")
-
-
-def count(module: Module) -> Mapping[str, tuple[Task, ...]]:
-    """What one rank does in each function of a sharded, fused module, and in a hop."""
-    mesh = module.mesh
-    tasks: dict[str, tuple[Task, ...]] = {}
-    for name in FUNCTIONS:
-        function = module.functions[name]
-        done = [works(op, function, mesh) for op in function.ops]
-        tasks[name] = tuple(task for op_works in done for task in _tasks(op_works))
-    hidden = module.functions["embed"].result_types[0].local_bytes(mesh)
-    tasks["hop"] = tuple(_tasks((Work("communication", "hop", 0, hidden, "spp"),)))
-    return tasks
-
-
-def _tasks(op_works: tuple[Work, ...]) -> Iterator[Task]:
-    """The works of one op; the first that is no collective stands for the op's launch."""
-    launches = 1
-    for work in op_works:
-        launched = launches if work.axis is None else 0
-        launches -= launched
-        flops, moved, grain = (_row(size) for size in (work.flops, work.bytes, work.grain))
-        yield Task(work.part, work.resource, work.axis, flops, moved, grain, launched)
-
-
-def _row(size: Size) -> Row:
-    if isinstance(size, int):
-        return (float(size),) + (0.0,) * (len(BASIS) - 1)
-    terms = sympy.expand(size).as_coefficients_dict()
-    row = tuple(float(terms.get(key, 0)) for key in BASIS)
-    assert sum(value != 0 for value in row) == len(terms), f"{size} is not affine"
-    return row
 
 
 def _expression(row: Row) -> sympy.Expr:
@@ -192,47 +171,63 @@ def price_terms(
     pricer = _Pricer(cluster, dtype, mesh, crossed, eager)
     blocks = {name: pricer.block(tasks[name]) for name in tasks}
     if "overhead.row" in cluster.numbers:
-        head, row = blocks["head"], _launch((cluster["overhead.row"], _row(R)))
-        blocks["head"] = dataclasses.replace(head, terms=(*head.terms, row))
-    step = _launch((cluster["overhead.iteration"], _row(1)))
+        head, row = blocks["head"], _launch((cluster["overhead.row"], row_of(R)))
+        blocks["head"] = replace(head, terms=(*head.terms, row))
+    step = _launch((cluster["overhead.iteration"], row_of(1)))
     return {"step": Block((step,)), **blocks}
 
 
-def _launch(*seconds: tuple[float, Row]) -> Term:
-    return Term("launch", (_sum(*seconds),))
+def _launch(*seconds: tuple[float, Row], beside: int = 0) -> Term:
+    return Term("launch", (_sum(*seconds),), beside)
 
 
-def stage_formulas(terms: Terms) -> StageFormulas:
+def stage_formulas(terms: Terms, least_rows: int) -> StageFormulas:
     """Terms as expressions, by block and part."""
-    return {
-        name: Formula(
-            {
-                part: sympy.Add(*(t.seconds() for t in block.terms if t.part == part))
-                for part in PARTS
-            },
-            block.host_s,
-        )
-        for name, block in ((name, terms[name]) for name in BLOCKS)
-    }
+    formulas = {}
+    for name, block in terms.items():
+        parts = {
+            part: sympy.Add(*(t.seconds() for t in block.computing if t.part == part))
+            for part in PARTS
+        }
+        for transfer, beside in block.transfers:
+            parts["communication"] += _uncovered(transfer, beside)
+        formulas[name] = Formula(parts, block.host_s, least_rows if name == HALVES else 0)
+    return formulas
 
 
-def tabulate(terms: Terms) -> Callable[[Sizes], Mapping[str, Floats]]:
-    """sizes → seconds by block, as two products with tables of coefficients."""
-    upper: list[Row] = []
-    lower: list[Row] = []
-    ranges: dict[str, tuple[int, int]] = {}
-    for name in BLOCKS:
-        first = len(upper)
-        for term in terms[name].terms:
-            if len(term.rows) == 2:
-                upper.append(term.rows[0])
-                lower.append(term.rows[1])
-        plain = _sum(*((1.0, t.rows[0]) for t in terms[name].terms if len(t.rows) == 1))
-        upper.append(plain)
-        lower.append(plain)
-        ranges[name] = (first, len(upper))
-    uppers, lowers = np.array(upper), np.array(lower)
-    host_s = {name: terms[name].host_s for name in BLOCKS}
+def _uncovered(transfer: Term, beside: Sequence[Term]) -> sympy.Expr:
+    """What a transfer adds to the time of what runs beside it."""
+    covered = sympy.Add(*(term.seconds() for term in beside))
+    return sympy.Max(covered / (LENT - 1), transfer.seconds() - covered, evaluate=False)
+
+
+def in_halves(sizes: Sizes, least_rows: int) -> NDArray[np.bool_]:
+    """Which micro-batches go through layers in halves."""
+    return np.asarray((least_rows <= sizes.T - sizes.R) & (sizes.QK > 0) & (sizes.X > 0))
+
+
+def choosing(totals: Totals, least_rows: int) -> Totals:
+    """The seconds of blocks, with those of a layer in halves where it goes in halves."""
+
+    def chosen(sizes: Sizes) -> Mapping[str, Floats]:
+        blocks = dict(totals(sizes))
+        halves, whole = blocks.pop(HALVES), blocks["layer"]
+        return {**blocks, "layer": np.where(in_halves(sizes, least_rows), halves, whole)}
+
+    return chosen
+
+
+def tabulate(terms: Terms) -> Totals:
+    """sizes → seconds by block, as two products with tables of coefficients.
+
+    With a block of halves where terms have one: which is it that counts is to be chosen (`choosing`).
+    """
+    uppers, lowers = (np.array(rows) for rows in zip(*_tabled(terms), strict=True))
+    ranges, at = {}, 0
+    for name, block in terms.items():
+        groups = [range(at, at := at + len(rows)) for rows in _grouped(block)]
+        ranges[name] = groups[0], list(zip(groups[1::2], groups[2::2], strict=True))
+    host_s = {name: block.host_s for name, block in terms.items()}
     symbols = [str(symbol) for symbol in SYMBOLS]
 
     def evaluate(sizes: Sizes) -> Mapping[str, Floats]:
@@ -241,13 +236,38 @@ def tabulate(terms: Terms) -> Callable[[Sizes], Mapping[str, Floats]]:
         columns += [np.minimum(gate, 1) for gate in (sizes.QK, sizes.KD, sizes.X)]
         table = np.stack(columns).reshape(len(columns), -1)
         seconds = np.maximum(uppers @ table, lowers @ table)
-        totals = {name: seconds[i:j].sum(axis=0) for name, (i, j) in ranges.items()}
-        return {n: np.maximum(total, host_s[n]).reshape(shape) for n, total in totals.items()}
+        totals = {}
+        for name, (alone, beside) in ranges.items():
+            total = seconds[alone].sum(axis=0)
+            for covering, transfer in beside:
+                covered = seconds[covering].sum(axis=0)
+                total += np.maximum(covered * LENT / (LENT - 1), seconds[transfer].sum(axis=0))
+            totals[name] = np.maximum(total, host_s[name]).reshape(shape)
+        return totals
 
     return evaluate
 
 
-def compile_totals(formulas: StageFormulas) -> Callable[[Sizes], Mapping[str, Floats]]:
+def _tabled(terms: Terms) -> Iterator[tuple[Row, Row]]:
+    for block in terms.values():
+        for rows in _grouped(block):
+            yield from rows
+
+
+def _grouped(block: Block) -> list[list[tuple[Row, Row]]]:
+    """What runs alone, and for each transfer what runs beside it, and itself: rows of a table."""
+    alone = [term for term in block.computing if not term.beside]
+    groups = [alone, *(group for t, beside in block.transfers for group in (beside, (t,)))]
+    return [_fewest(group) for group in groups]
+
+
+def _fewest(terms: Sequence[Term]) -> list[tuple[Row, Row]]:
+    """Each maximum by itself, and all that is affine as one."""
+    plain = _sum(*((1.0, term.rows[0]) for term in terms if len(term.rows) == 1))
+    return [(t.rows[0], t.rows[1]) for t in terms if len(t.rows) == 2] + [(plain, plain)]
+
+
+def compile_totals(formulas: StageFormulas) -> Totals:
     """sizes → seconds by block, vectorised."""
     names = list(formulas)
     totals = [sympy.Add(*formulas[name].parts.values()) for name in names]
@@ -257,7 +277,7 @@ def compile_totals(formulas: StageFormulas) -> Callable[[Sizes], Mapping[str, Fl
         pairs = zip(names, evaluate(sizes), strict=True)
         return {name: np.maximum(total, formulas[name].host_s) for name, total in pairs}
 
-    return blocks
+    return choosing(blocks, formulas[HALVES].least_rows) if HALVES in formulas else blocks
 
 
 def compile_parts(formulas: StageFormulas) -> Callable[[Sizes], Mapping[str, Mapping[str, Floats]]]:
@@ -272,6 +292,10 @@ def compile_parts(formulas: StageFormulas) -> Callable[[Sizes], Mapping[str, Map
         for block, by_part in result.items():
             waits = formulas[block].host_s - sum(by_part.values())
             by_part["launch"] = by_part["launch"] + np.maximum(waits, 0)
+        if HALVES in result:
+            halved, whole = result.pop(HALVES), result["layer"]
+            in_two = in_halves(sizes, formulas[HALVES].least_rows)
+            result["layer"] = {part: np.where(in_two, halved[part], whole[part]) for part in PARTS}
         return result
 
     return parts
@@ -314,16 +338,28 @@ class _Pricer:
     eager: bool
 
     def block(self, tasks: Sequence[Task]) -> Block:
-        launches = sum(task.launches for task in tasks)
-        between_s, host_s = launches * self.cluster["overhead.launch"], 0.0
+        if self.cluster.target == "cpu":
+            tasks = [replace(task, beside=0, transfers=False) for task in tasks]
+        launches = Counter[int]()
+        for task in tasks:
+            launches[task.beside] += task.launches
+        launch_s, host_s = self.cluster["overhead.launch"], 0.0
         if "overhead.launch_captured" in self.cluster.numbers:
-            host_s = between_s if self.eager else 0.0
-            between_s = launches * self.cluster["overhead.launch_captured"]
+            host_s = launches.total() * launch_s if self.eager else 0.0
+            launch_s = self.cluster["overhead.launch_captured"]
+        between = (
+            _launch((count * launch_s, row_of(1)), beside=beside)
+            for beside, count in launches.items()
+        )
         priced = (
-            self._local(task) if task.axis is None else self._remote(task, task.axis)
+            replace(
+                self._local(task) if task.axis is None else self._remote(task, task.axis),
+                beside=task.beside,
+                transfers=task.transfers,
+            )
             for task in tasks
         )
-        return Block((_launch((between_s, _row(1))), *priced), host_s)
+        return Block((*between, *priced), host_s)
 
     def _local(self, task: Task) -> Term:
         compute, stream = _CURVES[task.resource]

@@ -9,6 +9,7 @@ from operator import itemgetter
 
 from ..artifact import Alternative, Layout, Marginal
 from ..units import format_duration
+from .candidate import make_candidate
 from .outlook import NEVER, Outlook
 from .search import Finding, Promise, Search
 from .what_if import Answer, WhatIf
@@ -181,6 +182,30 @@ def why(search: Search, found: Finding, promise: Promise, objective: str) -> str
     if gpus == 1:
         return "Nothing binds: one device is enough."
     return "Nothing binds: what is pinned leaves nothing better."
+
+
+def overlapping(search: Search, found: Finding) -> Iterator[str]:
+    """What the chosen chunks would take if none of them went in halves."""
+    if rows := found.outlook.overlap_rows:
+        whole_s = _whole_s(search, found)
+        yield (
+            f"Chunks of {rows:,} rows or more on several groups go through layers in two halves: one's "
+            f"partial results travel while the other is computed. Whole, TTFT would be "
+            f"{format_duration(whole_s)} ({whole_s / found.ttft_s - 1:+.1%})."
+        )
+
+
+def halves_lose(search: Search, found: Finding) -> bool:
+    """Whether halves, worth it for chunks at the middle of the context, are not for the chosen ones."""
+    return found.outlook.overlap_rows > 0 and _whole_s(search, found) <= found.ttft_s
+
+
+def _whole_s(search: Search, found: Finding) -> float:
+    """TTFT of the same split and chunks, none of them in halves."""
+    outlook = found.outlook
+    whole = search.pricer.outlook(outlook.layout, outlook.growth, whole=True)
+    candidate = make_candidate(whole, found.candidate.split, NEVER, 1 << 62)
+    return candidate.ttft_s(found.choice)
 
 
 def dealing(search: Search, found: Finding, promise: Promise) -> Iterator[str]:

@@ -23,6 +23,7 @@ but so was all else that they needed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass
 from functools import cached_property
@@ -174,7 +175,8 @@ def footprint(module: Module, target: str) -> Footprint:
     carried = 2 * row_bytes + rotation.local_bytes(mesh)
     moments = [
         moment
-        for function in (functions["embed"], layer, functions["head"])
+        for function in functions.values()
+        if function.name != "rotation"
         for moment in _moments(function, mesh, target, carried)
     ]
     return Footprint(
@@ -201,19 +203,36 @@ def _moments(function: Function, mesh: Mesh, target: str, carried: Size) -> Iter
     batch = T * _BATCH_BYTES + X * _SWAP_BYTES
     if mesh["kvp"] > 1:
         batch += X * _JOINED_BYTES + T * (mesh["kvp"] - 1) * _PLACE_BYTES
-    made = carried
+    made, travelling = carried, 0  # what travels has a name, too, until the function returns
     for op in function.ops:
         made += _made(op, function, mesh, target)
+        travelling += 2 * _swapped(op, function, mesh) if op.name.startswith("exchange") else 0
         workspace, communication = _passing(op, function, mesh, target)
         if workspace != 0 or communication != 0:
-            yield Moment(_need(made), _need(batch + workspace), _need(communication))
-    yield Moment(_need(made), _need(batch), _need(0))
+            passing = _need(travelling + communication)
+            yield Moment(_need(made), _need(batch + workspace), passing)
+    yield Moment(_need(made), _need(batch), _need(travelling))
+
+
+def _swapped(op: Op, function: Function, mesh: Mesh) -> Size:
+    """Bytes of partial results that an op sends; it receives as many."""
+    return sum(w.bytes for w in works(op, function, mesh) if w.resource == "exchange")
 
 
 def _made(op: Op, function: Function, mesh: Mesh, target: str) -> Size:
     """What stays of an op until its function returns; nothing of one that is written over its operand."""
-    if op.name in ("param", "cache", "merge_heads", "all_reduce", "merge", "merge_scatter"):
+    if op.name in (
+        "param",
+        "cache",
+        "merge_heads",
+        "all_reduce",
+        "merge",
+        "merge_scatter",
+        "halve",
+    ):
         return 0
+    if op.name.startswith("exchange"):
+        return 0  # what it holds is communication
     if op.name == "add" and function.is_spent(op.operands[0], op):
         return 0
     made = sum(value.type.local_bytes(mesh) for value in op.results if _has_rows(value.type.shape))
@@ -224,7 +243,7 @@ def _made(op: Op, function: Function, mesh: Mesh, target: str) -> Size:
 
 
 def _has_rows(shape: tuple[Size, ...]) -> bool:
-    return shape[0] in (T, R)
+    return shape[0] in (T, T / 2, R)
 
 
 def _passing(op: Op, function: Function, mesh: Mesh, target: str) -> tuple[Size, Size]:
@@ -232,9 +251,11 @@ def _passing(op: Op, function: Function, mesh: Mesh, target: str) -> tuple[Size,
     if op.name == "attend":
         return _attend_workspace(op, function, mesh, target), 0
     if op.name in ("merge", "merge_scatter"):
-        (swapped,) = (w.bytes for w in works(op, function, mesh) if w.resource == "exchange")
+        swapped = _swapped(op, function, mesh)
         _, heads, dim = op.type.local_shape(mesh)
-        copied = T * heads * (dim + 4) * 4 if target == "cpu" else 0  # of one peer at a time
+        copied = (
+            op.type.shape[0] * heads * (dim + 4) * 4 if target == "cpu" else 0
+        )  # of one peer at a time
         return copied, 2 * swapped
     if op.name == "all_gather":
         return 0, op.type.local_bytes(mesh)
@@ -250,12 +271,14 @@ def _attend_workspace(op: Op, function: Function, mesh: Mesh, target: str) -> Si
     cache = function.types[op.operands[1]]
     _, two, kv_heads, _ = cache.local_shape(mesh)
     gathered = KV * two * kv_heads * dim * cache.itemsize
-    return gathered + T * heads * (3 * dim + 6) * 4  # of the past, of the chunk, and weighed
+    return (
+        gathered + op.type.shape[0] * heads * (3 * dim + 6) * 4
+    )  # of the past, of the chunk, and weighed
 
 
 def _need(size: Size) -> Need:
     terms = sympy.expand(size).as_coefficients_dict()
-    return Need(*(int(terms.get(symbol, 0)) for symbol in (sympy.S.One, T, R, KV, X)))
+    return Need(*(math.ceil(terms.get(symbol, 0)) for symbol in (sympy.S.One, T, R, KV, X)))
 
 
 def _weight_bytes(function: Function, mesh: Mesh) -> int:

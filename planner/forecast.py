@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..artifact import ChunkRule, Layout, Memory, Workload
+from ..artifact import NEVER_HALVED, ChunkRule, Layout, Memory, Workload
 from ..ir.model import ModelSpec
 from .candidate import best_chunks, make_candidate
 from .chunks import Floats, Riders, Sizes, decode_sizes, prefill_sizes
@@ -51,7 +51,8 @@ Parts = Mapping[str, float]
 class Forecast:
     """The answer. chunks: (first token, tokens of each chunk) where the size changes.
 
-    stripe_tokens: as in `artifact.Plan`; dtype: of all that the configuration's precision leaves alone
+    stripe_tokens, overlap_rows: as in `artifact.Plan`
+    dtype: of all that the configuration's precision leaves alone
     """
 
     ttft: Estimate
@@ -61,6 +62,7 @@ class Forecast:
     stages: tuple[int, ...]
     chunks: tuple[tuple[int, int], ...]
     stripe_tokens: int
+    overlap_rows: int
     uses: tuple[Use, ...]
     notes: tuple[str, ...]
     dtype: str
@@ -75,7 +77,12 @@ def forecast(spec: ModelSpec, cluster: Cluster, asked: Configuration) -> Forecas
     check_configuration(spec, cluster, asked)
     dtype = "float32" if cluster.target == "cpu" else spec.dtype
     workload = Workload(asked.tokens, NEVER, NEVER, asked.output)
-    pricer = Pricer(spec, cluster, dtype, workload, asked.precision, eager=asked.eager)
+    overlap = (
+        NEVER_HALVED if asked.cp > 1 else asked.overlap
+    )  # a ring's keys travel, not its results
+    pricer = Pricer(
+        spec, cluster, dtype, workload, asked.precision, eager=asked.eager, overlap=overlap
+    )
     if asked.cp > 1:
         return _ring(pricer, asked)
     found = _best([pricer.outlook(asked.layout, growth) for growth in growths_of(asked)])
@@ -219,6 +226,7 @@ def _answer(
         stages=split,
         chunks=_changes(*chunks),
         stripe_tokens=outlook.growth.stripe,
+        overlap_rows=outlook.overlap_rows,
         uses=uses,
         notes=tuple(_notes(pricer, asked, memory)),
         dtype=pricer.dtype,

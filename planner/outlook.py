@@ -53,11 +53,15 @@ NEVER = math.inf
 
 @dataclass(frozen=True, eq=False)
 class Wiring:
-    """What formulas depend on: a mesh with its links. `totals`: sizes → seconds by block."""
+    """What formulas depend on: a mesh with its links. `totals`: sizes → seconds by block.
+
+    overlap_rows: as in `artifact.Plan`; 0 where terms have no block of halves
+    """
 
     terms: Terms
     footprint: Footprint
     totals: Callable[[Sizes], Blocks]
+    overlap_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,8 @@ class Outlook:
 
     decode_s: TBT of decodes alone at full length; head_s: what the last chunk's logits add
     (with riders every chunk has them); kept: bytes held from step to step;
-    rides: whether decodes share the prefill's micro-batches; overlaps: whether hops run beside its stages;
+    overlap_rows: as in `artifact.Plan`; rides: whether decodes share the prefill's micro-batches;
+    overlaps: whether hops run beside its stages;
     whole, price: price the prompt as one chunk, without exchange, and in chunks, when asked
     """
 
@@ -101,6 +106,7 @@ class Outlook:
     overlaps: bool
     kept: Kept
     footprint: Footprint
+    overlap_rows: int
     whole: Callable[[], Mapping[str, float]]
     price: Callable[[], Chunks]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..artifact import AUTO, Optimality, Plan, Precision, Stage, Workload
+from ..artifact import AUTO, NEVER_HALVED, Optimality, Plan, Precision, Stage, Workload
 from ..ir.model import ModelSpec
 from ..speeds import Swap
 from .check import violations
 from .cluster import CALIBRATED, Cluster
 from .cost import StageFormulas
-from .explain import alternatives, binding, dealing, marginals, why
+from .explain import alternatives, binding, dealing, halves_lose, marginals, overlapping, why
 from .frontier import frontier
 from .infeasible import infeasible
 from .precision import precision_notes
@@ -77,6 +77,8 @@ def plan_of(question: WhatIf, *, pareto: bool = False) -> Made:
         raise infeasible(question, edge)
     candidate, choice = solution.candidate, solution.choice
     found = Finding(candidate, choice, candidate.ttft_s(choice))
+    if "overlap" not in question.pinned and halves_lose(search, found):
+        return plan_of(question.pinning({"overlap": NEVER_HALVED}), pareto=pareto)
     outlook, growth = candidate.outlook, candidate.outlook.growth
     formulas = pricer.formulas(outlook.layout)
     left = room(found, cluster)
@@ -102,6 +104,7 @@ def plan_of(question: WhatIf, *, pareto: bool = False) -> Made:
         notes=(
             why(search, found, promise, workload.objective),
             *dealing(search, found, promise),
+            *overlapping(search, found),
             *workload_notes(spec, workload),
             *precision_notes(cluster, question.precision),
             *_sources(cluster, outlook.gpus),
@@ -109,6 +112,7 @@ def plan_of(question: WhatIf, *, pareto: bool = False) -> Made:
         precision=question.precision,
         eager=question.eager,
         host_pages=host_pages(found, cluster),
+        overlap_rows=outlook.overlap_rows,
     )
     wrong = violations(plan, spec, cluster, workload, formulas)
     if wrong:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
-from ..artifact import AUTO, FP8, Layout, Precision, Workload
+from ..artifact import AUTO, FP8, NEVER_HALVED, Layout, Precision, Workload
 from ..ir.build import build
 from ..ir.graph import Module
 from ..ir.model import ModelSpec
 from ..ir.passes import fuse, quantize, shard
+from ..ir.passes import overlap as overlap_pass
 from .chunks import (
     Floats,
     Grid,
@@ -31,13 +33,13 @@ from .cluster import Cluster
 from .cost import (
     Links,
     StageFormulas,
-    Task,
-    count,
+    choosing,
     links_of,
     price_terms,
     stage_formulas,
     tabulate,
 )
+from .counting import HALVES, Task, count
 from .footprint import Footprint, footprint, kept
 from .outlook import Chunks, Outlook, Wiring, balanced, crossing
 from .space import Growth
@@ -58,6 +60,20 @@ def process_groups(layout: Layout) -> int:
     return sum(degree > 1 for degree in (layout.tp, layout.spp, layout.kvp)) + layout.helix
 
 
+WORTH = 0.01
+"""By how much halves must make a layer faster: what they cost beside their figures nobody has measured."""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """What a module is sharded for; halves: with a layer in halves beside the whole one."""
+
+    tp: int
+    kvp: int
+    ffn: str
+    halves: bool = False
+
+
 class Pricer:
     """Prices layouts of one model, cluster and workload; formulas are made once per mesh and links."""
 
@@ -70,27 +86,37 @@ class Pricer:
         precision: Precision = AUTO,
         *,
         eager: bool = False,
+        overlap: int | str | None = None,
     ) -> None:
+        """overlap: rows from which chunks go through layers in halves, NEVER_HALVED, or None: as pays."""
         self.spec, self.cluster, self.dtype, self.workload = spec, cluster, dtype, workload
-        self.precision = precision
+        self.precision, self.overlap = precision, overlap
         self.grid: Grid = make_grid(workload.context)
         source = build(spec, dtype, precision.kv_cache)
 
         @cache
-        def module(tp: int, kvp: int, ffn: str) -> Module:
-            fused = fuse(shard(source, tp=tp, kvp=kvp, ffn=ffn))
-            return quantize(fused) if precision.weights == FP8 else fused
+        def module(mesh: Mesh) -> Module:
+            fused = fuse(shard(source, tp=mesh.tp, kvp=mesh.kvp, ffn=mesh.ffn))
+            typed = quantize(fused) if precision.weights == FP8 else fused
+            return overlap_pass(typed) if mesh.halves else typed
 
         @cache
-        def tasks(tp: int, kvp: int, ffn: str) -> tuple[Mapping[str, tuple[Task, ...]], Footprint]:
-            return count(module(tp, kvp, ffn)), footprint(module(tp, kvp, ffn), cluster.target)
+        def tasks(mesh: Mesh) -> tuple[Mapping[str, tuple[Task, ...]], Footprint]:
+            return count(module(mesh)), footprint(module(mesh), cluster.target)
 
         @cache
-        def wiring(tp: int, kvp: int, ffn: str, links: Links) -> Wiring:
-            counted, held = tasks(tp, kvp, ffn)
-            mesh = module(tp, kvp, ffn).mesh
-            terms = price_terms(counted, cluster, dtype, mesh, links, eager=eager)
+        def wiring(mesh: Mesh, links: Links) -> Wiring:
+            """As if no micro-batch went in halves, though there may be a block of them."""
+            counted, held = tasks(mesh)
+            degrees = module(mesh).mesh
+            terms = price_terms(counted, cluster, dtype, degrees, links, eager=eager)
             return Wiring(terms, held, tabulate(terms))
+
+        @cache
+        def halved(wiring: Wiring, rows: int) -> Wiring:
+            return dataclasses.replace(
+                wiring, totals=choosing(wiring.totals, rows), overlap_rows=rows
+            )
 
         @cache
         def samples(spread: Spread) -> Samples:
@@ -116,10 +142,36 @@ class Pricer:
             return {name: float(seconds) for name, seconds in blocks.items()}
 
         self._wiring, self._chunks, self._decode, self._whole = wiring, chunks, decode, whole
+        self._halved = halved
 
     def wiring(self, layout: Layout) -> Wiring:
-        kvp = layout.kvp if layout.helix else min(layout.kvp, 2)  # repeated: all one to a rank
-        return self._wiring(layout.tp, kvp, layout.ffn, links_of(layout, self.cluster))
+        """With a block of halves where chunks of some size go in them."""
+        if layout.kvp == 1 or self.overlap == NEVER_HALVED:
+            return self.whole_wiring(layout)
+        kvp = layout.kvp if layout.helix else 2  # repeated: all one to a rank
+        mesh = Mesh(layout.tp, kvp, layout.ffn, halves=True)
+        both = self._wiring(mesh, links_of(layout, self.cluster))
+        rows = self.overlap if isinstance(self.overlap, int) else self._rows(both, layout.kvp)
+        return self._halved(both, rows) if rows else self.whole_wiring(layout)
+
+    def whole_wiring(self, layout: Layout) -> Wiring:
+        """In which no chunk goes in halves."""
+        kvp = layout.kvp if layout.helix else min(layout.kvp, 2)
+        return self._wiring(Mesh(layout.tp, kvp, layout.ffn), links_of(layout, self.cluster))
+
+    def _rows(self, both: Wiring, kvp: int) -> int:
+        """The least chunk of the menu that halves make faster by WORTH, and all above it; 0 if none.
+
+        On all groups, at the middle of the context, of which each has its part: where prompts of full length
+        spend their time.
+        """
+        menu = np.array(self.grid.menu, dtype=float)
+        keys = np.full_like(menu, self.workload.context / 2 / kvp)
+        none = np.zeros_like(menu)
+        blocks = both.totals(Sizes(menu, none, menu * keys, keys, none, menu * (kvp - 1)))
+        slower = np.flatnonzero(blocks[HALVES] > (1 - WORTH) * blocks["layer"])
+        first = int(slower[-1]) + 1 if len(slower) else 0
+        return self.grid.menu[first] if first < len(menu) else 0
 
     @property
     def overlaps(self) -> bool:
@@ -132,7 +184,8 @@ class Pricer:
 
     def formulas(self, layout: Layout) -> StageFormulas:
         """The expressions that price a layout, by block and part."""
-        return stage_formulas(self.wiring(layout).terms)
+        wiring = self.wiring(layout)
+        return stage_formulas(wiring.terms, wiring.overlap_rows)
 
     def bounds(self, layouts: Sequence[Layout]) -> tuple[Floats, Floats]:
         """Seconds of TBT and of TTFT below which each layout stays, however its requests grow.
@@ -143,7 +196,7 @@ class Pricer:
         tbt_s, ttft_s = np.empty(len(layouts)), np.empty(len(layouts))
         alike: dict[Wiring, list[int]] = defaultdict(list)
         for i, layout in enumerate(layouts):
-            alike[self.wiring(layout)].append(i)
+            alike[self.whole_wiring(layout)].append(i)
         tokens, requests = total_tokens(self.workload), self.workload.concurrency
         context, layers = float(self.workload.context), self.spec.num_layers
         for wiring, group in alike.items():
@@ -159,8 +212,10 @@ class Pricer:
             ttft_s[group] = balanced(wiring.totals(prefill), 0.0, p, layers)
         return tbt_s, ttft_s
 
-    def outlook(self, layout: Layout, growth: Growth) -> Outlook:
-        wiring, riders = self.wiring(layout), growth.riders(self.workload.concurrency - 1)
+    def outlook(self, layout: Layout, growth: Growth, *, whole: bool = False) -> Outlook:
+        """whole: as if no chunk went in halves"""
+        wiring = self.whole_wiring(layout) if whole else self.wiring(layout)
+        riders = growth.riders(self.workload.concurrency - 1)
         alone = self._decode(wiring, growth.riders(self.workload.concurrency))
         layers = self.spec.num_layers
         return Outlook(
@@ -177,6 +232,7 @@ class Pricer:
                 self.communication_bytes(process_groups(layout)),
             ),
             footprint=wiring.footprint,
+            overlap_rows=wiring.overlap_rows,
             whole=lambda: self._whole(wiring, growth.spread),
             price=lambda: self._chunks(wiring, growth.spread, riders),
         )

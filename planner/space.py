@@ -32,7 +32,7 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from ..artifact import CONTIGUOUS, FFN_MODES, Layout, Workload
+from ..artifact import CONTIGUOUS, FFN_MODES, NEVER_HALVED, Layout, Workload
 from ..errors import BadInput, UsageError
 from ..ir.model import ModelSpec
 from .chunks import Riders, Spread, chunk_unit
@@ -43,7 +43,9 @@ AXES = ("tp", "spp", "kvp")
 ROUNDS = (4, 32)
 
 Pins = Mapping[str, int | str]
-"""What is not to be chosen: degrees by axis, "ffn" by name, "stripe" in tokens or CONTIGUOUS."""
+"""What is not to be chosen: degrees by axis, "ffn" by name, "stripe" in tokens or CONTIGUOUS,
+"overlap" in rows or NEVER_HALVED.
+"""
 
 
 @dataclass(frozen=True)
@@ -137,9 +139,13 @@ def check_pins(spec: ModelSpec, cluster: Cluster, devices: int, pinned: Pins) ->
         if axis == "stripe":
             check_stripe(degree, pinned.get("kvp"))
             continue
+        if axis == "overlap":
+            check_overlap(degree, pinned.get("kvp"))
+            continue
         if axis not in AXES:
             raise UsageError(
-                f"unknown axis {axis!r}", do=f"pin {', '.join((*AXES, 'ffn', 'stripe'))}"
+                f"unknown axis {axis!r}",
+                do=f"pin {', '.join((*AXES, 'ffn', 'stripe', 'overlap'))}",
             )
         if not isinstance(degree, int) or degree < 1:
             raise UsageError(f"{axis} must be at least 1", got=degree)
@@ -174,6 +180,16 @@ def check_stripe(stripe: int | str, kvp: int | str | None) -> None:
         )
     if kvp == 1 and stripe != CONTIGUOUS:
         raise UsageError("stripes need kvp of at least 2", got=f"stripe={stripe}, kvp=1")
+
+
+def check_overlap(rows: int | str, kvp: int | str | None) -> None:
+    """UsageError if no chunk of so many rows has two halves, or nothing would travel."""
+    if rows != NEVER_HALVED and (not isinstance(rows, int) or rows < 2):
+        raise UsageError(
+            "not an overlap", got=rows, do=f"give rows of a chunk, 2 or more, or {NEVER_HALVED}"
+        )
+    if kvp == 1 and rows != NEVER_HALVED:
+        raise UsageError("overlap needs kvp of at least 2", got=f"overlap={rows}, kvp=1")
 
 
 def _refusal(t: int, spec: ModelSpec, cluster: Cluster) -> str | None:

@@ -36,6 +36,8 @@ def tell(model: str, cluster: str, asked: Configuration, said: Forecast) -> Iter
     if asked.layout.kvp > 1:
         tokens = asked.tokens + asked.output
         yield f"  growth  a request {growth_words(asked.layout.kvp, said.stripe_tokens, tokens)}"
+    if said.overlap_rows:
+        yield f"  halves  chunks of {said.overlap_rows:,} rows or more, one's messages beside the other"
     yield ""
     yield "rests on"
     for use in said.uses:

@@ -80,9 +80,25 @@ class WhatIf:
         devices = devices_asked(cluster, nodes=nodes, gpus=gpus)
         self.degrees = check_pins(spec, cluster, devices, self.pinned)
         self.promise = Promise(workload.ttft_s, workload.tbt_s, devices)
-        pricer = Pricer(spec, cluster, self.dtype, workload, precision, eager=eager)
+        overlap = self.pinned.get("overlap")
+        pricer = Pricer(
+            spec, cluster, self.dtype, workload, precision, eager=eager, overlap=overlap
+        )
         self.search = Search(pricer, self.pinned)
         self.search.layouts(devices)
+
+    def pinning(self, more: Pins) -> WhatIf:
+        """The same question with more of the layout pinned."""
+        return WhatIf(
+            self.spec,
+            self.cluster,
+            self.workload,
+            gpus=self.promise.devices,
+            target=self.target,
+            pinned={**self.pinned, **more},
+            precision=self.precision,
+            eager=self.eager,
+        )
 
     def solve(
         self,

@@ -145,16 +145,16 @@ class Alone(Surroundings):
     def num_pages(self, plan: Plan) -> int:
         return self.pages
 
-    def connect(self, layout: Layout, device: torch.device) -> Comm:
-        if layout.gpus > 1:
+    def connect(self, plan: Plan, device: torch.device) -> Comm:
+        if plan.gpus > 1:
             dist.init_process_group(
                 BACKEND,
                 store=HashStore(),
                 rank=self.settings.rank,
-                world_size=layout.gpus,
+                world_size=plan.gpus,
                 pg_options=self.supply,
             )
-        return connect(layout, self.settings.rank, BACKEND)
+        return connect(plan.layout, self.settings.rank, BACKEND)
 
     def _refuse_if_too_large(self, program: Any, device: torch.device) -> None:
         weights, kv = parameter_bytes(program), kv_bytes(program, self.pages)

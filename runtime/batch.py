@@ -5,17 +5,21 @@ chunk may cross from one stripe into the next: every active group (under helix, 
 its rows as queries, stores those that lie in its own shard (slot −1 otherwise), and is told what each
 query sees. All of a chunk's keys are stored before attention runs, so where a further stripe of the shard
 begins within the chunk, a segment of its own begins too: its queries see keys that earlier ones must not.
+
+Where the plan has chunks' partial results travel while others are computed, a chunk is cut into two halves of
+its rows, and all second halves come last.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import torch
 
-from ..microbatch import Batch, Exchange, Segments
+from ..microbatch import Batch, Exchange, Second, Segments
 from .growth import Growth
 from .sequences import Part, Sequence
 from .transfer import to_device
@@ -69,12 +73,19 @@ class Batches:
     """Builds batches for one group on one device, with the tensors that can be kept kept.
 
     peers: by KVP group, the global rank of the worker of the same stage and tensor slice.
+    overlap_rows: as in `artifact.Plan`
     """
 
     def __init__(
-        self, growth: Growth, page_size: int, peers: Seq[int], device: torch.device
+        self,
+        growth: Growth,
+        page_size: int,
+        peers: Seq[int],
+        device: torch.device,
+        overlap_rows: int = 0,
     ) -> None:
         self.growth = growth
+        self.overlap_rows = overlap_rows
         self.page_size = page_size
         self.peers = peers
         self.device = device
@@ -88,6 +99,8 @@ class Batches:
             [self._slot(part) for part in decodes],
         ]
         rows = to_device(torch.tensor(ints, dtype=torch.int64), self.device)
+        first, second = self._halved(chunks)
+        chunks = [*first, *second]
         if chunks:
             rows = torch.cat([rows, *(self._chunk_rows(part) for part in chunks)], dim=1)
         last, wanted = self._wanted([*decodes, *chunks])
@@ -98,10 +111,30 @@ class Batches:
             last=to_device(torch.tensor(last, dtype=torch.int64), self.device),
             num_decode=len(decodes),
             decode=self._segments(decodes) if decodes else None,
-            prefill=self._segments(chunks) if chunks else None,
-            exchange=self._exchange([*decodes, *chunks]) if self.growth.kvp > 1 else (),
+            prefill=self._segments(first) if first else None,
+            exchange=self._exchange([*decodes, *first]) if self.growth.kvp > 1 else (),
+            second=self._second(second) if second else None,
         )
         return batch, wanted
+
+    def _halved(self, chunks: Seq[Part]) -> tuple[list[Part], list[Part]]:
+        """Chunks that are worth it, in two. All groups that compute a chunk cut it alike."""
+        first: list[Part] = []
+        second: list[Part] = []
+        for part in chunks:
+            several = self.growth.seen_by(part.end) > 1
+            if several and 0 < self.overlap_rows <= part.rows:
+                rows = part.rows - part.rows // 2
+                first.append(dataclasses.replace(part, rows=rows))
+                rest = part.rows - rows
+                second.append(dataclasses.replace(part, cached=part.cached + rows, rows=rest))
+            else:
+                first.append(part)
+        return first, second
+
+    def _second(self, parts: Seq[Part]) -> Second:
+        rows = sum(part.rows for part in parts)
+        return Second(rows, self._segments(parts), self._exchange(parts))
 
     def _slot(self, part: Part) -> int:
         """Where a decode's K/V is stored; −1 if on another group."""
@@ -184,9 +217,8 @@ class Batches:
         row = 0
         for part in parts:
             rows = range(row, row + part.rows)
-            mine, end = part.sequence.shard, part.cached + part.rows
-            active = self.growth.shards(end)
-            for shard in range(self.growth.seen_by(end)):
+            mine, active = part.sequence.shard, self.growth.shards(part.end)
+            for shard in range(self.growth.seen_by(part.end)):
                 if shard == mine:
                     continue
                 peer = self.peers[self.growth.group(part.sequence.home, shard)]

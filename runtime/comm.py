@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
@@ -37,10 +38,11 @@ class Comm:
     tp_kvp: dist.ProcessGroup | None
 
 
-def connect(layout: Layout, rank: int, backend: str, token: str = "") -> Comm:
+def connect(layout: Layout, rank: int, backend: str, token: str = "", *, beside: int = 0) -> Comm:
     """Join the world (torchrun's environment), if that is not done, and make this rank's groups.
 
     token: what this set of workers is called; its name in a store that outlives it
+    beside: multiprocessors that kernels leave to NCCL's messages between KVP groups; 0: none run beside any
     """
     stage, group, tp_rank = layout.coordinates(rank)
     if layout.gpus > 1 and not dist.is_initialized():
@@ -53,7 +55,11 @@ def connect(layout: Layout, rank: int, backend: str, token: str = "") -> Comm:
         pp=_group("pp", [layout.rank(s, group, tp_rank) for s in range(layout.spp)]),
         prev=layout.rank(stage - 1, group, tp_rank) if stage > 0 else None,
         next=layout.rank(stage + 1, group, tp_rank) if stage + 1 < layout.spp else None,
-        kvp=_group("kvp", [layout.rank(stage, g, tp_rank) for g in groups]),
+        kvp=_group(
+            "kvp",
+            [layout.rank(stage, g, tp_rank) for g in groups],
+            _quick(beside) if backend == "nccl" and beside else None,
+        ),
         tp_kvp=_group("tp_kvp", stage_ranks) if layout.helix else None,
     )
 
@@ -84,10 +90,19 @@ def _join(layout: Layout, rank: int, backend: str, token: str) -> None:
     )
 
 
-def _group(axis: str, ranks: Iterable[int]) -> dist.ProcessGroup | None:
+def _quick(places: int) -> Any:
+    """Options by which messages go before what waits to be computed, in no more than so many places."""
+    options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
+    options.config.max_ctas = places
+    return options
+
+
+def _group(axis: str, ranks: Iterable[int], options: Any = None) -> dist.ProcessGroup | None:
     members = list(ranks)
     if len(members) == 1:
         return None
-    made = dist.new_group(members, use_local_synchronization=True, group_desc=axis)
+    made = dist.new_group(
+        members, use_local_synchronization=True, group_desc=axis, pg_options=options
+    )
     assert isinstance(made, dist.ProcessGroup), f"this rank is not a member of its own {axis} group"
     return made

@@ -19,10 +19,9 @@ import queue
 import secrets
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar, cast
+from typing import cast
 
 from .. import artifact
 from ..artifact import Manifest, Plan
@@ -52,10 +51,8 @@ from .workers import Down, Up, Workers
 WARM_UP_TOKENS = 64
 
 log = logging.getLogger("mnemoc")
-T = TypeVar("T")
-Message = Handle | Look | Callable[[], None] | int | MnemocError
-"""A request, a wish for a snapshot, something to do in the engine's thread, a request to cancel by its id,
-or why the engine is to end."""
+Message = Handle | Look | int | MnemocError
+"""A request, a wish for a snapshot, a request to cancel by its id, or why the engine is to end."""
 
 
 class Engine:
@@ -191,23 +188,6 @@ class Engine:
             raise cast(MnemocError, self._failed)
         return handle
 
-    def ask(self, question: Callable[[Flights, float], T]) -> Future[T]:
-        """Have a question answered in the engine's thread, between two steps. From any thread.
-
-        question: what is in flight, and the time now → whatever outlives the call; within a millisecond
-        """
-        answer: Future[T] = Future()
-
-        def put() -> None:
-            try:
-                answer.set_result(question(self._flights, now_s()))
-            except Exception as error:
-                answer.set_exception(error)
-
-        if not self._tell(put):
-            answer.set_exception(cast(MnemocError, self._failed))
-        return answer
-
     @property
     def healthy(self) -> bool:
         """Whether the workers are up and the engine's loop runs."""
@@ -275,7 +255,7 @@ class Engine:
 
     def step(self, wait_s: float | None = None) -> None:
         """Schedule, dispatch, settle: fill the pipeline, then wait for what comes back."""
-        while self._workers.up and self._flights.room and self._flights.dispatch(now_s()):
+        while self._workers.up and self._flights.dispatch(now_s()):
             pass
         self._flights.deliver()
         events = self._workers.poll(wait_s)
@@ -335,12 +315,10 @@ class Engine:
                 self._closing = message
             elif isinstance(message, int):
                 self._flights.cancel(message)
-            elif isinstance(message, Handle):
-                self._flights.accept(message, now_s())
             elif isinstance(message, Look):
                 self._flights.look(message, now_s())
             else:
-                message()
+                self._flights.accept(message, now_s())
 
     def _tell(self, message: Message) -> bool:
         """Put a message before the engine's thread; False if that has ended."""

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 
-from ..microbatch import Batch, Segments
+from ..microbatch import Batch, Exchange, Second, Segments
 
 MOST = 64
 """Graphs kept at a time; the one that was used longest ago goes first."""
@@ -69,10 +69,8 @@ class Graphs:
             **{name: getattr(batch, name).clone() for name in ("ids", "pos", "slots", "last")},
             decode=_roomy(batch.decode),
             prefill=_roomy(batch.prefill),
-            exchange=tuple(
-                dataclasses.replace(swap, sent=swap.sent.clone(), received=swap.received.clone())
-                for swap in batch.exchange
-            ),
+            exchange=_cloned(batch.exchange),
+            second=_own(batch.second),
         )
         rows = tuple(value.clone() for value in arrived)
         replay, result = self._capture(lambda: self._step(own, *rows))
@@ -112,9 +110,9 @@ def warmed(run: Callable[[], object], times: int = 1) -> None:
 def _tensors(batch: Batch, arrived: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
     """All that a step reads of a micro-batch."""
     found = [batch.ids, batch.pos, batch.slots, batch.last]
-    for part in (batch.decode, batch.prefill):
+    for part in _parts(batch):
         found += [part.rows, part.kv_len, part.past, part.pages] if part is not None else []
-    for swap in batch.exchange:
+    for swap in _swaps(batch):
         found += [swap.sent, swap.received]
     return [*found, *arrived]
 
@@ -125,11 +123,36 @@ def _shape(batch: Batch, arrived: tuple[torch.Tensor, ...]) -> object:
         (part.count, part.max_rows, _room(part.max_kv), _room(part.pages.shape[1]))
         if part is not None
         else None
-        for part in (batch.decode, batch.prefill)
+        for part in _parts(batch)
     ]
-    swaps = [(swap.peer, len(swap.sent), len(swap.received)) for swap in batch.exchange]
-    rows = len(batch.ids), len(batch.last), batch.num_decode, len(arrived)
+    swaps = [(swap.peer, len(swap.sent), len(swap.received)) for swap in _swaps(batch)]
+    rows = batch.halves, len(batch.last), batch.num_decode, len(arrived)
     return (rows, *parts, *swaps)
+
+
+def _parts(batch: Batch) -> tuple[Segments | None, ...]:
+    second = () if batch.second is None else (batch.second.prefill,)
+    return (batch.decode, batch.prefill, *second)
+
+
+def _swaps(batch: Batch) -> tuple[Exchange, ...]:
+    return batch.exchange + (() if batch.second is None else batch.second.exchange)
+
+
+def _cloned(exchange: tuple[Exchange, ...]) -> tuple[Exchange, ...]:
+    return tuple(
+        dataclasses.replace(swap, sent=swap.sent.clone(), received=swap.received.clone())
+        for swap in exchange
+    )
+
+
+def _own(second: Second | None) -> Second | None:
+    """A second half of its own."""
+    if second is None:
+        return None
+    prefill = _roomy(second.prefill)
+    assert prefill is not None
+    return dataclasses.replace(second, prefill=prefill, exchange=_cloned(second.exchange))
 
 
 def _roomy(part: Segments | None) -> Segments | None:

@@ -46,12 +46,14 @@ class Part:
     """Rows of one sequence in a step: positions cached .. cached + rows − 1.
 
     owner: the shard that the last row is stored in; token: the id to decode, −1 for prefill rows.
+    end: tokens of the sequence behind the chunk that these rows are of, all of it or a half
     """
 
     sequence: Sequence
     cached: int
     rows: int
     owner: int
+    end: int
     token: int = -1
 
 
@@ -103,7 +105,8 @@ class Sequences:
         sequence = self._all[id]
         cached = sequence.length
         sequence.length += rows
-        return Part(sequence, cached, rows, self.growth.owner(sequence.length - 1), token)
+        end = sequence.length
+        return Part(sequence, cached, rows, self.growth.owner(end - 1), end, token)
 
     def _admit(self, new: Admission) -> None:
         shard = self.growth.shard(new.home, self.group)

@@ -93,8 +93,9 @@ class Stage:
         self.host_pages = HostPages(self.kv, plan.host_pages)
         self.sequences = Sequences(growth, self.group, plan.page_size, self.device)
         peers = [layout.rank(stage, group, tp_rank) for group in range(layout.kvp)]
-        self.batches = Batches(growth, plan.page_size, peers, self.device)
-        self.comm = given.connect(layout, self.device)
+        rows = plan.overlap_rows
+        self.batches = Batches(growth, plan.page_size, peers, self.device, rows)
+        self.comm = given.connect(plan, self.device)
         self._eos = frozenset(manifest.model["eos"])
         self._max_sends = layout.spp + 1
         self._sends: deque[Any] = deque()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..artifact import Layout, Plan
+from ..artifact import LENT, Layout, Plan
 from . import cores
 from .comm import Comm, connect
 from .settings import Settings
@@ -42,8 +42,12 @@ class Surroundings:
         """KV pages of each layer."""
         return plan.num_pages
 
-    def connect(self, layout: Layout, device: torch.device) -> Comm:
+    def connect(self, plan: Plan, device: torch.device) -> Comm:
         """The process groups that the rank's program talks through."""
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        with cores.giving_way():
-            return connect(layout, self.settings.rank, backend, self.settings.token or "")
+        rank, token = self.settings.rank, self.settings.token or ""
+        if device.type == "cpu":
+            with cores.giving_way():
+                return connect(plan.layout, rank, "gloo", token)
+        places = torch.cuda.get_device_properties(device).multi_processor_count // LENT
+        beside = places if plan.overlap_rows else 0
+        return connect(plan.layout, rank, "nccl", token, beside=beside)

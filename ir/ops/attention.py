@@ -2,7 +2,7 @@
 
 `attend` is one op that yields (out, lse) over the local KV shard; `merge` combines the partial
 results of the KVP groups by online softmax, and `merge_scatter` does so with each group a share of
-the heads:
+the heads. `exchange` (and `exchange_scatter`) send partial results on their way, and who merges them waits:
 
     m = max_j lse_j ;  w_j = exp(lse_j − m) ;  out = Σ_j w_j·out_j / Σ_j w_j ;  lse = m + log Σ_j w_j
 
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..graph import Op
-from ..sizes import KD, KV, QK, Size, T, X, any_of
+from ..sizes import KD, KV, QK, Size, T, X, any_of, normal
 from ..types import E4M3, PRODUCT, Partial, TensorType, degree
 from .base import (
     Array,
@@ -79,10 +79,22 @@ def infer_attend(types: Types, attrs: Attrs, mesh: Mesh) -> Types:
     )
 
 
+def infer_exchange(types: Types, attrs: Attrs, mesh: Mesh) -> Types:
+    out, lse = types
+    axis = str(attrs["axis"])
+    here = Partial("lse", axis)
+    require(out.partial == lse.partial == here, f"nothing to send over {axis}: {out}")
+    away = Partial("sent", axis)
+    return dataclasses.replace(out, partial=away), dataclasses.replace(lse, partial=away)
+
+
 def infer_merge(types: Types, attrs: Attrs, mesh: Mesh) -> Types:
     out, lse = types
-    wanted = Partial("lse", str(attrs["axis"]))
-    require(out.partial == lse.partial == wanted, f"nothing to merge over {wanted.axis}: {out}")
+    axis = str(attrs["axis"])
+    wanted = Partial("lse", axis), Partial("sent", axis)
+    require(
+        out.partial == lse.partial and out.partial in wanted, f"nothing to merge over {axis}: {out}"
+    )
     return dataclasses.replace(out, partial=None), dataclasses.replace(lse, partial=None)
 
 
@@ -118,36 +130,66 @@ def attend_work(site: Site) -> tuple[Work, ...]:
     flops = 4·d per query–key pair and query head (two products); bytes = K and V of the cached
     tokens once, queries and outputs once. Prefill grows faster with the rows that share a KV head's
     keys: c·H/G of a chunk of c, and QK/c is about KV, so the grain, flops/(c·H/G), is 4·KV·G·d.
-    Decode grows faster with the bytes that it reads.
+    Decode grows faster with the bytes that it reads. Of two halves each has half of the pairs and reads all
+    keys; decodes are in the first.
     """
     q, kv = site.operands
+    share, later = _share(q), site.op.attrs.get("half") == 1
     _, heads, dim = q.local_shape(site.mesh)
     kv_heads = kv.local_shape(site.mesh)[2]
     token_bytes = 2 * kv_heads * dim * kv.itemsize
     rows = 2 * q.local_bytes(site.mesh)
     flops = 4 * heads * dim
-    return (
+    prefill = (
         Work(
             "attention",
             "attention_prefill",
-            QK * flops,
+            QK * share * flops,
             KV * token_bytes + rows,
             grain=4 * KV * kv_heads * dim,
         ),
-        Work("attention", "attention_decode", KD * flops, KD * token_bytes, grain=any_of(KD)),
     )
+    if later:
+        return prefill
+    decode = Work("attention", "attention_decode", KD * flops, KD * token_bytes, grain=any_of(KD))
+    return (*prefill, decode)
+
+
+def _share(rows: TensorType) -> Size:
+    """Of a micro-batch's rows: 1, or 1/2."""
+    return normal(rows.shape[0] / T)
 
 
 def merge_work(site: Site) -> tuple[Work, ...]:
-    """Partial rows travel, each head with its lse, then are read, weighed in and written: of the heads
-    that a rank merges.
+    """Partial rows travel, each head with its lse, unless they are on their way already, then are read,
+    weighed in and written: of the heads that a rank merges.
     """
-    _, heads, dim = site.op.type.local_shape(site.mesh)
-    payload = X * heads * (dim * site.op.type.itemsize + LSE_BYTES)
-    return (
-        Work("communication", "exchange", 0, payload, str(site.op.attrs["axis"]), any_of(X)),
-        Work("attention", "memory", 0, 4 * payload, grain=any_of(X)),
-    )
+    payload = _payload(site.op.type, site.mesh)
+    merged = Work("attention", "memory", 0, 4 * payload, grain=any_of(X))
+    away = site.operands[0].partial
+    if away is not None and away.kind == "sent":
+        return (merged,)
+    return (_sent(payload, site.op), merged)
+
+
+def exchange_work(site: Site) -> tuple[Work, ...]:
+    return (_sent(_payload(site.op.type, site.mesh), site.op),)
+
+
+def exchange_scatter_work(site: Site) -> tuple[Work, ...]:
+    """To each peer its share of the heads."""
+    out = site.op.type
+    share = dataclasses.replace(out, axes=(out.axes[0], PRODUCT, *out.axes[2:]))
+    return (_sent(_payload(share, site.mesh), site.op),)
+
+
+def _payload(out: TensorType, mesh: Mesh) -> Size:
+    _, heads, dim = out.local_shape(mesh)
+    return X * _share(out) * heads * (dim * out.itemsize + LSE_BYTES)
+
+
+def _sent(payload: Size, op: Op) -> Work:
+    return Work("communication", "exchange", 0, payload, str(op.attrs["axis"]), any_of(X))
 
 
 def append_work(site: Site) -> tuple[Work, ...]:
@@ -209,6 +251,15 @@ def store(rank: Rank, cache: TensorType, keys: Array, values: Array) -> Any:
     return rank.append(keys, values)
 
 
+def evaluate_attend(op: Op, args: Sequence[Array], rank: Rank) -> tuple[Array, ...]:
+    return rank.attend(args[0], integer(op.attrs, "half") if "half" in op.attrs else None)
+
+
+def evaluate_exchange(op: Op, args: Sequence[Array], rank: Rank) -> tuple[Array, ...]:
+    """What is on its way arrives where it is merged."""
+    return tuple(args)
+
+
 def merge_ranks(op: Op, args: Sequence[Sequence[Array]]) -> list[tuple[Array, ...]]:
     merged = merge_partials([(out, lse) for out, lse in args])
     return [merged] * len(args)
@@ -238,7 +289,17 @@ OPS = {
         attrs={"heads": int, "eps": float},
     ),
     "attend": OpDef(
-        "q, kv", attend_work, infer_attend, lambda op, args, rank: rank.attend(args[0])
+        "q, kv",
+        attend_work,
+        infer_attend,
+        evaluate_attend,
+        optional={"half": int},
+    ),
+    "exchange": OpDef(
+        "out, lse", exchange_work, infer_exchange, evaluate_exchange, attrs={"axis": str}
+    ),
+    "exchange_scatter": OpDef(
+        "out, lse", exchange_scatter_work, infer_exchange, evaluate_exchange, attrs={"axis": str}
     ),
     "merge": OpDef(
         "out, lse", merge_work, infer_merge, collective=merge_ranks, attrs={"axis": str}

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..graph import Op
-from ..sizes import QK, T, any_of
+from ..sizes import QK, R, T, any_of
 from ..types import Partial, TensorType, degree, tensor
 from .base import (
     Array,
@@ -39,6 +39,11 @@ def silu(x: Array) -> Array:
 def norm(x: Array, weight: Array, eps: float) -> Array:
     scale = np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps)
     return np.asarray(x / scale * weight)
+
+
+def halves(x: Array) -> list[Array]:
+    """Which rows are in which half is the batch's to say; here the first has as many or one more."""
+    return np.array_split(x, 2)
 
 
 # ------------------------------------------------------------------------------------- type rules
@@ -107,6 +112,21 @@ def infer_swiglu(types: Types, attrs: Attrs, mesh: Mesh) -> Types:
     return (dataclasses.replace(x, shape=(rows, width // 2)),)
 
 
+def infer_halve(types: Types, attrs: Attrs, mesh: Mesh) -> Types:
+    (x,) = types
+    complete(x)
+    require(x.shape[0] == T, f"not all rows of a micro-batch: {x}")
+    half = dataclasses.replace(x, shape=(T / 2, *x.shape[1:]))
+    return half, half
+
+
+def infer_join(types: Types, attrs: Attrs, mesh: Mesh) -> Types:
+    a, b = types
+    complete(a, b)
+    require(a == b and a.shape[0] == T / 2, f"not two halves: {a} and {b}")
+    return (dataclasses.replace(a, shape=(T, *a.shape[1:])),)
+
+
 def infer_split_heads(types: Types, attrs: Attrs, mesh: Mesh) -> Types:
     (x,) = types
     complete(x)
@@ -159,7 +179,7 @@ def product_work(site: Site, resource: str) -> tuple[Work, ...]:
     rows, inner = site.operands[0].local_shape(site.mesh)
     columns = site.op.type.local_shape(site.mesh)[1]
     row = 2 * inner * columns
-    grain = row * any_of(QK) if rows == T else 0
+    grain = 0 if rows == R else row * any_of(QK)
     return (Work("linear", resource, rows * row, site.moved_bytes(), grain=grain),)
 
 
@@ -248,6 +268,10 @@ OPS = {
     ),
     "linear": OpDef("x, w, b?", linear_work, infer_linear, evaluate_linear),
     "add": OpDef("a, b", memory_work, infer_add, lambda op, args, rank: (args[0] + args[1],)),
+    "halve": OpDef("x", no_work, infer_halve, lambda op, args, rank: tuple(halves(args[0]))),
+    "join": OpDef(
+        "first, second", memory_work, infer_join, lambda op, args, rank: (np.concatenate(args),)
+    ),
     "silu_mul": OpDef(
         "gate, up", memory_work, infer_silu_mul, lambda op, args, rank: (silu(args[0]) * args[1],)
     ),

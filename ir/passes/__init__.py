@@ -2,8 +2,9 @@
 
 from .fuse import fuse
 from .lower import lower
+from .overlap import overlap
 from .quantize import quantize
 from .shard import shard
 from .stages import split_stages
 
-__all__ = ["fuse", "lower", "quantize", "shard", "split_stages"]
+__all__ = ["fuse", "lower", "overlap", "quantize", "shard", "split_stages"]

@@ -123,7 +123,7 @@ class Simulation:
         handles = self._handles()
         coming = next(handles, None)
         while True:
-            while flights.room and flights.dispatch(clock.now_s):
+            while flights.dispatch(clock.now_s):
                 pass
             flights.deliver()
             done_s = stations.next_s

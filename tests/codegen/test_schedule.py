@@ -26,7 +26,7 @@ from mnemoc.ir.build import build
 from mnemoc.ir.interpret import Chunk, Interpreter
 from mnemoc.ir.model import load_model
 from mnemoc.ir.ops.e4m3 import scaled
-from mnemoc.ir.passes import fuse, lower, quantize, shard, split_stages
+from mnemoc.ir.passes import fuse, lower, overlap, quantize, shard, split_stages
 from mnemoc.microbatch import Batch, Segments
 from mnemoc.runtime.loader import ArtifactModules
 from mnemoc.runtime.weights import Checkpoint, load_weights
@@ -44,7 +44,7 @@ QWEN = dataclasses.replace(
 )
 
 
-def make_plan(layout, layers, dtype="float32", target="cpu", precision=AUTO):
+def make_plan(layout, layers, dtype="float32", target="cpu", precision=AUTO, overlap_rows=0):
     ends = np.cumsum([0, *layers])
     stages = tuple(Stage(f"stage_{i}", int(ends[i]), count) for i, count in enumerate(layers))
     return Plan(
@@ -64,6 +64,7 @@ def make_plan(layout, layers, dtype="float32", target="cpu", precision=AUTO):
         binding="",
         alternatives=(),
         precision=precision,
+        overlap_rows=overlap_rows,
     )
 
 
@@ -73,6 +74,8 @@ def schedule(spec, layout, layers, **plan):
     module = fuse(shard(source, tp=layout.tp, kvp=layout.kvp, ffn=layout.ffn))
     if plan.precision.weights == "fp8":
         module = quantize(module)
+    if plan.overlap_rows:
+        module = overlap(module)
     names = [stage.role for stage in plan.stages]
     return plan, render_schedule(lower(split_stages(module, layers, names), plan.target), plan)
 
@@ -88,6 +91,15 @@ def test_golden_text_of_a_layer_with_helix(golden):
     program = files["schedule/stage_0.py"]
     golden("helix.py", program[program.index("# What a rank loads") : program.index("\ndef head")])
     golden("helix_collectives.py", files["schedule/collectives.py"])
+
+
+def test_golden_text_of_a_layer_in_two_halves(golden):
+    """And the step, which chooses between it and the whole layer."""
+    given = {"dtype": "bfloat16", "target": "cuda:sm_90", "overlap_rows": 256}
+    _, files = schedule(QWEN, Layout(2, 1, 2), [3], **given)
+    program = files["schedule/stage_0.py"]
+    text = program[program.index("def layer_halves") : program.index("\ndef head")]
+    golden("halves.py", text + program[program.index("\ndef step") :])
 
 
 def test_golden_text_of_a_layer_with_fp8(golden):

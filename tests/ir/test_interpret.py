@@ -11,7 +11,7 @@ from mnemoc.ir.build import build
 from mnemoc.ir.interpret import Chunk, Interpreter
 from mnemoc.ir.model import load_model
 from mnemoc.ir.ops.attention import merge_partials
-from mnemoc.ir.passes import fuse, lower, shard, split_stages
+from mnemoc.ir.passes import fuse, lower, overlap, shard, split_stages
 from mnemoc.ir.verify import verify
 
 TINY = load_model("tiny-llama")
@@ -49,7 +49,8 @@ def apply(module, layers, tp, kvp, ffn, split):
     sharded = verify(shard(module, tp=tp, kvp=kvp, ffn=ffn))
     names = [f"stage_{i}" for i in range(len(split))]
     assert sum(split) == layers
-    return verify(lower(verify(split_stages(verify(fuse(sharded)), split, names)), "cpu"))
+    halved = verify(overlap(verify(fuse(sharded))))
+    return verify(lower(verify(split_stages(halved, split, names)), "cpu"))
 
 
 @st.composite
@@ -64,8 +65,9 @@ def layouts(draw):
 
 
 @settings(max_examples=40)
-@given(layouts(), st.integers(1, 7), st.integers(1, 12), st.integers(0, 2**31))
-def test_a_planned_module_computes_what_the_source_does(case, chunk, shard_tokens, seed):
+@given(layouts(), st.integers(1, 7), st.integers(1, 12), st.booleans(), st.integers(0, 2**31))
+def test_a_planned_module_computes_what_the_source_does(case, chunk, shard_tokens, halved, seed):
+    """In whole layers or in halves."""
     spec, tp, kvp, ffn, split = case
     rng = np.random.default_rng(seed)
     weights = random_weights(spec, seed)
@@ -85,7 +87,7 @@ def test_a_planned_module_computes_what_the_source_does(case, chunk, shard_token
             if start < len(ids)
         ]
         rows = sum(len(c.ids) for c in chunks)
-        logits = runner.run(chunks, range(rows))
+        logits = runner.run(chunks, range(rows), halved=halved and rows > 1)
         wanted = np.concatenate([expected[c.sequence][start : start + len(c.ids)] for c in chunks])
         np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-10)
 

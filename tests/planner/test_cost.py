@@ -16,18 +16,17 @@ from mnemoc.ir.sizes import SYMBOLS
 from mnemoc.planner import Cluster, load_cluster
 from mnemoc.planner.chunks import Sizes
 from mnemoc.planner.cost import (
-    BLOCKS,
     PARTS,
     Links,
     Terms,
     compile_parts,
     compile_totals,
-    count,
     links_of,
     price_terms,
     stage_formulas,
     tabulate,
 )
+from mnemoc.planner.counting import count
 from mnemoc.planner.footprint import Footprint, footprint
 
 from .conftest import CURVES
@@ -60,12 +59,12 @@ def test_the_table_equals_the_formulas_that_the_artifact_prints(
     wiring: tuple[int, int, str], numbers: tuple[int, ...]
 ) -> None:
     terms = WIRINGS[wiring]
-    formulas = stage_formulas(terms)
+    formulas = stage_formulas(terms, 0)
     sizes = Sizes(*(np.array(float(n)) for n in numbers))
     table, compiled, parts = (
         make(sizes) for make in (tabulate(terms), compile_totals(formulas), compile_parts(formulas))
     )
-    for block in BLOCKS:
+    for block in terms:
         assert set(formulas[block].parts) == set(PARTS)
         assert table[block] == pytest.approx(compiled[block], rel=1e-12)
         assert sum(parts[block].values()) == pytest.approx(compiled[block], rel=1e-12)
@@ -105,7 +104,7 @@ def test_chunked_attention_has_an_intensity_free_of_the_context() -> None:
 
 def test_two_thousand_tokens_are_bound_by_compute_and_one_by_bandwidth() -> None:
     terms, _ = terms_of("llama-3-8b", 1, 1)
-    linear = compile_parts(stage_formulas(terms))
+    linear = compile_parts(stage_formulas(terms, 0))
 
     def seconds(rows: int) -> float:
         return float(linear(Sizes(ONE * rows, ONE, ONE, ONE, ONE, ONE))["layer"]["linear"])
@@ -126,7 +125,7 @@ def test_a_size_that_halves_the_speed_costs_as_much_again(
         machine = cluster(memory__bandwidth=bandwidth)
         terms = price_terms(tasks, machine, "float32", module.mesh, links)
         given = {str(symbol): ONE * sizes.get(str(symbol), 0.0) for symbol in SYMBOLS}
-        return float(compile_parts(stage_formulas(terms))(Sizes(**given))["layer"][part])
+        return float(compile_parts(stage_formulas(terms, 0))(Sizes(**given))["layer"][part])
 
     rows = CURVES["matmul"].half
     at_best = layer("linear", 1e12, T=1e9, QK=1) * rows / 1e9
@@ -151,7 +150,7 @@ def test_ranks_that_share_a_memory_draw_together_what_it_has(
 
     def attention_s(machine: Cluster) -> float:
         terms = price_terms(count(module), machine, "float32", module.mesh, Links("intra", "intra"))
-        return float(compile_parts(stage_formulas(terms))(keys)["layer"]["attention"])
+        return float(compile_parts(stage_formulas(terms, 0))(keys)["layer"]["attention"])
 
     reached = 1e10 * CURVES["attention_decode"].full
     expected = max(1.0, reached / (9e9 * share))
@@ -177,7 +176,7 @@ def test_launches_hide_behind_kernels_that_take_longer_or_are_captured(
     eager: bool, alone_s: float
 ) -> None:
     terms, _ = terms_of("llama-3-8b", 8, 1, eager=eager)
-    seconds = compile_parts(stage_formulas(terms))
+    seconds = compile_parts(stage_formulas(terms, 0))
     many = Sizes(ONE * 8192, ONE, ONE * 0, ONE * 0, ONE * 8192, ONE * 0)
     assert float(seconds(many)["layer"]["launch"]) == pytest.approx(10 * 1.5e-6)
     one = seconds(Sizes(ONE, ONE, ONE * 0, ONE * 0, ONE * 0, ONE * 0))["rotation"]
@@ -186,7 +185,7 @@ def test_launches_hide_behind_kernels_that_take_longer_or_are_captured(
 
 def test_collectives_follow_their_algorithm_and_link() -> None:
     terms, _ = terms_of("llama-3-8b", 8, 2)
-    seconds = compile_parts(stage_formulas(terms))
+    seconds = compile_parts(stage_formulas(terms, 0))
     rows = Sizes(ONE * 1000, ONE, ONE, ONE, ONE, ONE * 0)
     intra, inter = 450e9 * 0.8, 50e9 * 0.8
     payload = 1000 * 4096 * 2
@@ -204,7 +203,7 @@ def test_helix_reduces_within_the_node_first_and_a_share_of_it_between_nodes() -
     terms, held = terms_of("llama-3-8b", 4, 2, "helix")
     cluster, rows = load_cluster("dgx-h100"), 1000
     sizes = Sizes(*(ONE * n for n in (rows, 0, 0, 0, 0, rows)))
-    seconds = compile_parts(stage_formulas(terms))(sizes)["layer"]["communication"]
+    seconds = compile_parts(stage_formulas(terms, 0))(sizes)["layer"]["communication"]
     rate = {
         link: cluster[f"links.{link}.bandwidth"] * cluster["efficiency.link"]
         for link in ("intra", "inter")

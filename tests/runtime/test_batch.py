@@ -33,9 +33,9 @@ PREEMPTED = 100
 class Group:
     """One KVP group: its state, and a cache of (request, position) by slot."""
 
-    def __init__(self, growth: Growth, group: int) -> None:
+    def __init__(self, growth: Growth, group: int, overlap_rows: int = 0) -> None:
         self.sequences = Sequences(growth, group, PAGE, CPU)
-        self.batches = Batches(growth, PAGE, range(growth.kvp), CPU)
+        self.batches = Batches(growth, PAGE, range(growth.kvp), CPU, overlap_rows)
         self.cache: dict[int, Row] = {}
 
     def run(self, step: Step) -> tuple[Batch | None, list[Wanted], list[Row]]:
@@ -43,11 +43,17 @@ class Group:
         if not decodes and not chunks:
             return None, [], []
         batch, wanted = self.batches.build(decodes, chunks)
-        rows = [
-            (part.sequence.id % PREEMPTED, part.cached + i)
-            for part in [*decodes, *chunks]
-            for i in range(part.rows)
-        ]
+        rows = [(part.sequence.id % PREEMPTED, part.cached) for part in decodes]
+        second: list[Row] = []
+        for part in chunks:
+            ours = [(part.sequence.id % PREEMPTED, part.cached + i) for i in range(part.rows)]
+            halved = 0 < self.batches.overlap_rows <= part.rows
+            halved &= self.sequences.growth.seen_by(part.cached + part.rows) > 1
+            half = -(-part.rows // 2) if halved else part.rows
+            rows += ours[:half]
+            second += ours[half:]
+        assert batch.halves == (len(rows), len(second))
+        rows += second
         assert batch.pos.tolist() == [position for _, position in rows]
         for row, slot in zip(rows, batch.slots.tolist(), strict=True):
             if slot >= 0:
@@ -140,14 +146,17 @@ class Live:
 @given(
     st.builds(Growth, st.integers(1, 4), st.integers(1, 30), st.booleans()),
     st.lists(st.tuples(st.integers(1, 40), st.integers(1, 4)), min_size=1, max_size=4),
+    st.sampled_from([0, 0, 2, 9]),
     st.integers(0, 2**32),
 )
 def test_all_groups_together_see_every_token_once(
-    growth: Growth, requests: list[tuple[int, int]], seed: int
+    growth: Growth, requests: list[tuple[int, int]], overlap_rows: int, seed: int
 ) -> None:
-    """Whatever pages they are on, as they grow page by page, and come back after they were preempted."""
+    """Whatever pages they are on, as they grow page by page, and come back after they were preempted; in
+    whole chunks and in halves.
+    """
     choose = random.Random(seed)
-    groups = [Group(growth, group) for group in range(growth.kvp)]
+    groups = [Group(growth, group, overlap_rows) for group in range(growth.kvp)]
     pages = Pages(growth, choose)
     changes: list[Change] = []
     live: list[Live] = []
@@ -191,8 +200,8 @@ def expect(groups: list[Group], step: Step, cached: dict[int, int]) -> None:
         for i in range(rows)
     }
     seen: dict[Row, list[Row]] = defaultdict(list)
-    sent: dict[tuple[int, int], list[Row]] = {}
-    received: dict[tuple[int, int], list[Row]] = {}
+    sent: dict[tuple[int, int, int], list[Row]] = {}
+    received: dict[tuple[int, int, int], list[Row]] = {}
     holders: dict[Row, set[int]] = defaultdict(set)
     computed: dict[int, list[Row]] = {}
     answers: list[Row] = []
@@ -203,21 +212,31 @@ def expect(groups: list[Group], step: Step, cached: dict[int, int]) -> None:
         parts = group.seen(batch.decode, 0) if batch.decode else {}
         if batch.prefill:
             parts |= group.seen(batch.prefill, batch.num_decode)
+        first_rows, _ = batch.halves
+        swaps = [(0, swap) for swap in batch.exchange]
+        if batch.second:
+            parts |= group.seen(batch.second.prefill, first_rows)
+            swaps += [(1, swap) for swap in batch.second.exchange]
         assert sorted(parts) == list(range(len(rows)))
         for row, keys in parts.items():
             seen[rows[row]] += keys
             holders[rows[row]] |= {number} if keys else set()
         computed[number] = rows
-        for swap in batch.exchange:
-            sent[number, swap.peer] = [rows[i] for i in swap.sent.tolist()]
-            received[swap.peer, number] = [rows[i] for i in swap.received.tolist()]
+        for half, swap in swaps:
+            own = rows[first_rows:] if half else rows[:first_rows]
+            sent[number, swap.peer, half] = [own[i] for i in swap.sent.tolist()]
+            received[swap.peer, number, half] = [own[i] for i in swap.received.tolist()]
         assert len(wanted) == batch.last.shape[0]
         answers += [rows[i] for i in batch.last.tolist()]
     assert {row: sorted(keys) for row, keys in seen.items()} == want
     assert sent == received
     for number, rows_ in computed.items():
         for row_ in rows_:
-            heard = {peer for peer in computed if row_ in sent.get((peer, number), ())}
+            heard = {
+                peer
+                for peer in computed
+                if any(row_ in sent.get((peer, number, half), ()) for half in (0, 1))
+            }
             assert holders[row_] <= heard | {number}
     if groups[0].sequences.growth.helix:
         assert all(sorted(rows_) == sorted(want) for rows_ in computed.values())

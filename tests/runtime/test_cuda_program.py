@@ -73,14 +73,20 @@ def noting(step: Any, results: list[Any]) -> Any:
 LAYOUTS = [Layout(2, 2, 2), Layout(2, 1, 2, "helix")]
 
 
+@pytest.mark.parametrize("overlap_rows", [0, 8], ids=["whole", "halves"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_every_stage_and_group_runs_in_half_precision(
-    layout: Layout, models: Any, plans: Any, monkeypatch: pytest.MonkeyPatch
+    layout: Layout,
+    overlap_rows: int,
+    models: Any,
+    plans: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     results: list[torch.Tensor] = []
     model = models(num_hidden_layers=2)
     degrees = {"tp": layout.tp, "spp": layout.spp, "kvp": layout.kvp, "ffn": layout.ffn}
-    plan = plans(model, target="cuda:sm_90", dtype="bfloat16", stripe_tokens=16, **degrees)
+    kind = {"target": "cuda:sm_90", "dtype": "bfloat16", "overlap_rows": overlap_rows}
+    plan = plans(model, stripe_tokens=16, **kind, **degrees)
     for stage_number in range(layout.spp):
         for group in range(layout.kvp):
             rank = layout.rank(stage_number, group, 1)
@@ -91,3 +97,36 @@ def test_every_stage_and_group_runs_in_half_precision(
     made = [result for result in results if result is not None]
     assert len(made) >= 2 * layout.spp
     assert all(bool(result.isfinite().all()) and bool(result.any()) for result in made)
+
+
+@pytest.mark.parametrize("ffn", ["repeated", "helix"])
+def test_one_half_is_on_its_way_before_the_other_is_computed(
+    ffn: str, models: Any, plans: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order in which a layer launches them, and each is merged only where it is read."""
+    model = models(num_hidden_layers=1)
+    kind = {"target": "cuda:sm_90", "dtype": "bfloat16", "overlap_rows": 8}
+    plan = plans(model, kvp=2, ffn=ffn, stripe_tokens=16, **kind)
+    launched: list[str] = []
+    with Replay.open(plan, Asked(0, prompt=40)) as replay:
+        program = replay.stage.program
+        for owner, name in (
+            (program.attention_prefill, "attention_prefill"),
+            (program.collectives, "exchange"),
+            (program.collectives, "merge_sent"),
+            (program, "swiglu"),
+        ):
+            monkeypatch.setattr(owner, name, told(name, getattr(owner, name), launched))
+        replay.execute(MicroBatch("prefill", 20, 20))
+    attend, rest = "attention_prefill", ["merge_sent", "swiglu"]
+    assert launched == [attend, "exchange", attend, "exchange", *rest, *rest]
+    prefill = program.attention_prefill
+    assert 0 < prefill.LENT < prefill.PROGRAMS, "places are left to messages"
+
+
+def told(name: str, call: Any, launched: list[str]) -> Any:
+    def noted(*given: Any) -> Any:
+        launched.append(name)
+        return call(*given)
+
+    return noted

@@ -172,6 +172,38 @@ def test_four_groups_that_all_take_part_are_exact(
     expect(plan, model, nursery, references("llama"))
 
 
+@pytest.mark.parametrize(
+    ("tp", "spp", "kvp", "ffn", "stripe_tokens", "overlap_rows"),
+    [
+        (1, 1, 2, "repeated", 96, 2),
+        (2, 1, 2, "repeated", 16, 7),
+        (1, 2, 2, "repeated", 48, 20),
+        (1, 1, 4, "repeated", 16, 2),
+        (2, 1, 2, "helix", 48, 2),
+        (1, 1, 4, "helix", 112, 30),
+    ],
+)
+def test_chunks_in_two_halves_are_exact(
+    tp: int,
+    spp: int,
+    kvp: int,
+    ffn: str,
+    stripe_tokens: int,
+    overlap_rows: int,
+    models: Callable[..., Path],
+    plans: Callable[..., Path],
+    nursery: NurseryProcess,
+    references: References,
+) -> None:
+    """Beside decodes and beside chunks that stay whole; a group may begin in the second half."""
+    family = FAMILIES[(tp + spp + kvp + stripe_tokens // 16) % 4]
+    model = models(family)
+    chunks = POLICIES[("shrinking", "large")[overlap_rows % 2]]
+    layout = {"tp": tp, "spp": spp, "kvp": kvp, "ffn": ffn, "chunks": chunks}
+    plan = plans(model, **layout, stripe_tokens=stripe_tokens, overlap_rows=overlap_rows)
+    expect(plan, model, nursery, references(family))
+
+
 @pytest.mark.parametrize("kvp", [1, 2])
 def test_ranks_that_share_a_kv_head_are_exact_too(
     kvp: int,

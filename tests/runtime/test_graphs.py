@@ -6,6 +6,7 @@ graph would have baked in (numbers of the host, other tensors) is baked in here 
 
 from __future__ import annotations
 
+import dataclasses
 from array import array
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mnemoc.microbatch import Exchange, Second, Segments
 from mnemoc.runtime import cores, graphs
 from mnemoc.runtime.graphs import Graphs, Result
 from mnemoc.runtime.protocol import Admission, Done, Step
@@ -102,6 +104,25 @@ def test_results_of_a_graph_are_not_overwritten_by_its_next_replay() -> None:
     steps = Graphs(lambda batch: batch.ids * 2, Calls())
     results = [steps(_batch(torch.full((4,), i))) for i in range(4)]
     assert [result[0].item() for result in results if result is not None] == [0, 2, 4, 6]
+
+
+def test_a_replay_reads_its_own_second_half() -> None:
+    def batch(past: int) -> graphs.Batch:
+        numbers = torch.full((1,), past, dtype=torch.int32)
+        segments = Segments(torch.tensor([0, 2]), numbers, numbers, numbers[None], 2, 9)
+        second = Second(2, segments, (Exchange(1, numbers.long(), numbers.long()),))
+        return dataclasses.replace(_batch(torch.zeros(5)), second=second)
+
+    def step(batch: graphs.Batch) -> torch.Tensor:
+        assert batch.second is not None
+        (swap,) = batch.second.exchange
+        return batch.second.prefill.past + 10 * swap.sent + 100 * swap.received
+
+    calls = Calls()
+    steps = Graphs(step, calls)
+    results = [steps(batch(past)) for past in (1, 2, 3)]
+    assert [result.item() for result in results if result is not None] == [111, 222, 333]
+    assert (calls.captured, calls.replayed) == (1, 2)
 
 
 def test_the_graph_that_was_used_longest_ago_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,13 +92,13 @@ def lonely(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def planned(model: Path, workload: Workload, layout: Layout) -> Plan:
+def planned(model: Path, workload: Workload, layout: Layout, overlap: int | str) -> Plan:
     """A plan for CPU workers that are as quick as GPUs, and have room for a few pages more than promised."""
     h100 = load_cluster("dgx-h100")
     capacity = dataclasses.replace(h100.numbers["memory.capacity"], value=8e9)
     numbers = {**h100.numbers, "memory.capacity": capacity}
     cluster = dataclasses.replace(h100, target="cpu", numbers=numbers)
-    pins = dataclasses.asdict(layout)
+    pins = {**dataclasses.asdict(layout), "overlap": overlap}
     return make_plan(load_model(str(model)), cluster, workload, pinned=pins).plan
 
 
@@ -162,24 +162,32 @@ def held(directory: Path, model: Path, rank: int, plan: Plan, steps: list[Step])
 
 
 LAYOUTS = [
-    Layout(1, 1, 1),
-    Layout(2, 1, 1),
-    Layout(1, 3, 1),
-    Layout(1, 1, 3),
-    Layout(2, 1, 2, "helix"),
-    Layout(2, 2, 2),
+    (Layout(1, 1, 1), "off"),
+    (Layout(2, 1, 1), "off"),
+    (Layout(1, 3, 1), "off"),
+    (Layout(1, 1, 3), "off"),
+    (Layout(1, 1, 3), 64),
+    (Layout(2, 1, 2, "helix"), "off"),
+    (Layout(2, 1, 2, "helix"), 64),
+    (Layout(2, 2, 2), "off"),
 ]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize(("layout", "overlap"), LAYOUTS, ids=str)
 @pytest.mark.parametrize(("family", "concurrency"), [("llama", 1), ("qwen3", 3)])
 def test_a_rank_holds_what_the_plan_says(
-    family: str, concurrency: int, layout: Layout, models: Any, compiled: Any, lonely: None
+    family: str,
+    concurrency: int,
+    layout: Layout,
+    overlap: int | str,
+    models: Any,
+    compiled: Any,
+    lonely: None,
 ) -> None:
     """Weights and KV to the byte; no more than what is said of a step, and not much less."""
     workload = Workload(12_000, 1e3, 1e3, output_tokens=8, concurrency=concurrency)
     model = models(family)
-    plan = planned(model, workload, layout)
+    plan = planned(model, workload, layout, overlap)
     directory, steps = compiled(model, plan, workload), steps_of(plan, workload)
     places = [(stage, group) for stage in range(layout.spp) for group in range(layout.kvp)]
     found = [held(directory, model, layout.rank(*place, 0), plan, steps) for place in places]

@@ -40,22 +40,41 @@ def prepare(exchange, num_rows, group):
     return Swaps(sent, received, torch.cat(rows) if rows else exchange[0].sent, table)
 
 
-def swap_partials(out, lse, swaps, group):
-    """Send rows of out and lse to the peers, all packed at once; returns all that they sent."""
-    packed = pack(out, lse, swaps.rows)
-    counts = [[rows for _, rows in parts] for parts in (swaps.sent, swaps.received)]
+class Sent:
+    """Partial results on their way to the peers, and theirs on the way here.
+
+    out, lse: what theirs is to be merged into; table: as in Swaps; works: pending messages, of packed and received
+    """
+
+    def __init__(self, out, lse, table, packed, received, works):
+        self.out, self.lse, self.table = out, lse, table
+        self.packed, self.received, self.works = packed, received, works
+
+
+def exchange(parts, own, swaps, group):
+    """Send rows of `parts` (out, lse) to the peers, all packed at once; theirs is for `own`. Waits for nothing."""
+    packed = pack(*parts, swaps.rows)
+    counts = [[rows for _, rows in those] for those in (swaps.sent, swaps.received)]
     received = packed.new_empty((sum(counts[1]), *packed.shape[1:]))
     operations = [
         dist.P2POp(operation, part, peer, group)
-        for operation, parts, whole, sizes in (
+        for operation, those, whole, sizes in (
             (dist.isend, swaps.sent, packed, counts[0]),
             (dist.irecv, swaps.received, received, counts[1]),
         )
-        for (peer, _), part in zip(parts, whole.split(sizes), strict=True)
+        for (peer, _), part in zip(those, whole.split(sizes), strict=True)
     ]
-    for work in dist.batch_isend_irecv(operations) if operations else ():
+    works = dist.batch_isend_irecv(operations) if operations else ()
+    return Sent(*own, swaps.table, packed, received, works)
+
+
+def merge_sent(sent):
+    """Wait for the peers' parts (on a GPU, its stream does) and merge them, in place; returns out and lse."""
+    for work in sent.works:
         work.wait()
-    return received
+    if sent.received is not None:
+        merge(sent.out, sent.lse, sent.received, sent.table)
+    return sent.out, sent.lse
 
 
 def all_gather(x, dim, group):
@@ -65,11 +84,17 @@ def all_gather(x, dim, group):
     return torch.cat(pieces, dim=dim)
 
 
-def merge_over_kvp(out, lse, swaps, group):
-    """Swap partial attention results with the KVP peers and merge them into out and lse, in place.
+def exchange_over_kvp(out, lse, swaps, group):
+    """Send partial attention results to the KVP peers, to be merged into out and lse.
 
     Only the rows of requests that both groups hold travel, a head's log-sum-exp behind its output: the traffic
     does not depend on how long the context is. All peers' are merged at once, in the order of their ranks.
     """
-    if swaps is not None:
-        merge(out, lse, swap_partials(out, lse, swaps, group), swaps.table)
+    if swaps is None:
+        return Sent(out, lse, None, None, None, ())
+    return exchange((out, lse), (out, lse), swaps, group)
+
+
+def merge_over_kvp(out, lse, swaps, group):
+    """The same, and wait for it."""
+    return merge_sent(exchange_over_kvp(out, lse, swaps, group))

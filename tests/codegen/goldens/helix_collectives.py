@@ -41,22 +41,41 @@ def prepare(exchange, num_rows, group):
     return Swaps(sent, received, torch.cat(rows) if rows else exchange[0].sent, table)
 
 
-def swap_partials(out, lse, swaps, group):
-    """Send rows of out and lse to the peers, all packed at once; returns all that they sent."""
-    packed = pack(out, lse, swaps.rows)
-    counts = [[rows for _, rows in parts] for parts in (swaps.sent, swaps.received)]
+class Sent:
+    """Partial results on their way to the peers, and theirs on the way here.
+
+    out, lse: what theirs is to be merged into; table: as in Swaps; works: pending messages, of packed and received
+    """
+
+    def __init__(self, out, lse, table, packed, received, works):
+        self.out, self.lse, self.table = out, lse, table
+        self.packed, self.received, self.works = packed, received, works
+
+
+def exchange(parts, own, swaps, group):
+    """Send rows of `parts` (out, lse) to the peers, all packed at once; theirs is for `own`. Waits for nothing."""
+    packed = pack(*parts, swaps.rows)
+    counts = [[rows for _, rows in those] for those in (swaps.sent, swaps.received)]
     received = packed.new_empty((sum(counts[1]), *packed.shape[1:]))
     operations = [
         dist.P2POp(operation, part, peer, group)
-        for operation, parts, whole, sizes in (
+        for operation, those, whole, sizes in (
             (dist.isend, swaps.sent, packed, counts[0]),
             (dist.irecv, swaps.received, received, counts[1]),
         )
-        for (peer, _), part in zip(parts, whole.split(sizes), strict=True)
+        for (peer, _), part in zip(those, whole.split(sizes), strict=True)
     ]
-    for work in dist.batch_isend_irecv(operations) if operations else ():
+    works = dist.batch_isend_irecv(operations) if operations else ()
+    return Sent(*own, swaps.table, packed, received, works)
+
+
+def merge_sent(sent):
+    """Wait for the peers' parts (on a GPU, its stream does) and merge them, in place; returns out and lse."""
+    for work in sent.works:
         work.wait()
-    return received
+    if sent.received is not None:
+        merge(sent.out, sent.lse, sent.received, sent.table)
+    return sent.out, sent.lse
 
 
 def all_gather(x, dim, group):
@@ -66,8 +85,8 @@ def all_gather(x, dim, group):
     return torch.cat(pieces, dim=dim)
 
 
-def merge_scatter_over_kvp(out, lse, swaps, group):
-    """Merge partial attention results, each group its share of the heads: [T, H, d] → [T, H/k, d], a view.
+def exchange_scatter_over_kvp(out, lse, swaps, group):
+    """Send partial attention results, to be merged by each group for its share of the heads: views [T, H/k, d].
 
     A group sends each peer that peer's share of the rows that it holds keys for, a head's log-sum-exp behind
     its output, and merges what the others hold into its own in the order of their ranks. The traffic does not
@@ -75,9 +94,13 @@ def merge_scatter_over_kvp(out, lse, swaps, group):
     """
     groups, mine = dist.get_world_size(group), dist.get_rank(group)
     heads = out.shape[1] // groups
-    own = slice(mine * heads, (mine + 1) * heads)
-    if swaps is not None:
-        shares = out.view(-1, heads, out.shape[2]), lse.view(-1, heads)
-        received = swap_partials(*shares, swaps, group)
-        merge(out[:, own], lse[:, own], received, swaps.table)
-    return out[:, own], lse[:, own]
+    share = slice(mine * heads, (mine + 1) * heads)
+    own = out[:, share], lse[:, share]
+    if swaps is None:
+        return Sent(*own, None, None, None, ())
+    return exchange((out.view(-1, heads, out.shape[2]), lse.view(-1, heads)), own, swaps, group)
+
+
+def merge_scatter_over_kvp(out, lse, swaps, group):
+    """The same, and wait for it."""
+    return merge_sent(exchange_scatter_over_kvp(out, lse, swaps, group))

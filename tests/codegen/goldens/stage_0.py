@@ -172,8 +172,7 @@ def layer(w, k_cache, v_cache, batch, decode, prefill, swaps, comm, x, rot):
     if batch.prefill is not None:
         attention_prefill.attention_prefill(q_rotated[n:], k_cache, v_cache, prefill, out[n:], lse[n:])
     # %out_merged, %lse_merged = merge %out, %lse {axis="kvp"} : bf16[T, 4@tp, 16]; f32[T, 4@tp]
-    collectives.merge_over_kvp(out, lse, swaps, comm.kvp)
-    out_merged = out
+    out_merged, _ = collectives.merge_over_kvp(out, lse, swaps, comm.kvp)
     # %attention = merge_heads %out_merged : bf16[T, 64@tp]
     attention = out_merged.flatten(1)
     # %o = linear %attention, %w_o : bf16[T, 64]+sum(tp)
