@@ -11,16 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import httpx
 import psutil
 import pytest
-from mnemoc.runtime.server import bind
 
 MakeModel = Callable[..., Path]
 MakePlan = Callable[..., Path]
-Sabotage = Callable[[Path, str], Path]
 
 
 def until(condition: Callable[[], bool], seconds: float = 10) -> bool:
@@ -79,7 +77,7 @@ def test_a_server_whose_workers_die_says_so_and_loses_nothing(
     models: MakeModel, plans: MakePlan
 ) -> None:
     model = models("llama")
-    body = {"prompt": [1, 2], "max_tokens": 150, "ignore_eos": True, "temperature": 0}
+    body = {"prompt": [1, 2], "max_tokens": 600, "ignore_eos": True, "temperature": 0}
     with (
         server(plans(model, kvp=2, num_pages=100), model) as (process, url),
         httpx.Client(base_url=url, timeout=30) as client,
@@ -98,63 +96,6 @@ def test_a_server_whose_workers_die_says_so_and_loses_nothing(
         assert text_of(heard) == before
         assert heard[-2] == "data: [DONE]"
         process.terminate()
-
-
-@contextmanager
-def command(plan: Path, model: Path, stderr: IO[Any]) -> Iterator[tuple[Any, str]]:
-    """`mnemoc serve` once it serves, and its address."""
-    with bind("127.0.0.1", 0) as free:
-        port = free.getsockname()[1]
-    words = ["-m", "mnemoc", "serve", plan, "--weights", model, "--port", str(port)]
-    url = f"http://127.0.0.1:{port}"
-
-    def healthy() -> bool:
-        try:
-            return httpx.get(f"{url}/health").status_code == 200
-        except httpx.TransportError:
-            return False
-
-    with subprocess.Popen([sys.executable, *words], stderr=stderr) as process:
-        try:
-            assert until(healthy, 20)
-            yield process, url
-        finally:
-            process.kill()
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
-def test_a_full_disk_for_what_the_server_says_does_not_end_it(
-    models: MakeModel, plans: MakePlan
-) -> None:
-    model = models("llama")
-    with (
-        Path("/dev/full").open("w") as full,
-        command(plans(model), model, full) as (process, url),
-    ):
-        psutil.Process(process.pid).children()[0].children()[0].kill()
-        answer = httpx.post(f"{url}/v1/completions", json={"prompt": [1, 2], "max_tokens": 4})
-        assert answer.status_code == 200
-        process.terminate()
-        assert process.wait(10) == 0
-
-
-def test_where_the_engine_gives_up_the_server_ends_and_says_why(
-    models: MakeModel, plans: MakePlan, sabotaged: Sabotage, tmp_path: Path
-) -> None:
-    model = models("llama")
-    plan = sabotaged(plans(model), "1 / (batch.pos.shape[0] - 3)")
-    with (
-        (tmp_path / "said").open("w") as said,
-        command(plan, model, said) as (process, url),
-    ):
-        for _ in range(3):
-            answer = httpx.post(f"{url}/v1/completions", json={"prompt": [1, 2, 3]}, timeout=20)
-            assert answer.status_code == 503
-            assert "3 times in a row over this request" in answer.json()["error"]["message"]
-        assert process.wait(10) == 1
-    last = (tmp_path / "said").read_text().splitlines()[-1]
-    assert "gave up: 3 requests in a row" in last
-    assert "ZeroDivisionError" in last
 
 
 def text_of(lines: Sequence[str]) -> str:
