@@ -1,6 +1,7 @@
 # make demo   the main job, end to end, on this machine        make test   the whole suite
 # make lint   ruff, and mypy (strict) on the installed wheel   make bench  the figures of the README
 # make bench-gpu   kernels, programs and predictions on a GPU, into gpu-results/ (docs/measuring.md)
+# make bench-serve   another project's benchmark client against `mnemoc serve` (docs/clients.md)
 # make browser   Debian's Chromium where there is none: the tests of report.html drive it
 #
 # Everything is installed into .venv as a wheel, never the source tree: a file that the wheel lacks
@@ -16,7 +17,7 @@ SOURCES := pyproject.toml README.md py.typed $(wildcard *.py) \
 
 MNEMOC := $(BIN)/mnemoc
 
-.PHONY: demo test browser bench bench-gpu lint clean
+.PHONY: demo test browser bench bench-gpu bench-serve lint clean
 
 demo: $(VENV)/installed
 	rm -rf demo
@@ -45,13 +46,18 @@ bench: $(VENV)/installed $(VENV)/dev
 	$(BIN)/python benchmarks/predictions.py
 	$(BIN)/python benchmarks/long_context.py
 	$(BIN)/python benchmarks/under_load.py
+	$(BIN)/python benchmarks/kills.py
 	$(BIN)/python benchmarks/convoy.py
-	$(BIN)/python benchmarks/simulated.py
+	$(BIN)/python -m benchmarks.simulated
+	$(BIN)/python -m benchmarks.forecast
 	$(BIN)/python -m benchmarks.scheduling
 
 # the checkout itself, with whatever python3 has torch and triton: nothing is installed
 bench-gpu:
 	$(PYTHON) -m benchmarks.gpu --out gpu-results
+
+bench-serve: $(VENV)/installed $(VENV)-client/installed
+	$(BIN)/python -m benchmarks.serving.clients guidellm=$(VENV)-client/bin/guidellm
 
 lint: $(VENV)/installed $(VENV)/dev
 	$(BIN)/ruff check .
@@ -59,7 +65,7 @@ lint: $(VENV)/installed $(VENV)/dev
 	cd $(VENV) && bin/python -m mypy --config-file ../pyproject.toml -p mnemoc
 
 clean:
-	rm -rf $(VENV) demo gpu-results build *.egg-info
+	rm -rf $(VENV) $(VENV)-client demo gpu-results build *.egg-info
 
 # torch first: its build (CPU or CUDA) is the choice of pip's configuration, not ours
 $(VENV)/torch:
@@ -73,6 +79,13 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	rm -rf build
 	$(PIP) .
 	rm -rf build *.egg-info
+	touch $@
+
+# a client has its own environment: what it wants of transformers and others is not what we want
+$(VENV)-client/installed:
+	$(PYTHON) -m venv $(VENV)-client
+	$(VENV)-client/bin/python -m pip install --quiet torch==2.13.0
+	$(VENV)-client/bin/python -m pip install --quiet guidellm==0.8.1
 	touch $@
 
 $(VENV)/dev: pyproject.toml | $(VENV)/installed

@@ -5,7 +5,7 @@ three imports another. Everything here is frozen data, plus writing and verifyin
 
     manifest.json     format version, model, cluster, workload, plan, sha256 of every other file,
                       and a digest of itself
-    ir/  kernels/  schedule/  cost.py  report.html
+    ir/  kernels/  schedule/  cost.py  report.html  launch/
 
 `schedule/<role>.py` is called once per micro-batch as `step(w, kv, batch, comm)`; `microbatch` has what it
 receives.

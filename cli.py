@@ -36,7 +36,7 @@ from .options import (
     warn_if_disturbed,
 )
 from .replaying import replay
-from .serving import run, serve, verify
+from .serving import dashboard, run, serve, verify
 from .simulating import simulate
 from .units import format_bytes
 
@@ -333,5 +333,5 @@ def init_model(model: str, directory: Path, seed: int, max_shard_size: int, as_j
         click.echo(f"{directory}: {spec.architecture}, {format_bytes(size)}, seed {seed}")
 
 
-for command in (show, export, run, verify, serve, replay, simulate):
+for command in (show, export, run, verify, serve, dashboard, replay, simulate):
     cli.add_command(command)

@@ -10,7 +10,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Protocol, cast
@@ -122,8 +122,9 @@ def uncollected() -> Iterator[None]:
 
 
 def remark(text: str) -> None:
-    """A line on stderr, for what runs until it is stopped."""
-    print(text, file=sys.stderr, flush=True)
+    """A line on stderr, for what runs until it is stopped; a full disk behind it is no reason to stop."""
+    with suppress(OSError):
+        os.write(2, f"{text}\n".encode())
 
 
 def _unseen(what: str, fraction: float | None = None, eta_s: float | None = None) -> None:

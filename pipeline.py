@@ -20,7 +20,7 @@ from .artifact import AUTO, FP8, Manifest, Plan, Precision, Workload
 from .codec import from_json, to_json
 
 if TYPE_CHECKING:
-    from .codegen import Export
+    from .codegen import Export, Launch
     from .ir.graph import Module
     from .ir.interpret import Interpreter
     from .ir.model import ModelSpec
@@ -123,6 +123,8 @@ def apply(planned: Planned) -> tuple[Module, Module]:
 
 def emit(planned: Planned, out: Path, progress: Progress = _silent) -> Manifest:
     """Write the plan's artifact to `out`, whole or not at all."""
+    from .codegen import render_launch
+
     artifact.refuse_if_taken(out)
     manifest = Manifest(
         model=to_json(planned.spec),
@@ -131,7 +133,7 @@ def emit(planned: Planned, out: Path, progress: Progress = _silent) -> Manifest:
         plan=planned.plan,
     )
     source, module = apply(planned)
-    files = _files(planned, source, module, progress)
+    files = _files(planned, source, module, progress) | render_launch(launch_of(planned))
     return artifact.write(out, manifest, {**files, "report.html": _report(planned, module)})
 
 
@@ -191,6 +193,17 @@ def _report(planned: Planned, module: Module) -> bytes:
     cluster = planned.cluster.describe()
     page = Report(planned.spec.name, cluster, workload, plan, module, timeline)
     return render_report(page).encode()
+
+
+def launch_of(planned: Planned) -> Launch:
+    """What of a plan says how it is started. RDMA: where the cluster file names such a network."""
+    from .codegen import Launch
+
+    cluster = planned.cluster
+    network = cluster.numbers["links.inter.bandwidth"].source
+    rdma = any(name in network for name in ("InfiniBand", "RoCE"))
+    model, plan = planned.spec.name, planned.plan
+    return Launch(model, planned.workload, plan, cluster.devices_per_node, rdma)
 
 
 def export(directory: Path, engine: str) -> Export:

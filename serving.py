@@ -1,4 +1,4 @@
-"""`mnemoc run`, `verify` and `serve`: a plan at work on this machine."""
+"""`mnemoc run`, `verify`, `serve`: a plan at work on this machine; `dashboard`: for watching it."""
 
 from __future__ import annotations
 
@@ -128,6 +128,11 @@ def verify(
     help="Share the KV pages of common beginnings.",
 )
 @click.option(
+    "--strict-slo",
+    is_flag=True,
+    help="Refuse requests whose first token would come later than promised.",
+)
+@click.option(
     "--control",
     metavar="tcp://HOST:PORT",
     help="Wait here for workers that torchrun starts, on any number of hosts (docs/deploying.md).",
@@ -158,6 +163,16 @@ def verify(
     help="In place of the model's own.",
 )
 @limit_options
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json", "none"]),
+    default="text",
+    show_default=True,
+    callback=lambda context, option, value: None if value == "none" else value,
+    help="A line for each event.",
+)
+@click.option("--log-file", type=click.Path(path_type=Path), help="Instead of stderr.")
+@click.option("--otlp-endpoint", metavar="URL", help="Send traces to this OpenTelemetry collector.")
 def serve(
     directory: Path,
     weights: Path,
@@ -180,3 +195,16 @@ def serve(
     server.serve(
         directory, weights, host, port, options, template=template, progress=console.remark
     )
+
+
+@click.command()
+def dashboard() -> None:
+    """Write a Grafana dashboard for what `mnemoc serve` tells Prometheus.
+
+    \b
+    Example:
+      mnemoc dashboard > grafana/dashboards/mnemoc.json
+    """
+    from .runtime.server.dashboard import dashboard as made
+
+    click.echo(made())

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import (
+from mnemoc.runtime import Engine, Request, Sampling
+
+from .harness import (
     SMALL_MODEL,
     Figure,
     make_model,
@@ -28,7 +30,6 @@ from harness import (
     say,
     write_report,
 )
-from mnemoc.runtime import Engine, Request, Sampling
 
 CONTEXT, MOST_OUT = 4096, 64
 RATES = {

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..artifact import Plan
@@ -86,16 +86,17 @@ class Admission:
         """Whoever has pages from now on. prefilling, preempt: who may lose theirs, and how."""
         if now_s < self._retry_s:
             return []
-        placed, passed, late = [], 0, False
+        placed, passed, late = list[Job](), 0, False
         for job in in_order(self.policy, self.waiting, now_s):
             if job.id in self.held:
                 continue
             if late and (job.long or self._short_tokens + job.prompt > self._kept_tokens):
                 continue
-            if self._place(job, now_s) or (
+            beside = itertools.chain(prefilling.values(), placed)
+            if self._place(job, now_s, beside) or (
                 not passed
                 and self._make_room(job, now_s, prefilling, preempt)
-                and self._place(job, now_s)
+                and self._place(job, now_s, prefilling.values())
             ):
                 placed.append(job)
                 continue
@@ -107,35 +108,38 @@ class Admission:
         self._retry_s = now_s + self.again_s if self.waiting else -math.inf
         return placed
 
-    def home(self, job: Job) -> tuple[int, int]:
-        """Where a waiting job would live if it came now, and how many pages of its prompt are there. If it
-        has
-        no room: the emptiest home."""
+    def home(self, job: Job, prompts: Iterable[Job]) -> tuple[int, int]:
+        """Where a waiting job would live if it came now, and how many pages of its prompt are there; if it
+        has no room, the emptiest home. prompts: those that are being prefilled"""
         groups = range(self.growth.kvp)
-        return self._choice(job) or (max(groups, key=self.book.available), 0)
+        return self._choice(job, prompts) or (max(groups, key=self.book.available), 0)
 
     def tokens(self, job: Job) -> int:
         """What it is to have pages for when it is admitted."""
         return min(job.kv_tokens, job.prompt + OUTPUT_PAGES * self.plan.page_size)
 
-    def _choice(self, job: Job) -> tuple[int, int] | None:
-        """Where most of its prefix is if that is half of it, else the emptiest home, and how many pages of it
-        are there; None: it has no room."""
+    def _choice(self, job: Job, prompts: Iterable[Job]) -> tuple[int, int] | None:
+        """Where most of its prefix is if that is half of it, else the emptiest home that no long one of these
+        prompts keeps busy, and how many pages of it are there; None: it has no room."""
         page_size, tokens = self.plan.page_size, self.tokens(job)
         hashes, most = job.hashes or (), (job.prompt - 1) // page_size  # one token must be computed
         spare = self._spare(tokens) if job.long else 0
-        best: tuple[int, int, int, int] | None = None
+        best: tuple[int, bool, int, int, int] | None = None
+        busy = set[int]()
+        if self.growth.kvp > 1:
+            longs = [other for other in prompts if other.long]
+            busy.update(*(self.growth.groups(one.home, one.issued + 1) for one in longs))
         for home in range(self.growth.kvp):
             found = self.book.found(home, hashes, most)
             if self.book.fits(home, tokens, hashes, found, spare):
                 worth = found if 2 * found * page_size >= job.prompt else 0
-                choice = (worth, self.book.available(home), -home, found)
+                choice = (worth, home not in busy, self.book.available(home), -home, found)
                 best = choice if best is None else max(best, choice)
-        return None if best is None else (-best[2], best[3])
+        return None if best is None else (-best[3], best[4])
 
-    def _place(self, job: Job, now_s: float) -> bool:
-        """Admit the job, if it has room."""
-        choice = self._choice(job)
+    def _place(self, job: Job, now_s: float, prompts: Iterable[Job]) -> bool:
+        """Admit the job, if it has room. prompts: that are being computed"""
+        choice = self._choice(job, prompts)
         if choice is None:
             return False
         page_size, tokens, hashes = self.plan.page_size, self.tokens(job), job.hashes or ()
@@ -144,7 +148,7 @@ class Admission:
         pages = self.book.admit(job.sid, job.home, tokens, hashes[:found])
         job.issued = job.processed = job.cached = found * page_size
         self.cover(job, tokens)
-        job.started_s = now_s if job.started_s is None else job.started_s
+        job.started_s = now_s
         del self.waiting[job.id]
         self.book.changes.append(Admitted(job, job.sid, job.home, job.generated, job.cached, pages))
         return True

@@ -7,6 +7,7 @@ artifact's own cost function behind it, or a fake in tests.
 from __future__ import annotations
 
 import bisect
+import math
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Protocol
@@ -125,6 +126,7 @@ class PrefillTime:
     def __init__(
         self, plan: Plan, cost: Cost, growth: Growth, context: int, points: int = 128
     ) -> None:
+        self._plan = plan
         self._cost = cost
         self._growth = growth
         self._spans: list[_Span] = []
@@ -145,6 +147,19 @@ class PrefillTime:
         span = self._spans[bisect.bisect_right(self._starts, tokens) - 1]
         whole, rest = divmod(tokens - span.start, span.chunk)
         return span.until_s(whole) + (self._chunk_s(tokens - rest, rest) if rest else 0.0)
+
+    def swap_from(self, cost: Cost, context: int) -> int | None:
+        """Tokens before a page from which on two copies of it are quicker than computing it again."""
+        page_size = self._plan.page_size
+        copies_s = 2 * cost.swap_s(1)
+        tokens = 0
+        while tokens < context and math.isfinite(copies_s):
+            chunk = self._plan.chunk_at(tokens)
+            rise_s = self.until_s(tokens + chunk) - self.until_s(tokens)
+            if rise_s * page_size / chunk > copies_s:
+                return tokens
+            tokens = max(2 * tokens, page_size)
+        return None
 
     def _chunk_s(self, cached: int, rows: int) -> float:
         """The pace of the busiest of the groups that the chunk goes to."""

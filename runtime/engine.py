@@ -14,14 +14,14 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
+import logging
 import queue
 import secrets
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar, cast
+from typing import cast
 
 from .. import artifact
 from ..artifact import Manifest, Plan
@@ -50,10 +50,9 @@ from .workers import Down, Up, Workers
 
 WARM_UP_TOKENS = 64
 
-T = TypeVar("T")
-Message = Handle | Look | Callable[[], None] | int | MnemocError
-"""A request, a wish for a snapshot, something to do in the engine's thread, a request to cancel by its id,
-or why the engine is to end."""
+log = logging.getLogger("mnemoc")
+Message = Handle | Look | int | MnemocError
+"""A request, a wish for a snapshot, a request to cancel by its id, or why the engine is to end."""
 
 
 class Engine:
@@ -132,7 +131,7 @@ class Engine:
         workers = Workers(Path(directory), Path(weights), plan.gpus, nursery)
         try:
             if trace_out is not None:
-                recorder = Recorder.open(trace_out, plan.layout, now_s())
+                recorder = Recorder.open(trace_out, plan.layout, now_s(), log.warning)
             say("loading weights")
             workers.spawn()
             while not workers.up:
@@ -189,27 +188,15 @@ class Engine:
             raise cast(MnemocError, self._failed)
         return handle
 
-    def ask(self, question: Callable[[Flights, float], T]) -> Future[T]:
-        """Have a question answered in the engine's thread, between two steps. From any thread.
-
-        question: what is in flight, and the time now → whatever outlives the call; within a millisecond
-        """
-        answer: Future[T] = Future()
-
-        def put() -> None:
-            try:
-                answer.set_result(question(self._flights, now_s()))
-            except Exception as error:
-                answer.set_exception(error)
-
-        if not self._tell(put):
-            answer.set_exception(cast(MnemocError, self._failed))
-        return answer
-
     @property
     def healthy(self) -> bool:
         """Whether the workers are up and the engine's loop runs."""
         return self._workers.up and self._failed is None
+
+    @property
+    def failure(self) -> MnemocError | None:
+        """Why the engine has ended, if it has."""
+        return self._failed
 
     @property
     def num_running(self) -> int:
@@ -268,7 +255,7 @@ class Engine:
 
     def step(self, wait_s: float | None = None) -> None:
         """Schedule, dispatch, settle: fill the pipeline, then wait for what comes back."""
-        while self._workers.up and self._flights.room and self._flights.dispatch(now_s()):
+        while self._workers.up and self._flights.dispatch(now_s()):
             pass
         self._flights.deliver()
         events = self._workers.poll(wait_s)
@@ -322,18 +309,21 @@ class Engine:
             self._workers.close()
 
     def _read_inbox(self) -> None:
+        come: list[Handle] = []
         while not self._inbox.empty():
             message = self._inbox.get()
+            if isinstance(message, Handle):
+                come.append(message)
+                continue
+            self._flights.accept(come, now_s())  # whatever follows may be about them
+            come = []
             if isinstance(message, MnemocError):
                 self._closing = message
             elif isinstance(message, int):
                 self._flights.cancel(message)
-            elif isinstance(message, Handle):
-                self._flights.accept(message, now_s())
-            elif isinstance(message, Look):
-                self._flights.look(message, now_s())
             else:
-                message()
+                self._flights.look(message, now_s())
+        self._flights.accept(come, now_s())
 
     def _tell(self, message: Message) -> bool:
         """Put a message before the engine's thread; False if that has ended."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -26,7 +26,6 @@ from .request import (
     Progress,
     Request,
     Token,
-    TooLate,
     Top,
     now_s,
 )
@@ -53,7 +52,7 @@ class Executor(Protocol):
 class Flight:
     """A micro-batch on its way. groups: those that have not answered; going_on: sids that want a token.
 
-    chunks: (request, rows) of its prompts; follows: another was on its way when it was sent
+    chunks: (request, rows) of its prompts; follows: another was on its way there when it was sent
     """
 
     micro_batch: MicroBatch
@@ -87,7 +86,7 @@ class Flights:
         self._scheduler = scheduler
         self._executor = executor
         self._stats = stats
-        self._depth = manifest.plan.layout.spp
+        self._depth, self._groups = manifest.plan.layout.spp, manifest.plan.layout.kvp
         self._page_size = manifest.plan.page_size
         self._eos = frozenset(manifest.model["eos"])
         self._handles: dict[int, Handle] = {}
@@ -97,17 +96,24 @@ class Flights:
         self._suspects = Suspects()
         self._numbers = itertools.count()
         self._outbox: list[tuple[Handle, Event]] = []
-        self._landed_s = 0.0
+        self._landed_s = [0.0] * self._groups
         self.witness = Witness()
 
     @property
-    def room(self) -> bool:
-        """One micro-batch per stage. More while nobody decodes: one on each link between two stages, and
-        at least one that keeps the first stage from waiting for the engine between chunks."""
-        in_flight, depth = len(self._flights), self._depth
-        if in_flight < depth:
-            return True
-        return in_flight < depth + max(1, depth - 1) and not self._scheduler.decoding
+    def room(self) -> set[int]:
+        """The KVP groups that can take another micro-batch. One per stage. More while nobody decodes: one
+        on each link between two stages, and at least one that keeps the first stage from waiting for the
+        engine between chunks."""
+        in_flight, depth = [0] * self._groups, self._depth
+        for flight in self._flights.values():
+            for group in flight.micro_batch.loads:
+                in_flight[group] += 1
+        most = depth + max(1, depth - 1)
+        return {
+            group
+            for group, count in enumerate(in_flight)
+            if count < depth or (count < most and not self._scheduler.decodes_on(group))
+        }
 
     @property
     def in_the_air(self) -> bool:
@@ -120,22 +126,38 @@ class Flights:
         predicted_s = self._scheduler.predicted_s
         return sum(predicted_s(flight.micro_batch) for flight in self._flights.values())
 
-    def accept(self, handle: Handle, now_s: float) -> None:
-        """A new request."""
-        request = handle.request
-        self._handles[handle.id] = handle
-        job = self._jobs[handle.id] = self._scheduler.add(
-            handle.id,
-            len(request.prompt_ids),
-            request.kv_tokens,
-            handle.submitted_s,
-            request.promise,
-            handle.hashes,
-        )
-        if self._foretell(handle, job, now_s):
-            self.witness.came(job, handle)
-            if self._forecast is not None:
-                self._forecast.coming.saw(job, now_s)
+    def accept(self, handles: Sequence[Handle], now_s: float) -> None:
+        """New requests, of one moment. One forecast serves all of them, for it takes longer the more there
+        are; but for strict promises: who is refused takes no time from those behind.
+        """
+        for strict, some in itertools.groupby(handles, lambda it: it.request.promise.strict):
+            for alike in ([handle] for handle in some) if strict else (list(some),):
+                self._accept(alike, now_s)
+
+    def _accept(self, handles: Sequence[Handle], now_s: float) -> None:
+        jobs = []
+        for handle in handles:
+            request = handle.request
+            self._handles[handle.id] = handle
+            self._jobs[handle.id] = job = self._scheduler.add(
+                handle.id,
+                len(request.prompt_ids),
+                request.kv_tokens,
+                handle.submitted_s,
+                request.promise,
+                handle.hashes,
+            )
+            jobs.append(job)
+        forecast, outlook = self._forecast, None
+        if forecast is not None:
+            outlook = self._outlook(forecast, now_s, until=jobs[0] if len(jobs) == 1 else None)
+        for handle, job in zip(handles, jobs, strict=True):
+            if (
+                forecast is None
+                or outlook is None
+                or self._foretold(forecast, outlook, handle, job, now_s)
+            ):
+                self.witness.came(job, handle)
 
     def cancel(self, id: int) -> None:
         """The client lost interest, or has what it wanted; its pages are free at once."""
@@ -143,9 +165,10 @@ class Flights:
             self._end(id, None)
 
     def dispatch(self, now_s: float) -> bool:
-        """Have the next micro-batch carried out, if there is one."""
+        """Have the next micro-batch carried out, if there is one and room for it."""
         began_s = time.perf_counter()
-        micro_batch = self._scheduler.next(now_s)
+        room = self.room
+        micro_batch = self._scheduler.next(now_s, room) if room else None
         if micro_batch is None:
             return False
         chosen_s = time.perf_counter()
@@ -169,7 +192,10 @@ class Flights:
             elif isinstance(change, int):
                 over.append(change)
         chunks = tuple([(self._live[chunk.sid].id, chunk.rows) for chunk in micro_batch.chunks])
-        follows = bool(self._flights) and not micro_batch.decodes
+        here, others = micro_batch.loads.keys(), self._flights.values()
+        follows = not micro_batch.decodes and any(
+            not here.isdisjoint(one.micro_batch.loads) for one in others
+        )
         flight = Flight(micro_batch, now_s, set(micro_batch.loads), chunks, follows)
         self._flights[number] = flight
         if self._forecast is not None:
@@ -194,18 +220,10 @@ class Flights:
         flight = self._flights[done.number]
         flight.busy_s = max(flight.busy_s, done.busy_s)
         flight.groups.discard(done.group)
-        running, going_on = self._scheduler.running, flight.going_on
         for sid, rows in done.logits:
-            if (job := running.get(sid)) is not None:
+            if (job := self._scheduler.running.get(sid)) is not None:
                 self._handles[job.id].logits_bytes.append(rows)
-        likely = {sid: (logprob, top) for sid, logprob, top in done.logprobs}
-        for sid, token in done.tokens:
-            job = running.get(sid)
-            if job is None:
-                continue
-            logprob, top = likely.get(sid, NOT_ASKED)
-            if self._token(job, token, now_s, logprob, top):
-                going_on.append(sid)
+        flight.going_on += self._tokens(done, now_s)
         if not flight.groups:
             self._landed(done.number, flight, now_s)
 
@@ -217,7 +235,9 @@ class Flights:
 
     def look(self, look: Look, now_s: float) -> None:
         """Answer somebody who wants to see what is going on."""
-        outlook = self.outlook(now_s)
+        outlook = None
+        if self._forecast is not None and (look.most or look.wanted):
+            outlook = self._outlook(self._forecast, now_s)
         known = self._jobs, self._handles, self._scheduler, self._stats
         look.answer(take(look, *known, outlook, now_s))
 
@@ -228,7 +248,7 @@ class Flights:
         """
         running = self._scheduler.running
         present = {
-            job.id: job.cached
+            job.id: (job.computed, job.cached)
             for flight in self._flights.values()
             for sid in (*flight.micro_batch.decodes, *(c.sid for c in flight.micro_batch.chunks))
             if (job := running.get(sid)) is not None
@@ -274,27 +294,39 @@ class Flights:
                 job.hashes.append(page_hash(job.hashes[-1] if job.hashes else b"", tokens))
             self._scheduler.book.fill(job.sid, job.hashes, job.cached)
 
-    def _token(self, job: Job, token: int, now_s: float, logprob: float | None, top: Top) -> bool:
-        """Note a token; whether its request wants another."""
-        handle, index = self._handles[job.id], job.tokens
-        job.tokens = index + 1
-        if not index:
-            job.first_token_s = now_s
-        before_s = handle.token_times_s[-1] if index else None
-        broken = self._stats.token(job, before_s, now_s)
-        if not index:
-            self.witness.first_token(job, handle)
-        if broken:
-            self.witness.broken(job, handle)
-        finish = self._finish(handle.request, token, index + 1)
-        if finish is not None:
-            self._over(job, handle, finish, None, now_s)
-            self._scheduler.drop(job)
-            self._forget(handle.id)
-        event = Token(token, index, now_s, finish, logprob, top)
-        handle.record_token(event)
-        self._outbox.append((handle, event))
-        return finish is None
+    def _tokens(self, done: Done, now_s: float) -> list[int]:
+        """Note the tokens, in few steps: there are thousands a second. The sids that want another."""
+        running, handles = self._scheduler.running, self._handles
+        outbox, eos = self._outbox, self._eos
+        likely = {sid: (logprob, top) for sid, logprob, top in done.logprobs}
+        going_on = []
+        for sid, id in done.tokens:
+            if (job := running.get(sid)) is None:
+                continue
+            handle, index = handles[job.id], job.tokens
+            request = handle.request
+            job.tokens = count = index + 1
+            if not index:
+                job.first_token_s = now_s
+            broken = self._stats.token(job, handle, now_s)
+            if not index:
+                self.witness.first_token(job, handle)
+            if broken:
+                self.witness.broken(job, handle)
+            finish: FinishReason | None = None
+            if count >= request.max_tokens or id in eos or request.sampling.stop_ids:
+                finish = self._finish(request, id, count)
+            logprob, top = likely.get(sid, NOT_ASKED) if likely else NOT_ASKED
+            token = Token(id, index, now_s, finish, logprob, top)
+            handle.record_token(token)
+            outbox.append((handle, token))
+            if finish is None:
+                going_on.append(sid)
+            else:
+                self._over(job, handle, finish, None, now_s)
+                self._scheduler.drop(job)
+                self._forget(job.id)
+        return going_on
 
     def _finish(self, request: Request, token: int, count: int) -> FinishReason | None:
         sampling = request.sampling
@@ -312,6 +344,9 @@ class Flights:
         self._scheduler.settled(micro_batch, flight.going_on, wall_s)
         if self._suspects:
             self._clear(micro_batch)
+        before_s = max(self._landed_s[group] for group in micro_batch.loads)
+        for group in micro_batch.loads:
+            self._landed_s[group] = now_s
         self._stats.landed(
             micro_batch,
             Iteration(
@@ -322,36 +357,34 @@ class Flights:
                 self._scheduler.predicted_s(micro_batch, follows=flight.follows),
                 flight.chunks,
             ),
-            now_s - max(flight.sent_s, self._landed_s) if flight.follows else wall_s,
+            now_s - max(flight.sent_s, before_s) if flight.follows else wall_s,
         )
-        self._landed_s = now_s
         for chunk in micro_batch.chunks:
             job = self._scheduler.running.get(chunk.sid)
             if job is not None and not chunk.ends:
                 progress = Progress(job.processed, job.prompt, job.eta_s(chunk.left_s, now_s))
                 self._post(self._handles[job.id], progress)
 
-    def outlook(self, now_s: float, until: Job | None = None) -> Outlook | None:
-        """When first tokens will come, if anybody foretells; until: as in `Forecast.look`."""
-        if self._forecast is None:
-            return None
+    def _outlook(self, forecast: Forecast, now_s: float, until: Job | None = None) -> Outlook:
+        """When first tokens will come; until: as in `Forecast.look`."""
         flights = self._flights.values()
         under_way = [UnderWay(flight.groups, flight.pace_s, flight.sent_s) for flight in flights]
-        return self._forecast.look(now_s, under_way, until)
+        return forecast.look(now_s, under_way, until)
 
-    def _foretell(self, handle: Handle, job: Job, now_s: float) -> bool:
+    def _foretold(
+        self, forecast: Forecast, outlook: Outlook, handle: Handle, job: Job, now_s: float
+    ) -> bool:
         """Note when its first token will come; False if its strict promise cannot be kept: it is refused."""
-        outlook = self.outlook(now_s, until=job)
-        if outlook is None:
+        eta_s = outlook.first_s[job.id]
+        handle.predicted_ttft_s = now_s - handle.submitted_s + eta_s
+        refusal = forecast.refusal(job, handle.request.promise, handle.predicted_ttft_s)
+        if refusal is None:
+            forecast.coming.saw(job, now_s)
             return True
-        predicted_s = now_s - handle.submitted_s + outlook.first_s[job.id]
-        handle.predicted_ttft_s = predicted_s
-        if handle.request.promise.strict and predicted_s > job.deadline_s:
-            self._stats.refused += 1
-            self._scheduler.drop(job)
-            self._post(self._forget(job.id), Ended(TooLate(predicted_s, job.deadline_s)))
-            return False
-        return True
+        self._stats.refused += 1
+        self._scheduler.drop(job)
+        self._post(self._forget(job.id), Ended(refusal))
+        return False
 
     def _end(self, id: int, error: MnemocError | None) -> None:
         """It failed; or, without an error, nobody wants more of it."""

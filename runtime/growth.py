@@ -13,7 +13,8 @@ shard see no key, but do their share of the FFN. Positions n .. n+c−1 are the 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
 from ..artifact import Plan
@@ -56,6 +57,17 @@ class Growth:
     def seen_by(self, tokens: int) -> int:
         """On how many groups, from home on, the last rows of a sequence of `tokens` tokens are computed."""
         return self.kvp if self.helix else self.shards(tokens)
+
+    def groups(self, home: int, tokens: int) -> frozenset[int]:
+        """Where the last rows of a request of `tokens` tokens are computed."""
+        return frozenset(self.group(home, shard) for shard in range(self.seen_by(tokens)))
+
+    def within(self, home: int, groups: Set[int]) -> float:
+        """How many tokens a request can have before it needs a group that is none of these."""
+        if len(groups) == self.kvp:
+            return math.inf
+        shards = itertools.count()
+        return next(s for s in shards if self.group(home, s) not in groups) * self.stripe_tokens
 
     def held(self, shard: int, tokens: int) -> int:
         """Tokens of the shard in a sequence of `tokens` tokens: also where its next one goes."""

@@ -4,7 +4,8 @@ Eight workers that import torch each on their own take many seconds; forked ones
 a restart after a fault is as quick. It talks in lines of JSON on its pipes:
 
     in    {"spawn": {environment}, "ranks": [0, 1, ...]}      {"kill": true}
-    out   {"died": rank, "code": exit code or −signal, "token": MNEMOC_TOKEN of its environment}
+    out   {"spawned": MNEMOC_TOKEN of the environment}
+          {"died": rank, "code": exit code or −signal, "token": as above}
 
 Nobody outlives anybody: when the engine goes, this process reads the end of its input and kills the
 workers; when this process goes, the kernel kills them (PR_SET_PDEATHSIG).
@@ -78,6 +79,7 @@ class Nursery:
                 if pid == 0:
                     _become_worker(rank, environment, meeting, parent)
                 self.children[pid] = rank
+        self.say({"spawned": self.token})
 
     def reap(self) -> None:
         """Tell of those that ended."""

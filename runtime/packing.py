@@ -18,7 +18,7 @@ chunk does not fit and nobody else has rows, it goes all the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,18 +53,21 @@ class Packed:
 
 
 class Packing(Protocol):
-    """alone: whether prompts go without decodes in their micro-batch."""
+    """alone: whether prompts go without decodes in their micro-batch; apart: whether KVP groups have
+    micro-batches of their own, where no request ties them together."""
 
     alone: bool
+    apart: bool
 
     def pack(
         self,
         prompts: Sequence[Job],
         decodes: Sequence[Job],
         loads: dict[int, Load],
+        groups: Set[int],
         now_s: float,
     ) -> list[Packed]:
-        """Chunks of prompts, which come in order; adds them to the loads of their groups."""
+        """Chunks of prompts, which come in order, on these groups; adds them to the groups' loads."""
         ...
 
 
@@ -80,18 +83,20 @@ class Adaptive:
     running: Mapping[int, Job]
     overrun: Overrun
     alone: bool = False
+    apart: bool = True
 
     def pack(
         self,
         prompts: Sequence[Job],
         decodes: Sequence[Job],
         loads: dict[int, Load],
+        groups: Set[int],
         now_s: float,
     ) -> list[Packed]:
         if not prompts:
             return []
-        allowed_s = self._allowed_s(prompts[0], decodes, now_s)
-        filling = _Filling(self, decodes, loads)
+        allowed_s = self._allowed_s(prompts[0], decodes, groups, now_s)
+        filling = _Filling(self, decodes, loads, groups)
         at = next((i for i, job in enumerate(prompts) if job.long), len(prompts))
         if at == len(prompts) or not self.policy.room:
             filling.add(prompts, allowed_s)
@@ -107,21 +112,27 @@ class Adaptive:
         filling.add([job for job in prompts[at:] if job.long], allowed_s)
         return filling.packed
 
-    def _allowed_s(self, first: Job, decodes: Sequence[Job], now_s: float) -> float:
+    def _allowed_s(
+        self, first: Job, decodes: Sequence[Job], groups: Set[int], now_s: float
+    ) -> float:
         """What the micro-batch may take."""
         if not decodes:
             return self.tbt_s / self.overrun.ratio
         promise_s = min([job.tbt_s for job in decodes])
         ahead_s = min([job.ahead_s(now_s) for job in decodes])
         if self.policy.stretch > 1 and first.slack_s(now_s) <= 0:
-            most_s = self._lent_s(self.policy.stretch * promise_s, now_s)
+            most_s = self._lent_s(self.policy.stretch * promise_s, groups, now_s)
             if most_s > promise_s:
                 return most_s
         return max(LEAST_SHARE * promise_s, min(promise_s / self.overrun.ratio, ahead_s))
 
-    def _lent_s(self, wanted_s: float, now_s: float) -> float:
-        """What all that decode can lend: half of what each has, for some wait for this one and then cross."""
+    def _lent_s(self, wanted_s: float, groups: Set[int], now_s: float) -> float:
+        """What all that decode there can lend: half of what each has, for some wait for this one and then
+        cross."""
         lenders = [job for job in self.running.values() if job.issued == job.prompt]
+        if len(groups) < self.growth.kvp:
+            tied = self.growth.groups
+            lenders = [job for job in lenders if not groups.isdisjoint(tied(job.home, job.cached))]
         if any(job.lent * LENT_EACH >= job.tokens for job in lenders):
             return 0.0
         for job in lenders:
@@ -177,10 +188,13 @@ class Adaptive:
 class _Filling:
     """A micro-batch as prompts join it. full: groups where the next one in order did not fit."""
 
-    def __init__(self, by: Adaptive, decodes: Sequence[Job], loads: dict[int, Load]) -> None:
+    def __init__(
+        self, by: Adaptive, decodes: Sequence[Job], loads: dict[int, Load], groups: Set[int]
+    ) -> None:
         self.packed: list[Packed] = []
         self.full: set[int] = set()
         self._by = by
+        self._groups = groups
         self._decodes = bool(decodes)
         self._loads = loads
         self._rows_left = by.plan.max_rows - len(decodes)
@@ -191,11 +205,12 @@ class _Filling:
         """As much of the prompts as the micro-batch may take, one after the other."""
         by, growth = self._by, self._by.growth
         for job in prompts:
-            if self._rows_left < LEAST_ROWS or len(self.full) == growth.kvp:
+            if self._rows_left < LEAST_ROWS or len(self.full) == len(self._groups):
                 return
-            shards = range(growth.seen_by(job.issued + 1))
-            groups = {growth.group(job.home, shard) for shard in shards}
+            groups = growth.groups(job.home, job.issued + 1)
             most = job.prompt - job.issued - (not self._logits_left)
+            if job.prompt > (end := growth.within(job.home, self._groups)):
+                most = min(most, int(end) - job.issued)
             if not self._decodes:
                 most = min(most, by.plan.chunk_at(job.issued))
             if most > self._rows_left:

@@ -7,6 +7,11 @@ the one idle for longest goes first, and of one request's the last tokens before
 what is left is a prefix. It goes to a host slot if somebody has come for it before, or waits to (whom it
 was taken from), and where it is quicker to read back than to compute again.
 
+A page that is given back may be given away at once, though micro-batches that read or write it are still on
+their way: it is one group's, whose ranks alone touch it, and they carry out steps in the order in which they
+were sent, copies and those without rows of theirs included. That other groups are ahead or behind changes
+nothing.
+
 Tokens lie in shards (`growth`), so a block is one of its request's home group: another request finds it only
 at the same home. The engine alone decides; workers are told of pages, once.
 """

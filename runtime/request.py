@@ -96,13 +96,15 @@ class Promise:
 class Origin:
     """Who asks, for logs and traces: nothing of it changes the answer.
 
-    id: what the client's side calls it; index: which of its answers this is; operation: what it asked for
+    id: what the client's side calls it; index: which of its answers this is; operation: what it asked for,
+        of which model
     traceparent, tracestate: the trace that it belongs to (W3C Trace Context), where it named one
     """
 
     id: str = ""
     index: int = 0
     operation: str = "text_completion"
+    model: str = ""
     traceparent: str | None = None
     tracestate: str | None = None
 
@@ -176,6 +178,11 @@ class TooLate(MnemocError):
     def __init__(self, predicted_s: float, promised_s: float) -> None:
         self.predicted_s, self.promised_s = predicted_s, promised_s
         self.retry_s = predicted_s - promised_s
+        self.figures = {
+            "predicted_ttft_s": predicted_s,
+            "promised_ttft_s": promised_s,
+            "retry_after_s": self.retry_s,
+        }
         super().__init__(
             f"the first token would come in {format_duration(predicted_s)}, and "
             f"{format_duration(promised_s)} is promised",
@@ -196,13 +203,13 @@ def check_ids(ids: Collection[int], vocab: int, where: str) -> None:
 class Progress:
     """`done` of `total` prompt tokens are prefilled; eta_s: predicted seconds to the first token.
 
-    waiting: it has no KV pages yet
+    state: "prefill", "queued" while it has no KV pages, "preempted", or "decode"
     """
 
     done: int
     total: int
     eta_s: float
-    waiting: bool = False
+    state: str = "prefill"
 
 
 @dataclass(slots=True)  # not frozen: that makes it thrice as slow, and there are many

@@ -13,13 +13,14 @@ somebody always finishes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from ..artifact import Plan, Workload
 from .admission import Admission, in_order
 from .cost import Cost, Load, PrefillTime
 from .growth import Growth
+from .islands import Island, Islands
 from .job import Chunk, Job, MicroBatch
 from .overrun import Overrun
 from .packing import Adaptive, Packing
@@ -72,8 +73,9 @@ class Scheduler:
         self.workload = workload
         self.growth = Growth.of(plan)
         self.prefill_time = PrefillTime(plan, cost, self.growth, workload.context)
+        swap_from = self.prefill_time.swap_from(cost, workload.context)
         self.book = PageBook(
-            self.growth, plan.num_pages, plan.page_size, plan.host_pages, self._swap_from(cost)
+            self.growth, plan.num_pages, plan.page_size, plan.host_pages, swap_from
         )
         self.counts = Counts()
         self.admission = Admission(plan, self.growth, self.book, policy, workload.tbt_s)
@@ -86,11 +88,18 @@ class Scheduler:
         )
         self._prefilling: dict[int, Job] = {}
         self._ready: dict[int, Job] = {}
+        self._islands = Islands(plan, self.growth, self._packing.apart)
+        self._decoding = [0] * self.growth.kvp
 
     @property
     def waiting(self) -> Mapping[int, Job]:
         """Requests without pages, by id."""
         return self.admission.waiting
+
+    @property
+    def prefilling(self) -> Collection[Job]:
+        """Those with pages whose prompt is not all issued."""
+        return self._prefilling.values()
 
     # ---------------------------------------------------------------------- requests come and go
 
@@ -141,15 +150,17 @@ class Scheduler:
         self.filled.clear()
         self.admission.forget()
 
-    @property
-    def decoding(self) -> bool:
-        """Whether any request is past its prompt."""
-        return len(self.running) > len(self._prefilling)
+    def decodes_on(self, group: int) -> bool:
+        """Whether any request that has, or will have, tokens on the KVP group is past its prompt."""
+        return self._decoding[group] > 0
 
     # ------------------------------------------------------------------------------ micro-batches
 
-    def next(self, now_s: float) -> MicroBatch | None:
-        """The next micro-batch, or None if there is nothing to do right now."""
+    def next(self, now_s: float, room: Set[int] | None = None) -> MicroBatch | None:
+        """The next micro-batch, of groups that go in step, or None if there is nothing to do right now.
+
+        room: groups that can take one; None: all can
+        """
         while self.book.tidy():
             self.admission.retry()
             if self.running:  # who waits for the next step; else there is time for all of it
@@ -157,17 +168,21 @@ class Scheduler:
         if self.waiting:
             for job in self.admission.admit(now_s, self._prefilling, self._preempt):
                 self.running[job.sid] = self._prefilling[job.sid] = job
+                self._islands.admit(job)
                 job.left_s = self._left_s(job)
                 self.counts.hit_tokens += job.issued
-        loads: dict[int, Load] = {}
-        decodes: list[Job] = []
-        if self._ready and not (self._packing.alone and self._prefilling):
-            decodes = self._take_decodes(loads)
-        chunks = self._take_chunks(decodes, loads, now_s) if self._prefilling else ()
-        if not loads:
-            return None
-        changes, self.book.changes = tuple(self.book.changes), []
-        return MicroBatch(tuple([job.sid for job in decodes]), chunks, loads, changes)
+        prompts = in_order(self.policy, self._prefilling, now_s)
+        for island in self._islands.now(prompts, self._ready):
+            if room is None or island <= room:
+                loads: dict[int, Load] = {}
+                decodes: list[Job] = []
+                if self._ready and not (self._packing.alone and prompts):
+                    decodes = self._take_decodes(loads, island)
+                chunks = self._take_chunks(prompts, decodes, loads, island, now_s)
+                if loads:
+                    changes, self.book.changes = tuple(self.book.changes), []
+                    return MicroBatch(tuple([job.sid for job in decodes]), chunks, loads, changes)
+        return None
 
     def settled(
         self, micro_batch: MicroBatch, going_on: Iterable[int], took_s: float = 0.0
@@ -191,17 +206,18 @@ class Scheduler:
         cost_s = self._cost.pace_s if follows else self._cost.crossing_s
         return max(map(cost_s, micro_batch.loads.values()))
 
-    def _take_decodes(self, loads: dict[int, Load]) -> list[Job]:
-        for job in [job for job in self._ready.values() if job.cached >= job.covered]:
+    def _take_decodes(self, loads: dict[int, Load], island: Island) -> list[Job]:
+        taken = self._islands.on(island, self._ready.values())
+        for job in [job for job in taken if job.cached >= job.covered]:
             if job.sid in self._ready:  # and not preempted meanwhile
                 self._extend(job)
-        taken = list(self._ready.values())
-        if len(taken) > self.plan.max_batch:
-            del taken[self.plan.max_batch :]
+        taken = [job for job in taken if job.sid in self._ready]
+        del taken[self.plan.max_batch :]
+        if len(taken) == len(self._ready):
+            self._ready.clear()
+        else:
             for job in taken:
                 del self._ready[job.sid]
-        else:
-            self._ready.clear()
         growth, page_size = self.growth, self.plan.page_size
         one_group = math.inf if growth.kvp == 1 else 0 if growth.helix else growth.stripe_tokens
         for job in taken:
@@ -223,11 +239,18 @@ class Scheduler:
         return taken
 
     def _take_chunks(
-        self, decodes: list[Job], loads: dict[int, Load], now_s: float
+        self,
+        prompts: list[Job],
+        decodes: list[Job],
+        loads: dict[int, Load],
+        island: Island,
+        now_s: float,
     ) -> tuple[Chunk, ...]:
+        if not prompts:
+            return ()
+        prompts = self._islands.on(island, [job for job in prompts if job.sid in self._prefilling])
         chunks = []
-        prompts = in_order(self.policy, self._prefilling, now_s)
-        for packed in self._packing.pack(prompts, decodes, loads, now_s):
+        for packed in self._packing.pack(prompts, decodes, loads, island, now_s):
             job, rows = packed.job, packed.rows
             ends = job.issued + rows == job.prompt
             shards = self.growth.shards
@@ -240,6 +263,7 @@ class Scheduler:
                 self.book.fill(job.sid, job.hashes, job.cached)
             if ends:
                 del self._prefilling[job.sid]
+                self._decode_on(job, 1)
         return tuple(chunks)
 
     def _left_s(self, job: Job) -> float:
@@ -248,11 +272,19 @@ class Scheduler:
             return 0.0
         return max(0.0, job.whole_s - self.prefill_time.until_s(job.issued))
 
-    def unprocessed_s(self, job: Job) -> float:
-        """Predicted time for the prompt's tokens that have not left the last stage."""
-        if job.processed >= job.prompt:
-            return 0.0
-        return max(0.0, job.whole_s - self.prefill_time.until_s(job.processed))
+    def alone_s(self, job: Job) -> float:
+        """Predicted time for what of a waiting job's prompt is not in pages, with the engine to itself."""
+        found = self.admission.home(job, self.prefilling)[1] * self.plan.page_size
+        return max(0.0, job.whole_s - self.prefill_time.until_s(found))
+
+    def token_s(self, job: Job) -> float:
+        """Predicted time between tokens behind the job's prompt, with the engine to itself."""
+        crossing_s = 0.0
+        for shard in range(self.growth.seen_by(job.prompt + 1)):
+            load = Load()
+            load.add_decode(self.growth, shard, job.prompt)
+            crossing_s = max(crossing_s, self._cost.crossing_s(load))
+        return crossing_s
 
     # ------------------------------------------------------------------------------- preemption
 
@@ -288,19 +320,13 @@ class Scheduler:
     def _leave(self, job: Job, *, returns: bool = False) -> None:
         """A running job gives its pages back."""
         del self.running[job.sid]
-        self._prefilling.pop(job.sid, None)
+        if self._prefilling.pop(job.sid, None) is None:
+            self._decode_on(job, -1)
         self._ready.pop(job.sid, None)
+        self._islands.leave(job.sid)
         self.admission.release(job, returns=returns)
 
-    def _swap_from(self, cost: Cost) -> int | None:
-        """Tokens before a page from which on two copies of it are quicker than computing it again."""
-        page_size = self.plan.page_size
-        copies_s = 2 * cost.swap_s(1)
-        tokens = 0
-        while tokens < self.workload.context and math.isfinite(copies_s):
-            chunk = self.plan.chunk_at(tokens)
-            rise_s = self.prefill_time.until_s(tokens + chunk) - self.prefill_time.until_s(tokens)
-            if rise_s * page_size / chunk > copies_s:
-                return tokens
-            tokens = max(2 * tokens, page_size)
-        return None
+    def _decode_on(self, job: Job, more: int) -> None:
+        """One more, or one less, that decodes on its groups."""
+        for group in self.growth.groups(job.home, job.kv_tokens):
+            self._decoding[group] += more

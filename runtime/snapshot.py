@@ -1,8 +1,8 @@
 """What the engine is doing, as it was at one moment: frozen, so that any thread may read it.
 
 The engine's own thread takes it when somebody asks (`Engine.look`), between two steps: nobody else reads
-what the scheduler is changing. A look costs the engine a pass over the requests in flight, a third of a
-microsecond each, and a record for each of those that are shown.
+what the scheduler is changing. A look costs the engine a pass over the requests in flight, a forecast of
+their first tokens, and a record for each of those that are shown.
 """
 
 from __future__ import annotations

@@ -86,19 +86,17 @@ class Stats:
         """Begin again."""
         self.__init__()  # type: ignore[misc]
 
-    def token(self, job: Job, before_s: float | None, now_s: float) -> bool:
-        """A token came, `job.tokens` with it. before_s: when the last one did, None if it is the first.
-
-        Whether it is the first one of its request to break a promise.
-        """
+    def token(self, job: Job, handle: Handle, now_s: float) -> bool:
+        """A token came, `job.tokens` with it; whether it is the first of its request to break a promise."""
         self.generated_tokens += 1
-        if before_s is None:
+        if job.tokens == 1:
             ttft_s = now_s - job.arrival_s
             self.tallies.time_to_first_token_seconds.add(ttft_s)
-            if ttft_s > 0:
-                self.tallies.ttft_predicted_over_measured.add(job.work_s / ttft_s)
+            if handle.predicted_ttft_s is not None:
+                ratio = handle.predicted_ttft_s / max(ttft_s, ALLOWED_S)
+                self.tallies.ttft_predicted_over_measured.add(ratio)
             return ttft_s > job.deadline_s
-        self.tallies.inter_token_latency_seconds.add(now_s - before_s)
+        self.tallies.inter_token_latency_seconds.add(now_s - handle.token_times_s[-1])
         if job.ahead_s(now_s) - job.tbt_s >= -ALLOWED_S:
             return False
         self.late_tokens += 1

@@ -15,11 +15,13 @@ micro-batch that is sent and of each group that is done, and everything else fol
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import itertools
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -58,7 +60,10 @@ class _Sent:
 
 @dataclass(eq=False)
 class Recorder:
-    """Writes events; made by `Recorder.open`, a context manager."""
+    """Writes events; made by `Recorder.open`, a context manager.
+
+    complain: told, once, that nothing more can be written; then the rest is not recorded, and no file left
+    """
 
     path: Path
     layout: Layout
@@ -66,6 +71,7 @@ class Recorder:
     _raw: IO[bytes]
     _packed: gzip.GzipFile | None
     _origin_s: float
+    complain: Callable[[str], object] | None = None
     _events: list[str] = field(default_factory=list)
     _sent: dict[int, _Sent] = field(default_factory=dict)
     _jobs: dict[int, Job] = field(default_factory=dict)  # by sid
@@ -74,8 +80,17 @@ class Recorder:
     _begun: bool = False
 
     @classmethod
-    def open(cls, path: Path, layout: Layout, origin_s: float = 0.0) -> Recorder:
-        """origin_s: when time begins, on the engine's clock. BadInput if nothing can be written there."""
+    def open(
+        cls,
+        path: Path,
+        layout: Layout,
+        origin_s: float = 0.0,
+        complain: Callable[[str], object] | None = None,
+    ) -> Recorder:
+        """origin_s: when time begins, on the engine's clock; complain: instead of raising BadInput later on.
+
+        BadInput if nothing can be written there.
+        """
         if (
             path.exists() and not path.is_file()
         ):  # a folder; or a device, which is not to be replaced
@@ -86,7 +101,7 @@ class Recorder:
             raise BadInput(f"cannot write: {error.strerror}", where=path) from error
         raw = os.fdopen(number, "wb")
         packed = gzip.GzipFile("", "wb", 1, raw, mtime=0) if path.suffix == ".gz" else None
-        recorder = cls(path, layout, Path(aside), raw, packed, origin_s)
+        recorder = cls(path, layout, Path(aside), raw, packed, origin_s, complain)
         recorder._name_tracks()
         return recorder
 
@@ -103,14 +118,15 @@ class Recorder:
 
     def close(self, *, keep: bool = True) -> None:
         """Finish the file, or leave none. May be called twice."""
+        if keep:
+            for id, phase in list(self._phases.items()):
+                self._leave(id, max(phase.since_s, phase.last_s))
+            self._flush()
         if self._raw.closed:
             return
         file = self._packed or self._raw
         try:
             if keep:
-                for id, phase in list(self._phases.items()):
-                    self._leave(id, max(phase.since_s, phase.last_s))
-                self._flush()
                 file.write(b"\n]}\n")
             file.close()
             self._raw.close()
@@ -118,9 +134,21 @@ class Recorder:
                 self._aside.chmod(0o644)
                 os.replace(self._aside, self.path)
         except OSError as error:
-            raise BadInput(f"cannot write: {error.strerror}", where=self.path) from error
+            self._stop(error)
         finally:
             self._aside.unlink(missing_ok=True)
+
+    def _stop(self, error: OSError) -> None:
+        """A full disk, mostly: leave it no fuller, and do not end whoever is being recorded."""
+        for file in (self._packed, self._raw):
+            with contextlib.suppress(OSError):  # what it still holds cannot be written either
+                if file is not None:
+                    file.close()
+        self._aside.unlink(missing_ok=True)
+        problem = BadInput(f"cannot write: {error.strerror}", where=self.path)
+        if self.complain is None:
+            raise problem from error
+        self.complain(f"{problem}; nothing more is recorded")
 
     # ---------------------------------------------------------------------- what engines tell it
 
@@ -247,6 +275,8 @@ class Recorder:
         self._event("e", pid, name, max(begin_s, end_s), id=str(id), cat=cat)
 
     def _event(self, phase: str, pid: int, name: str, at_s: float, **more: object) -> None:
+        if self._raw.closed:
+            return
         stamp = round((at_s - self._origin_s) * 1e6, 3)
         event = {"ph": phase, "pid": pid, "tid": 0, "ts": stamp, "name": name, **more}
         self._events.append(json.dumps(event))
@@ -255,10 +285,13 @@ class Recorder:
 
     def _flush(self) -> None:
         head = '{"displayTimeUnit": "ms", "traceEvents": [\n' if not self._begun else ",\n"
-        if self._events:
-            (self._packed or self._raw).write((head + ",\n".join(self._events)).encode())
+        events, self._events = self._events, []
+        if events and not self._raw.closed:
+            try:
+                (self._packed or self._raw).write((head + ",\n".join(events)).encode())
+            except OSError as error:
+                self._stop(error)
             self._begun = True
-            self._events.clear()
 
     def _track(self, stage: int, group: int, *, link: bool = False) -> int:
         """The number of a thread among the ranks: links come behind the stages."""

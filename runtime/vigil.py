@@ -25,13 +25,17 @@ class Vigil:
     _listened_s: float = 0.0
     _looked_s: float = field(default_factory=time.monotonic)
     _heard_s: dict[int, float] = field(default_factory=dict)
+    _joining: set[int] = field(default_factory=set)
+    _join_s: float = 0.0
 
     def begin(self, ranks: Iterable[int], join_s: float) -> None:
         """Fresh workers. join_s: the time that they have until their first sign"""
-        self._heard_s = dict.fromkeys(ranks, self._listened_s + join_s - LOADING_SILENCE_S)
+        self._heard_s = dict.fromkeys(ranks, self._listened_s)
+        self._joining, self._join_s = set(self._heard_s), join_s
 
     def heard(self, rank: int) -> None:
         self._heard_s[rank] = self._listened_s
+        self._joining.discard(rank)
 
     def silent(self, ready: Iterable[int]) -> tuple[int, float] | None:
         """The rank that was heard least lately, if that is too long ago, and for how many seconds."""
@@ -40,6 +44,8 @@ class Vigil:
         self._looked_s = now_s
         for rank, heard_s in self._heard_s.items():
             allowed_s = SILENCE_S if rank in ready else LOADING_SILENCE_S
+            if rank in self._joining:
+                allowed_s = self._join_s
             if self._listened_s - heard_s > allowed_s:
                 return rank, self._listened_s - heard_s
         return None

@@ -29,8 +29,8 @@ from .pulse import beating
 from .vigil import LOOK_S, Vigil
 from .wire import decode_reply, encode_step
 
-JOIN_S = 60.0
-"""The time that a worker has from its start until its first sign of life."""
+JOIN_S = 120.0
+"""The time that a worker has until its first sign of life: its parent may first have to load torch."""
 GRACE_S = 0.3
 """After the first sign of a fault, wait this long for the sign that names its cause."""
 
@@ -67,12 +67,13 @@ class NurseryProcess:
     process: subprocess.Popen[bytes] = field(init=False)
     _line: bytes = b""
     _token: str = ""  # of the set of workers that is meant to run; others do not concern us
+    _ordered: str = ""  # the set that it has not said yet to have spawned
 
     def __post_init__(self) -> None:
         self.start()
 
     def start(self) -> None:
-        self._line = b""
+        self._line, self._ordered = b"", ""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mnemoc.runtime.nursery"],
             stdin=subprocess.PIPE,
@@ -86,10 +87,13 @@ class NurseryProcess:
         socket.bind(_local_address())
 
     def spawn(self, environment: Mapping[str, str], world: int) -> str:
+        if self._ordered:  # it was told long ago: it hangs
+            self.process.kill()
+            self.process.wait()
         if self.process.poll() is not None:
             self.close()
             self.start()
-        self._token = secrets.token_hex(16)
+        self._token = self._ordered = secrets.token_hex(16)
         ordered = {**environment, "MNEMOC_TOKEN": self._token, "WORLD_SIZE": str(world)}
         self._order({"spawn": ordered, "ranks": list(range(world))})
         return self._token
@@ -113,8 +117,11 @@ class NurseryProcess:
             self.process.wait()
             return [Lost(RuntimeFault("the parent process of the workers died"), certain=True)]
         *lines, self._line = (self._line + data).split(b"\n")
-        deaths = [json.loads(line) for line in lines]
-        return [_lost(it["died"], it["code"]) for it in deaths if it["token"] == self._token]
+        said = [json.loads(line) for line in lines]
+        if {"spawned": self._ordered} in said:
+            self._ordered = ""
+        deaths = [it for it in said if it.get("token") == self._token]
+        return [_lost(it["died"], it["code"]) for it in deaths]
 
     def close(self) -> None:
         """End it and, with it, all of its workers."""
@@ -254,6 +261,9 @@ class Workers:
             if name not in self._names:
                 self._note(self._launcher.introduced(sender, frames))
                 continue
+            self._vigil.heard(
+                self._names[name]
+            )  # else who was silent while it loaded is lost once ready
             reply = decode_reply(frames)
             if isinstance(reply, Done):
                 events.append(reply)

@@ -4,9 +4,10 @@ import gzip
 import itertools
 import json
 import os
+import shutil
 import signal
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,32 @@ def as_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         "create_dot",
         lambda self, a, b, *rest: dot(self, widened(a), widened(b), *rest),
     )
+
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser. Of a module, not longer: while it is there, this thread can run no other event loop."""
+    if not CHROMIUM:
+        if os.environ.get("CI") == "true":
+            pytest.fail("no Chromium on this machine: `make browser` installs one")
+        pytest.skip("no Chromium on this machine: `make browser` installs one")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()

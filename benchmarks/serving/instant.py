@@ -16,6 +16,7 @@ from pathlib import Path
 from unittest import mock
 
 from mnemoc.cli import main
+from mnemoc.errors import MnemocError
 from mnemoc.runtime.protocol import Admission, Done, Step
 from mnemoc.runtime.workers import Down, Up
 
@@ -52,6 +53,10 @@ class InstantWorkers:
                 tokens.append((sid, LETTERS[0]))
         done = Done(step.number, 0, tokens, (), self.step_s)
         self._due.append((time.monotonic() + self.step_s, done))
+
+    def condemn(self, error: MnemocError) -> None:
+        """Nobody here can hang."""
+        raise error
 
     def wake(self) -> None:
         os.write(self._wake_write, b"\0")

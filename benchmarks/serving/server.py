@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -80,6 +79,10 @@ class Served:
             int(values["num_requests_waiting"]),
         )
 
+    def health(self) -> None:
+        """Raises unless it is well."""
+        urllib.request.urlopen(f"{self.url}/health", timeout=60).close()
+
     def metrics(self) -> dict[str, float]:
         """Counters and gauges, by their names after `mnemoc:`."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as answer:
@@ -88,10 +91,11 @@ class Served:
         return {name.partition("{")[0][7:]: float(value) for name, _, value in samples}
 
     def settled(self, within_s: float = 30) -> State:
-        """Its state once no request is left; as it is after `within_s`, if one stays."""
+        """Its state once no request is left; as it is after `within_s`, if one stays. It has to be well."""
         deadline_s = time.monotonic() + within_s
         while not (state := self.state()).idle and time.monotonic() < deadline_s:
             time.sleep(0.05)
+        self.health()
         return state
 
 
@@ -100,6 +104,7 @@ def small_setup(work: Path, pages: int = 512) -> Setup:
 
     A worker's memory is the kernel's to give, page by page: where there are many, it grows for hours.
     """
+    work.mkdir(exist_ok=True)
     setup = Setup(make_model(work / "model"), work / "plan")
     make_plan(setup.plan, setup.model, "local", LAYOUT, CONTEXT, OUTPUT, tbt="500ms")
     manifest, contents = artifact.load(setup.plan)
@@ -134,7 +139,7 @@ def await_health(url: str, process: subprocess.Popen[bytes]) -> None:
     while time.monotonic() < deadline_s:
         if process.poll() is not None:
             raise SystemExit(f"the server ended with {process.returncode} before it was healthy")
-        with contextlib.suppress(urllib.error.URLError, ConnectionError):
+        with contextlib.suppress(OSError):  # it listens long before it answers
             urllib.request.urlopen(f"{url}/health", timeout=5).close()
             return
         time.sleep(0.1)

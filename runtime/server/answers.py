@@ -8,16 +8,19 @@ longer pieces, and costs no more memory than its text.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 from ...errors import MnemocError
 from ..engine import Engine
-from ..request import Event, FinishReason, Handle, Prepared, Progress, Token
+from ..request import Ended, Event, FinishReason, Handle, Prepared, Progress, Token
 from ..tokenizer import Detokenizer, Tokenizer
 from .logprobs import Scored
 from .mailbox import Mailbox
+
+Finish = FinishReason | Literal["abort"]
 
 
 @dataclass(slots=True)
@@ -30,7 +33,7 @@ class Piece:
     index: int
     text: str
     tokens: int = 0
-    finish: FinishReason | None = None
+    finish: Finish | None = None
     scored: list[Scored] = field(default_factory=list)
 
 
@@ -101,9 +104,12 @@ class _Answer:
         self.open = finish is None
         return self._add(shown, token.index + 1, finish, scored)
 
-    def _add(
-        self, text: str, tokens: int, finish: FinishReason | None, scored: Scored | None
-    ) -> bool:
+    def abort(self, tokens: int) -> bool:
+        """It ends here, after so many tokens, by somebody's wish; as `push`."""
+        self.open = False
+        return self._add(self.stops.rest(), tokens, "abort", None)
+
+    def _add(self, text: str, tokens: int, finish: Finish | None, scored: Scored | None) -> bool:
         if not (text or finish or scored):
             return False
         piece, fresh = self.unread, self.unread is None
@@ -129,16 +135,11 @@ class Answers:
         requests: Sequence[Prepared],
         tokenizer: Tokenizer | None,
         stops: Sequence[str],
-        on_finish: Callable[[Handle], None],
         mailbox: Mailbox,
     ) -> None:
-        """Submit the requests; raises BadInput if one can never be served (none is left behind).
-
-        on_finish: called for each answer that got all its tokens
-        """
+        """Submit the requests; raises BadInput if one can never be served (none is left behind)."""
         self.generated = 0
         self.handles: list[Handle] = []
-        self._on_finish = on_finish
         self._open = len(requests)
         self._news = asyncio.Event()
         self._unread: list[_Answer] = []
@@ -169,6 +170,11 @@ class Answers:
             if self._error is not None:
                 raise self._error
 
+    def tell(self, progress: Progress) -> None:
+        """How far a prompt is, for whoever reads. From the event loop."""
+        self._progress = progress
+        self._news.set()
+
     def close(self) -> None:
         """Free what the answers hold; harmless when they are done."""
         for handle in self.handles:
@@ -190,15 +196,11 @@ class Answers:
             self.generated += 1
             if answer.push(event):
                 self._unread.append(answer)
-            if not answer.open:
-                handle = self.handles[answer.index]
-                if not event.finish:
-                    handle.stop()  # a stop string: the engine would go on
-                self._on_finish(handle)
-        elif isinstance(event, Progress):
-            self._progress = event
-        elif event.error is not None:
-            raise event.error
-        else:
-            answer.open = False
+            if not answer.open and not event.finish:
+                self.handles[answer.index].stop()  # a stop string: the engine would go on
+        elif isinstance(event, Ended):
+            if event.error is not None:
+                raise event.error
+            if answer.abort(len(self.handles[answer.index].tokens)):
+                self._unread.append(answer)
         self._open -= not answer.open

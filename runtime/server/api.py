@@ -59,6 +59,8 @@ class Body(Fields):
     repetition_penalty: float = Field(1.0, ge=0.001, le=1000)
     logit_bias: Biases = Field(default_factory=dict)
     priority: int = Field(0, ge=-INT32, lt=INT32)
+    ttft_slo_s: float | None = Field(None, ge=1e-6, le=1e6)
+    tbt_slo_s: float | None = Field(None, ge=1e-6, le=1e6)
     n: int = Field(1, ge=1, le=128)
     best_of: int | None = Field(None, ge=1, le=128)
     max_tokens: int | None = Field(None, ge=1, lt=INT32)
@@ -89,8 +91,13 @@ class Body(Fields):
         """As `Sampling.logprobs`."""
         raise NotImplementedError
 
-    def requests(self, prompts: Sequence[Ids], max_tokens: int) -> list[Request]:
-        """`n` requests for each prompt, prompt by prompt. With a seed, each has its own."""
+    def requests(
+        self, prompts: Sequence[Ids], max_tokens: int, strict: bool = False
+    ) -> list[Request]:
+        """`n` requests for each prompt, prompt by prompt. With a seed, each has its own.
+
+        strict: as in `Promise`
+        """
         if len(prompts) * self.n > MOST_ANSWERS:
             raise BadInput(
                 f"one request gets at most {MOST_ANSWERS} answers, and this one asks for "
@@ -112,7 +119,7 @@ class Body(Fields):
             logit_bias=tuple(self.logit_bias.items()),
             logprobs=self.num_logprobs,
         )
-        promise = Promise(priority=self.priority)
+        promise = Promise(self.ttft_slo_s, self.tbt_slo_s, self.priority, strict)
         samplings = [sampling] * self.n
         if self.seed is not None:
             samplings = [

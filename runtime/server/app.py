@@ -10,7 +10,9 @@ from fastapi import FastAPI
 
 from ..engine import Engine
 from ..tokenizer import Tokenizer
-from . import about, completions, tokens
+from . import about, completions, live, requests, tokens
+from .access import Access
+from .chronicle import Chronicle
 from .conversation import Template
 from .limits import Gate
 from .openapi import Application
@@ -24,15 +26,21 @@ def create_app(
     tokenizer: Tokenizer | None,
     options: Options | None = None,
     template: Template | None = None,
+    chronicle: Chronicle | None = None,
 ) -> FastAPI:
     """The application, over a running engine. Without a tokenizer prompts are token ids.
 
     template: how the model reads a conversation; else it gets a plain form
+    chronicle: is told of every request
     """
     service = Service.over(engine, tokenizer, options or Options(), template)
     app = Application(service)
-    for concern in (about, completions, tokens):
+    for concern in (about, completions, requests, tokens, live):
         app.include_router(concern.routes(service))
     app.add_middleware(Gate, service=service)
     report_errors(app)
+    if chronicle is not None:
+        app.add_middleware(Access, chronicle=chronicle)
+        engine.watched_by(chronicle)
+        service.metrics.count_drops(chronicle)
     return app

@@ -13,6 +13,7 @@ from ..request import Prepared
 from .answers import Answers
 from .api import ChatBody, CompletionBody
 from .bodies import parse, read
+from .origins import named
 from .replies import ChatShape, CompletionShape, EventStream, Shape, gather
 from .service import Service
 
@@ -45,13 +46,15 @@ def routes(service: Service) -> APIRouter:
             http.state.request_id = body.request_id
         shape = shaped(model, http.state.request_id)
         shape.prompt_tokens = prompt_tokens
-        finished, mailbox = service.metrics.finished, service.mailbox
-        answers = Answers(
-            service.engine, requests, service.tokenizer, body.stops, finished, mailbox
-        )
+        requests = named(http, requests, model)
+        answers = Answers(service.engine, requests, service.tokenizer, body.stops, service.mailbox)
+        followed = await service.following.follow(http.state.request_id, answers, body.stream)
         if body.stream:
-            return EventStream(shape, answers, body.options)
-        return await gather(shape, answers, http)
+            return EventStream(shape, answers, body.options, followed)
+        with followed:
+            response = await gather(shape, answers, http)
+            response.headers.update(followed.headers)
+            return response
 
     return router
 
@@ -64,5 +67,6 @@ def _understand(
     service.check_model(body.model)
     engine = service.engine
     prompts = body.prompts(service.tokenizer, service.template)
-    requests = body.requests(prompts, body.limit(engine.manifest.workload.output_tokens))
+    default, strict = engine.manifest.workload.output_tokens, service.options.strict_slo
+    requests = body.requests(prompts, body.limit(default), strict)
     return body, [engine.prepare(request) for request in requests], sum(map(len, prompts))

@@ -2,7 +2,8 @@
 
 At the first SIGTERM or Ctrl-C `/health` turns to 503, new requests are refused with 503 and Retry-After, and
 those that are there go on. When they are through, or time is up, the server ends; a second signal ends it at
-once. Streams that are cut short end with an error event.
+once. Streams that are cut short end with an error event. Where the engine gives up, the server ends too, for
+its supervisor to start it again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ...errors import MnemocError
 from ..engine import Engine
 
 FLUSH_S = 3
@@ -67,6 +69,7 @@ class DrainingServer(uvicorn.Server):
     """Uvicorn, that stops as this module's head says.
 
     drain_s: how long requests may still take; ready: called once signals and requests are heard
+    fault: why the engine gave up, if that ended the server
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class DrainingServer(uvicorn.Server):
         self._engine = engine
         self._drain_s = drain_s
         self._until_s = math.inf
+        self.fault: MnemocError | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -100,4 +104,7 @@ class DrainingServer(uvicorn.Server):
             if time.monotonic() >= self._until_s:
                 await asyncio.to_thread(self._engine.close, TOLD)
                 return True
+        elif self._engine.failure is not None:
+            self.fault, self._doors.closed = self._engine.failure, True
+            return True
         return await super().on_tick(counter)

@@ -19,8 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .problems import REQUEST_ID, Problem
 from .service import Service
 
-OPEN_PATHS = frozenset({"/health", "/ping"})
-"""Probes of orchestrators come without a key."""
+OPEN_PATHS = frozenset({"/", "/health", "/ping"})
+"""Probes of orchestrators come without a key, and so may the live page, which holds nothing."""
 
 GENERATING = frozenset({"/v1/completions", "/v1/chat/completions"})
 RECENT = 0.1

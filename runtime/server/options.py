@@ -9,6 +9,7 @@ from pathlib import Path
 from ...errors import BadInput
 from ..policies import DEFAULT
 from ..recovery import STEP_TIMEOUT_S
+from .journal import Format
 
 BODY_BYTES_PER_TOKEN = 16
 LEAST_BODY_BYTES = 2**22
@@ -51,6 +52,10 @@ class Options:
 
     control: tcp://HOST:PORT on which to wait for workers from outside, instead of forking them
     drain_s: how long requests may still take once the server is told to stop
+    strict_slo: refuse requests whose first token is predicted to come later than promised
+    news_every_s: between two comments in a stream while its prompt waits or prefills
+    log_format, log_file: how the log is written, and where; None: none, and on stderr
+    otlp_endpoint: where traces go, by OTLP over HTTP; None: where OpenTelemetry's environment says
     """
 
     policy: str = DEFAULT.name
@@ -59,4 +64,9 @@ class Options:
     step_timeout_s: float = STEP_TIMEOUT_S
     control: str | None = None
     drain_s: float = 30.0
+    strict_slo: bool = False
+    news_every_s: float = 1.0
     limits: Limits = Limits()
+    log_format: Format | None = None
+    log_file: Path | None = None
+    otlp_endpoint: str | None = None

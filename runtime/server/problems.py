@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 
 from fastapi import FastAPI
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from ...errors import BadInput, MnemocError
+from ..request import TooLate
 
 log = logging.getLogger("mnemoc.server")
 
@@ -22,7 +24,7 @@ REQUEST_ID = "X-Request-Id"
 class Problem(Exception):
     """An answer that says no: its status, a sentence, and what else goes with it.
 
-    param: the field it is about; code: OpenAI's short name, where there is one
+    param: the field it is about; code: OpenAI's short name, where there is one; figures: in the body too
     """
 
     def __init__(
@@ -32,10 +34,11 @@ class Problem(Exception):
         param: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
+        figures: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(message)
         kind = "server_error" if status >= 500 else KINDS.get(status, "invalid_request_error")
-        error = {"message": message, "type": kind, "param": param, "code": code}
+        error = {"message": message, "type": kind, "param": param, "code": code, **(figures or {})}
         self.response = JSONResponse({"error": error}, status_code=status, headers=headers)
 
 
@@ -53,7 +56,8 @@ def report_errors(app: FastAPI) -> None:
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             message = "this field is unknown, or not served with this value"
-        return problem(400, f"{'.'.join(place)}: {message}" if place else message, *place[:1])
+        param = place[0] if place else None
+        return problem(400, f"{'.'.join(place)}: {message}" if place else message, param)
 
     @app.exception_handler(HTTPException)
     async def refused(http: HttpRequest, error: HTTPException) -> Response:
@@ -63,6 +67,13 @@ def report_errors(app: FastAPI) -> None:
     @app.exception_handler(BadInput)
     async def bad_input(http: HttpRequest, error: BadInput) -> Response:
         return problem(400, str(error))
+
+    @app.exception_handler(TooLate)
+    async def too_late(http: HttpRequest, error: TooLate) -> Response:
+        """429, as a limit of rate is: clients know to wait. 503 would have balancers take the server away."""
+        again = {"Retry-After": str(math.ceil(error.retry_s))}
+        code = "promise_cannot_be_kept"
+        return Problem(429, str(error), "ttft_slo_s", code, again, error.figures).response
 
     @app.exception_handler(MnemocError)
     async def fault(http: HttpRequest, error: MnemocError) -> Response:

@@ -17,6 +17,7 @@ from ...errors import MnemocError
 from ..request import Progress
 from .answers import Answers, Piece
 from .api import StreamOptions
+from .following import Followed, comment
 from .logprobs import Scored, chat_logprobs, completion_logprobs
 
 _as_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -163,14 +164,21 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, shape: Shape, answers: Answers, options: StreamOptions) -> None:
-        super().__init__(headers={"cache-control": "no-cache"})
+    def __init__(
+        self, shape: Shape, answers: Answers, options: StreamOptions, followed: Followed
+    ) -> None:
+        super().__init__(headers={"cache-control": "no-cache", **followed.headers})
         del self.headers["content-length"]
         self.shape = shape
         self.answers = answers
         self.options = options
+        self.followed = followed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self.followed:
+            await self._stream(receive, send)
+
+    async def _stream(self, receive: Receive, send: Send) -> None:
         sending = asyncio.ensure_future(self._send_all(send))
         leaving = asyncio.ensure_future(_left(receive))
         try:
@@ -192,10 +200,13 @@ class EventStream(Response):
 
     async def _events(self) -> AsyncIterator[str]:
         begun: set[int] = set()
+        for progress in self.followed.first:
+            yield comment(progress)
         try:
             async for piece in self.answers.pieces():
+                self.followed.said()
                 if isinstance(piece, Progress):
-                    yield f": prefill {piece.done}/{piece.total}, {piece.eta_s:.1f} s left\n\n"
+                    yield comment(piece)
                 else:
                     usage = self.options.continuous_usage_stats
                     yield self.shape.event(piece, piece.index not in begun, usage=usage)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import uvicorn
@@ -14,9 +17,12 @@ from .. import outside
 from ..engine import Engine
 from ..tokenizer import FILE, Tokenizer
 from .app import create_app
+from .chronicle import Chronicle, Relay, Writer
 from .conversation import Template
 from .draining import FLUSH_S, Doors, DrainingServer
+from .journal import Journal
 from .options import Options
+from .spans import Spans, configured
 
 
 def serve(
@@ -32,11 +38,12 @@ def serve(
     """Serve a plan until told to stop (`draining`). The port is taken before any worker starts.
 
     template: how the model reads a conversation; else it gets a plain form
-    Raises BadInput for a port that cannot be had, and whatever `Engine.start` raises.
+    Raises BadInput for a port that cannot be had, whatever `Engine.start` raises, and why the engine gave up.
     """
     options = options or Options()
     say = progress or (lambda message: None)
-    with bind(host, port) as listener:
+    allow_connections()
+    with bind(host, port) as listener, chronicled(options) as chronicle:
         launcher = outside.at(options.control, directory, os.environ) if options.control else None
         tokenizer = Tokenizer(weights) if (weights / FILE).is_file() else None
         with Engine.start(
@@ -50,15 +57,48 @@ def serve(
             step_timeout_s=options.step_timeout_s,
         ) as engine:
             name, where = listener.getsockname()[:2]
-            doors = Doors(create_app(engine, tokenizer, options, template))
+            doors = Doors(create_app(engine, tokenizer, options, template, chronicle))
             config = uvicorn.Config(
-                doors, log_level="warning", lifespan="off", timeout_graceful_shutdown=FLUSH_S
+                doors,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=FLUSH_S,
             )
             address = f"http://{name}:{where}/v1"
             server = DrainingServer(
                 config, doors, engine, options.drain_s, lambda: say(f"serving on {address}")
             )
             server.run(sockets=[listener])
+            if server.fault is not None:
+                raise server.fault
+
+
+@contextlib.contextmanager
+def chronicled(options: Options) -> Iterator[Chronicle | None]:
+    """The log and the traces that were asked for; meanwhile what Python's loggers say goes there too."""
+    writers: list[Writer] = []
+    if options.log_format is not None:
+        writers.append(Journal(options.log_format, options.log_file))
+    if configured(options.otlp_endpoint):
+        writers.append(Spans(options.otlp_endpoint))
+    if not writers:
+        yield None
+        return
+    with Chronicle(writers) as chronicle:
+        relay, root = Relay(chronicle), logging.getLogger()
+        if options.log_format is not None:
+            root.addHandler(relay)
+        try:
+            yield chronicle
+        finally:
+            root.removeHandler(relay)
+
+
+def allow_connections() -> None:
+    """As many descriptors as this process may have: each open stream takes one, and 1,024 are soon used."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def bind(host: str, port: int) -> socket.socket:

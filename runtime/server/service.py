@@ -6,12 +6,15 @@ import time
 from dataclasses import dataclass, field
 
 from ..engine import Engine
+from ..machine import Machine
 from ..tokenizer import Tokenizer
 from .conversation import Template
+from .following import Following
 from .mailbox import Mailbox
 from .metrics import Metrics
 from .options import Options
 from .problems import Problem
+from .recent import Recent
 
 
 @dataclass
@@ -26,7 +29,7 @@ class Service:
     """A running engine and how it is served. Without a tokenizer prompts are token ids.
 
     template: the model's own for conversations, if it has one
-    model: its name in requests and answers; started_s: Unix time
+    model: its name in requests and answers; recent: what the last minutes were like; started_s: Unix time
     """
 
     engine: Engine
@@ -35,6 +38,8 @@ class Service:
     options: Options
     model: str
     metrics: Metrics
+    recent: Recent
+    following: Following
     mailbox: Mailbox = field(default_factory=Mailbox)
     load: Load = field(default_factory=Load)
     started_s: int = field(default_factory=lambda: int(time.time()))
@@ -48,7 +53,10 @@ class Service:
         template: Template | None,
     ) -> Service:
         model = str(engine.manifest.model["name"])
-        return cls(engine, tokenizer, template, options, model, Metrics(engine, model))
+        recent = Recent(engine.stats, Machine.of(engine.manifest))
+        metrics = Metrics(engine, model, recent)
+        following = Following(engine, options.news_every_s)
+        return cls(engine, tokenizer, template, options, model, metrics, recent, following)
 
     @property
     def context(self) -> int:

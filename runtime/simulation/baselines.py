@@ -12,7 +12,7 @@ served; as vLLM does. BUDGET is its default on an A100.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
 from ...artifact import Plan
@@ -29,10 +29,16 @@ class WholePrefill:
     plan: Plan
     growth: Growth
     alone: bool = True
+    apart: bool = False
     _begun: Job | None = field(default=None, init=False)
 
     def pack(
-        self, prompts: Sequence[Job], decodes: Sequence[Job], loads: dict[int, Load], now_s: float
+        self,
+        prompts: Sequence[Job],
+        decodes: Sequence[Job],
+        loads: dict[int, Load],
+        groups: Set[int],
+        now_s: float,
     ) -> list[Packed]:
         if self._begun not in prompts:
             self._begun = prompts[0] if prompts else None
@@ -49,9 +55,15 @@ class FixedChunk:
     growth: Growth
     budget: int = BUDGET
     alone: bool = False
+    apart: bool = False
 
     def pack(
-        self, prompts: Sequence[Job], decodes: Sequence[Job], loads: dict[int, Load], now_s: float
+        self,
+        prompts: Sequence[Job],
+        decodes: Sequence[Job],
+        loads: dict[int, Load],
+        groups: Set[int],
+        now_s: float,
     ) -> list[Packed]:
         packed = []
         left = min(self.budget, self.plan.max_rows) - len(decodes)

@@ -123,7 +123,7 @@ class Simulation:
         handles = self._handles()
         coming = next(handles, None)
         while True:
-            while flights.room and flights.dispatch(clock.now_s):
+            while flights.dispatch(clock.now_s):
                 pass
             flights.deliver()
             done_s = stations.next_s
@@ -137,7 +137,7 @@ class Simulation:
                 while stations.next_s == done_s:
                     flights.settle(stations.pop(), done_s)
             while coming is not None and coming.submitted_s <= clock.now_s:
-                flights.accept(coming, clock.now_s)
+                flights.accept([coming], clock.now_s)
                 coming = next(handles, None)
             if most_broken is not None and collector.broken > most_broken:
                 return None

@@ -1,7 +1,5 @@
 """The page in a real browser: it renders, stays silent and offline, and answers to pointer and keys."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,19 +8,6 @@ from typing import Any
 import pytest
 
 pytestmark = pytest.mark.browser
-
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 
 
 @dataclass
@@ -39,20 +24,6 @@ class Tab:
     def style(self, selector: str, name: str) -> str:
         script = "([s, n]) => getComputedStyle(document.querySelector(s)).getPropertyValue(n)"
         return str(self.page.evaluate(script, [selector, name]))
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    if not CHROMIUM:
-        if os.environ.get("CI") == "true":
-            pytest.fail("no Chromium on this machine: `make browser` installs one")
-        pytest.skip("no Chromium on this machine: `make browser` installs one")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

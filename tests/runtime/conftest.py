@@ -75,6 +75,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 MakeModel = Callable[..., Path]
 MakePlan = Callable[..., Path]
 Compile = Callable[[Path, Plan, Workload], Path]
+Sabotage = Callable[[Path, str], Path]
 
 
 @pytest.fixture(scope="session")
@@ -169,6 +170,21 @@ def compiled(tmp_path: Path) -> Compile:
         return compile_plan(model, plan, workload, tmp_path / "plan")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def sabotaged() -> Sabotage:
+    """sabotaged(plan, "1 / 0") → the plan, its first stage's step with one more line at its head."""
+
+    def spoil(directory: Path, line: str) -> Path:
+        manifest, files = artifact.load(directory)
+        source = files["schedule/stage_0.py"].decode()
+        broken = source.replace('comm):\n    """One', f'comm):\n    {line}\n    """One')
+        assert broken != source
+        artifact.write(directory, manifest, {**files, "schedule/stage_0.py": broken.encode()})
+        return directory
+
+    return spoil
 
 
 @pytest.fixture(scope="session")

@@ -81,12 +81,15 @@ def decode(
     """Requests that have their first token, and wait for the next."""
     jobs = [scheduler.add(first + i, n, n + new - 1, 0.0) for i, n in enumerate(prompts)]
     while any(job.processed < job.prompt for job in jobs):
-        micro_batch = step(scheduler)
-        going_on = [chunk.sid for chunk in micro_batch.chunks if chunk.ends]
-        for job in jobs:
-            if job.sid in going_on:
-                job.tokens, job.first_token_s = 1, 0.0
-        scheduler.settled(micro_batch, [*micro_batch.decodes, *going_on])
+        sent = []
+        while micro_batch := scheduler.next(0.0):
+            sent.append(micro_batch)
+        for micro_batch in sent:
+            going_on = [chunk.sid for chunk in micro_batch.chunks if chunk.ends]
+            for job in jobs:
+                if job.sid in going_on:
+                    job.tokens, job.first_token_s = 1, 0.0
+            scheduler.settled(micro_batch, [*micro_batch.decodes, *going_on])
     return jobs
 
 
@@ -244,9 +247,66 @@ def test_groups_that_a_long_request_does_not_use_serve_short_ones_meanwhile() ->
     scheduler = make(ON_TWO_GROUPS, tbt_s=0.01)
     scheduler.add(0, prompt=90, kv_tokens=95, now_s=0.0)
     scheduler.add(1, prompt=40, kv_tokens=45, now_s=0.0)
-    micro_batch = step(scheduler)
-    assert micro_batch.groups == {0, 1}
-    assert len(micro_batch.chunks) == 2
+    homes = []
+    for group in (0, 1):
+        micro_batch = scheduler.next(0.0, {group})
+        assert micro_batch is not None and micro_batch.groups == {group}
+        homes += [scheduler.running[chunk.sid].home for chunk in micro_batch.chunks]
+    assert homes == [0, 1]
+
+
+def test_a_group_with_room_need_not_wait_for_one_without() -> None:
+    scheduler = make(ON_TWO_GROUPS)
+    jobs = decode(scheduler, [20, 20])
+    assert [job.home for job in jobs] == [0, 1]
+    for group in (1, 0, 1):
+        micro_batch = scheduler.next(0.0, {group})
+        assert micro_batch is not None
+        assert micro_batch.decodes == (jobs[group].sid,)
+        assert micro_batch.groups == {group}
+        assert scheduler.next(0.0, {group}) is None
+        scheduler.settled(micro_batch, micro_batch.decodes)
+
+
+def test_a_request_is_given_a_home_where_no_long_prompt_is_computed() -> None:
+    """Even where more pages are free there."""
+    scheduler = make(ON_TWO_GROUPS)
+    (talking,) = decode(scheduler, [90])
+    long = scheduler.add(0, 60, 60, now_s=0.0)
+    long.long = True
+    step(scheduler)
+    short = scheduler.add(1, 20, 25, now_s=0.0)
+    step(scheduler)
+    assert (talking.home, long.home, short.home) == (0, 1, 0)
+    assert scheduler.book.available(1) > scheduler.book.available(0)
+
+
+def test_a_request_on_two_groups_has_them_wait_for_each_other() -> None:
+    """Else the short ones of either would keep it waiting for ever."""
+    scheduler = make(ON_TWO_GROUPS)
+    (wide,) = decode(scheduler, [120])
+    (short,) = decode(scheduler, [20], first=101)
+    other = 1 - short.home
+    assert scheduler.next(0.0, {short.home}) is None
+    assert scheduler.next(0.0, {other}) is None
+    both = scheduler.next(0.0, {0, 1})
+    assert both is not None
+    assert set(both.decodes) == {wide.sid, short.sid} and both.groups == {0, 1}
+    scheduler.settled(both, [short.sid])
+    alone = scheduler.next(0.0, {short.home})
+    assert alone is not None and alone.decodes == (short.sid,), "it ties only once it has its token"
+
+
+def test_a_chunk_ends_where_its_prompt_would_need_a_group_that_others_keep() -> None:
+    """Of two long prompts one is first: the other does not join its group before its turn."""
+    scheduler = make(dataclasses.replace(ON_TWO_GROUPS, stripe_tokens=90), policy="fcfs")
+    for id in range(2):
+        scheduler.add(id, 170, 170, now_s=0.0).long = True
+    sent = []
+    for group in (1, 1, 1, 0):
+        micro_batch = scheduler.next(0.0, {group})
+        sent.append(micro_batch and [tuple(chunk[1:3]) for chunk in micro_batch.chunks])
+    assert sent == [[(0, 50)], [(50, 40)], None, [(0, 50)]]
 
 
 def test_a_request_takes_on_its_next_group_in_the_middle_of_a_chunk() -> None:

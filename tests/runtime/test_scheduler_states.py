@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections import deque
+from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -105,7 +105,7 @@ class Serving(RuleBasedStateMachine):
         self.plan, self.growth = plan, Growth.of(plan)
         self.now_s, self.ids = 0.0, 0
         self.asked: dict[int, Asked] = {}
-        self.flying: deque[MicroBatch] = deque()
+        self.flying: list[MicroBatch] = []
         self.tables: dict[int, tuple[Asked, list[list[int]]]] = {}
         self.held: dict[int, int] = {}
         self.pages: dict[tuple[int, int], list[tuple[int, ...]]] = {}
@@ -172,15 +172,22 @@ class Serving(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.now_s += seconds
 
-    @precondition(lambda self: len(self.flying) < self.plan.layout.spp)
+    def room(self) -> set[int]:
+        """Groups with fewer micro-batches on their way than there are stages."""
+        on_their_way = Counter(group for one in self.flying for group in one.loads)
+        return {g for g in range(self.growth.kvp) if on_their_way[g] < self.plan.layout.spp}
+
+    @precondition(lambda self: self.room())
     @rule()
     def dispatch(self) -> None:
-        micro_batch = self.scheduler.next(self.now_s)
+        room = self.room()
+        micro_batch = self.scheduler.next(self.now_s, room)
         if micro_batch is None:
             held = self.scheduler.admission.held
             idle = self.flying or self.asked.keys() <= held
             assert idle, "requests wait, and nothing is done for them"
             return
+        assert micro_batch.groups <= room
         self.flying.append(micro_batch)
         self.carry_out(micro_batch)
         filled, self.scheduler.filled = self.scheduler.filled, []
@@ -194,9 +201,16 @@ class Serving(RuleBasedStateMachine):
             self.scheduler.book.fill(job.sid, job.hashes, job.cached)
 
     @precondition(lambda self: self.flying)
-    @rule()
-    def land(self) -> None:
-        micro_batch = self.flying.popleft()
+    @rule(which=st.integers(0, 10))
+    def land(self, which: int) -> None:
+        """One after the other on each group; between groups that share nothing in any order."""
+        first = [
+            one
+            for at, one in enumerate(self.flying)
+            if all(one.groups.isdisjoint(before.groups) for before in self.flying[:at])
+        ]
+        micro_batch = first[which % len(first)]
+        self.flying.remove(micro_batch)
         going_on = []
         sids = [*micro_batch.decodes, *(chunk.sid for chunk in micro_batch.chunks if chunk.ends)]
         for sid in sids:
@@ -230,6 +244,7 @@ class Serving(RuleBasedStateMachine):
             self.write(sid, 1)
         for chunk in micro_batch.chunks:
             assert self.held[chunk.sid] == chunk.start
+            assert self.groups_of(chunk) <= micro_batch.groups
             self.write(chunk.sid, chunk.rows)
         if not self.growth.helix:
             long = [c for c in micro_batch.chunks if self.tables[c.sid][0].job.long]
@@ -315,10 +330,10 @@ class Serving(RuleBasedStateMachine):
             if not self.asked and not self.flying:
                 break
             self.now_s += 0.02
-            if len(self.flying) < self.plan.layout.spp:
+            if self.room():
                 self.dispatch()
             if self.flying:
-                self.land()
+                self.land(0)
         assert not self.asked, "a request never finishes"
         while self.scheduler.book.tidy():
             self.scheduler.book.audit()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import pytest
 from mnemoc.runtime import Engine, Request, Sampling
 from mnemoc.runtime.workers import NurseryProcess
 
@@ -38,3 +40,33 @@ def test_micro_batches_and_requests_are_recorded(
     rows = [e["name"] for e in events if e["pid"] == 3]
     assert "chunk of 48 after 0" in rows
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_a_full_disk_ends_the_record_and_not_the_engine(
+    models: Callable[..., Path],
+    plans: Callable[..., Path],
+    nursery: NurseryProcess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("mnemoc.runtime.tracing.BUFFERED", 30)
+    opened = os.fdopen
+
+    def full(number: int, mode: str) -> IO[bytes]:
+        os.close(number)
+        return opened(os.open("/dev/full", os.O_WRONLY), mode, 0)
+
+    monkeypatch.setattr(os, "fdopen", full)
+    model, file = models("llama"), tmp_path / "trace.json"
+    with Engine.start(plans(model), model, nursery=nursery, trace_out=file) as engine:
+        monkeypatch.setattr(os, "fdopen", opened)
+        assert len(engine.submit(Request((1, 2), 40, GREEDY)).result().tokens) == 40
+        assert engine.healthy
+        assert list(tmp_path.iterdir()) == [], (
+            "what was written is gone while the engine still runs"
+        )
+    assert [record.message for record in caplog.records] == [
+        f"{file}: cannot write: No space left on device; nothing more is recorded"
+    ]

@@ -7,12 +7,16 @@ are cancelled, all in the same run and all counted. `benchmarks/under_load.py` h
 from __future__ import annotations
 
 import importlib.util
+import random
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import psutil
 import pytest
 from mnemoc.runtime import Engine
 from mnemoc.runtime.workers import NurseryProcess
@@ -91,3 +95,36 @@ def test_a_crowd_gets_the_tokens_that_each_of_them_gets_alone(
     assert (counts.growths > 0) == (groups > 1)
     mixed = [i for i in stats.iterations if i.decodes and i.prefill_tokens]
     assert mixed, "no micro-batch mixed decodes with prefill chunks"
+
+
+@pytest.mark.parametrize("name", ["stages and groups", "helix"])
+def test_workers_that_die_amid_the_crowd_cost_nobody_a_token(
+    name: str,
+    crowds: ModuleType,
+    alone: list[list[int]],
+    models: Callable[..., Path],
+    plans: Callable[..., Path],
+    nursery: NurseryProcess,
+) -> None:
+    model, count = models("llama"), 50
+    limits = {"num_pages": 32, "max_batch": 12, "max_rows": 72, "stripe_tokens": 48}
+    plan = plans(model, **LAYOUTS[name][1], **limits, host_pages=40)
+    crowd = crowds.make_crowd(MOST)[:count]
+    total = sum(map(len, alone[:count]))
+    choose = random.Random(name)
+    with Engine.start(plan, model, nursery=nursery) as engine:
+
+        def kill() -> None:
+            for share in (0.1, 0.3, 0.6):
+                while engine.stats.generated_tokens < share * total or not engine.healthy:
+                    time.sleep(0.001)
+                choose.choice(psutil.Process(nursery.process.pid).children()).kill()
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        handles = crowds.serve(engine, crowd)
+        killer.join()
+        assert engine.kv_used_fraction == 0
+        assert engine.stats.deaths == 3
+        assert engine.counts.replays > 3
+    assert crowds.wrong(handles, alone[:count]) == []

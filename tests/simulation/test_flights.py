@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 import pytest
 from mnemoc.runtime.cost import PlanCost
 from mnemoc.runtime.flights import Flights
+from mnemoc.runtime.forecast import Forecast
 from mnemoc.runtime.job import MicroBatch
 from mnemoc.runtime.prefix import page_hashes
 from mnemoc.runtime.protocol import Done
 from mnemoc.runtime.request import Handle, Request, Sampling
 from mnemoc.runtime.scheduler import Scheduler
+from mnemoc.runtime.snapshot import Look, Snapshot
 from mnemoc.runtime.stats import Stats
 
 from .conftest import make_cost, make_manifest
@@ -44,7 +47,7 @@ def test_pages_are_named_by_their_tokens_whenever_their_request_was_preempted(lo
         request = Request(range(id, 40 + id + id * longer), 90, Sampling(ignore_eos=True))
         hashes = page_hashes(request.prompt_ids, PAGE_SIZE)
         handles.append(Handle(request, id, 0.01 * id, lambda id: None, None, 0, hashes))
-        flights.accept(handles[id], 0.01 * id)
+        flights.accept([handles[id]], 0.01 * id)
     now_s = 0.1
     while stats.finished < 2:
         now_s += 0.01
@@ -57,3 +60,24 @@ def test_pages_are_named_by_their_tokens_whenever_their_request_was_preempted(lo
     assert scheduler.counts.preemptions
     assert stats.prefix_queries == sum(len(handle.request.prompt_ids) for handle in handles)
     assert stats.prefix_hits == 0, "what is found again after a preemption is no hit"
+
+
+def test_a_look_at_a_thousand_requests_holds_the_engine_up_for_milliseconds() -> None:
+    manifest = make_manifest(spp=1)
+    cost = PlanCost(make_cost(1))
+    scheduler = Scheduler(manifest.plan, cost, manifest.workload)
+    executor, forecast = Counting(), Forecast(scheduler, cost)
+    flights = Flights(manifest, scheduler, executor, Stats(), forecast=forecast)
+    for id in range(1000):
+        request = Request(range(20), 500, Sampling(ignore_eos=True))
+        flights.accept([Handle(request, id, 0.001 * id, lambda id: None, None, 0)], 0.001 * id)
+    while flights.dispatch(1.0) and len(scheduler.running) < 500:
+        assert executor.done is not None
+        flights.settle(executor.done, 1.0)
+    seen: list[Snapshot] = []
+    began_s = time.thread_time()
+    for _ in range(10):
+        flights.look(Look(seen.append, most=40), 1.5)
+    each_s = (time.thread_time() - began_s) / 10
+    assert sum(seen[0].counts.values()) == 1000 and len(seen[0].requests) == 40
+    assert each_s < 0.05

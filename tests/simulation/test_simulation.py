@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from mnemoc.artifact import Manifest
+from mnemoc.artifact import ChunkRule, Manifest
 from mnemoc.codec import to_json
 from mnemoc.errors import UsageError
 from mnemoc.runtime.cost import Load
@@ -27,6 +27,7 @@ from mnemoc.runtime.simulation import (
     load_workload,
     survey,
 )
+from mnemoc.runtime.simulation.result import ClassResult
 
 from .conftest import make_cost, make_manifest
 
@@ -261,3 +262,22 @@ def test_progress_is_told_as_requests_end(monkeypatch: pytest.MonkeyPatch) -> No
     fractions = [fraction or 0.0 for _, fraction, _ in told]
     assert fractions == sorted(fractions) and 0 < fractions[-1] <= 1
     assert all(eta is None or math.isfinite(eta) for _, _, eta in told)
+
+
+def test_one_groups_short_decodes_do_not_wait_for_anothers_long_chunks() -> None:
+    """A long prompt on its home alone, and a conversation on the other group; with groups in step, as one
+    of the other engines has them, each of its tokens takes as long as a chunk."""
+    manifest = make_manifest(
+        spp=1, kvp=2, stripe_tokens=16_000, chunks=(ChunkRule(0, 100_000, 4000, 1, 0.0),)
+    )
+    chat, long = Arrival(0.01, 20, 40, "chat"), Arrival(0.0, 15_000, 1, "long")
+
+    def gaps(*requests: Arrival, **asked: Any) -> ClassResult:
+        kinds = {kind.name: kind for kind in simulated(requests, manifest, **asked).kinds}
+        return kinds["chat"]
+
+    idle, beside = gaps(chat).tbt, gaps(long, chat).tbt
+    in_step = gaps(long, chat, engine="fixed-chunk").tbt
+    assert idle is not None and beside is not None and in_step is not None
+    assert beside.most == pytest.approx(idle.most)
+    assert in_step.most > 10 * idle.most

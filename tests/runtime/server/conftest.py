@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -17,7 +18,26 @@ from mnemoc.runtime.workers import NurseryProcess
 Front = Callable[..., AbstractContextManager[str]]
 
 
+@contextmanager
+def _serving(app: Any, port: int = 0) -> Iterator[str]:
+    with bind("127.0.0.1", port) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
 @pytest.fixture(scope="session")
+def serving() -> Front:
+    """`with serving(app, port=0) as url:` the application while it listens."""
+    return _serving
+
+
+@pytest.fixture(scope="module")  # not longer: a nursery serves one engine after another
 def engine(
     models: Callable[..., Path], plans: Callable[..., Path], nursery: NurseryProcess
 ) -> Iterator[Engine]:
@@ -27,24 +47,16 @@ def engine(
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def front(models: Callable[..., Path], engine: Engine) -> Front:
     """`with front(options, template) as url:` a server over the shared engine."""
 
-    @contextmanager
-    def serving(options: Options | None = None, template: Template | None = None) -> Iterator[str]:
-        with bind("127.0.0.1", 0) as listener:
-            app = create_app(engine, Tokenizer(models("llama")), options, template)
-            server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-            thread = threading.Thread(target=server.run, args=([listener],))
-            thread.start()
-            try:
-                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-            finally:
-                server.should_exit = True
-                thread.join()
+    def served(
+        options: Options | None = None, template: Template | None = None
+    ) -> AbstractContextManager[str]:
+        return _serving(create_app(engine, Tokenizer(models("llama")), options, template))
 
-    return serving
+    return served
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -345,19 +344,6 @@ def test_the_client_library_raises_its_own_errors(served: Served) -> None:
             client.completions.create(model=served.name, prompt=[1] * 1501)
         with pytest.raises(openai.NotFoundError, match="not served here"):
             client.completions.create(model="other", prompt="a")
-
-
-def test_while_a_prompt_prefills_the_stream_tells_how_far_it_is(served: Served) -> None:
-    body = {"prompt": [9] * 600, "max_tokens": 2, "stream": True, "ignore_eos": True}
-    text = httpx.post(f"{served.url}/v1/completions", json=body).text
-    comments = [line for line in text.splitlines() if line.startswith(":")]
-    done = [int(line.split()[2].partition("/")[0]) for line in comments]
-    assert done == sorted(set(done)), "as far as it is, not again and again"
-    assert 48 <= done[0] < 600
-    assert all("/600, " in line for line in comments)
-    data = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data")]
-    assert data[-1] == "[DONE]"
-    assert all(json.loads(line)["choices"] for line in data[:-1])
 
 
 def test_a_port_in_use_is_refused_before_anything_starts(
