@@ -1,8 +1,8 @@
 """Two hosts in network namespaces: how long until a fault is noticed, and until requests are answered again.
 
 A server made from a plan's own launch files, its workers under torchrun on both hosts; a worker is killed, or
-a host's link is cut and healed once that was noticed. Noticed: until /health is 503. Back: from then on, until
-a request that was sent at once is answered.
+a host's link is cut and healed once that was noticed. Noticed: until /health is 503. Back: from then on,
+until a request that was sent at once is answered.
 """
 
 from __future__ import annotations

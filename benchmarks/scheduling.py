@@ -69,7 +69,7 @@ class Steps:
         self._step_s = manifest.workload.tbt_s
         for id, prompt in enumerate(prompts):
             request = Request(range(prompt), OUTPUT, SAMPLING, promise=PATIENT)
-            self._flights.accept(Handle(request, id, 0.0, _ignore, _ignore, 0), 0.0)
+            self._flights.accept([Handle(request, id, 0.0, _ignore, _ignore, 0)], 0.0)
 
     def run(self, steps: int) -> None:
         now_s, flights = 0.0, self._flights

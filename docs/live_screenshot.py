@@ -12,7 +12,7 @@ from mnemoc.artifact import Workload
 from mnemoc.ir.model import load_model, read_config
 from mnemoc.runtime import Engine, Request, Sampling
 from mnemoc.runtime.init_model import Blueprint, init_model
-from mnemoc.runtime.request import Origin
+from mnemoc.runtime.request import Origin, Promise
 from mnemoc.runtime.server import bind, create_app
 from playwright.sync_api import sync_playwright
 
@@ -29,7 +29,7 @@ def main() -> None:
             read_config("tiny-llama"), spec.tensors(), spec.dtype, spec.vocab, spec.bos, spec.eos
         )
         init_model(blueprint, model, seed=1, max_shard_bytes=2**30)
-        workload = Workload(context=64_000, ttft_s=120.0, tbt_s=1.0, concurrency=2)
+        workload = Workload(context=64_000, ttft_s=120.0, tbt_s=0.25, concurrency=2)
         planned = pipeline.plan(str(model), "local", workload, gpus=2, pinned={"kvp": 2})
         pipeline.emit(planned, plan)
         with Engine.start(plan, model) as engine:
@@ -62,7 +62,8 @@ def photograph(engine: Engine) -> None:
 
 def ask(engine: Engine, prompt: int, tokens: int, name: str, seed: int) -> None:
     ids = [(seed * 7919 + i * 31) % engine.vocab for i in range(prompt)]
-    request = Request(ids, tokens, Sampling(ignore_eos=True), origin=Origin(name))
+    promise = Promise(ttft_s=3 + prompt / 200, tbt_s=2)
+    request = Request(ids, tokens, Sampling(ignore_eos=True), promise=promise, origin=Origin(name))
     engine.submit(request, lambda event: None)
 
 

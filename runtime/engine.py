@@ -309,16 +309,21 @@ class Engine:
             self._workers.close()
 
     def _read_inbox(self) -> None:
+        come: list[Handle] = []
         while not self._inbox.empty():
             message = self._inbox.get()
+            if isinstance(message, Handle):
+                come.append(message)
+                continue
+            self._flights.accept(come, now_s())  # whatever follows may be about them
+            come = []
             if isinstance(message, MnemocError):
                 self._closing = message
             elif isinstance(message, int):
                 self._flights.cancel(message)
-            elif isinstance(message, Look):
-                self._flights.look(message, now_s())
             else:
-                self._flights.accept(message, now_s())
+                self._flights.look(message, now_s())
+        self._flights.accept(come, now_s())
 
     def _tell(self, message: Message) -> bool:
         """Put a message before the engine's thread; False if that has ended."""

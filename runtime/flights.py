@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -28,7 +28,6 @@ from .request import (
     Token,
     Top,
     now_s,
-    too_late,
 )
 from .scheduler import Scheduler
 from .snapshot import Look, take
@@ -127,22 +126,38 @@ class Flights:
         predicted_s = self._scheduler.predicted_s
         return sum(predicted_s(flight.micro_batch) for flight in self._flights.values())
 
-    def accept(self, handle: Handle, now_s: float) -> None:
-        """A new request."""
-        request = handle.request
-        self._handles[handle.id] = handle
-        job = self._jobs[handle.id] = self._scheduler.add(
-            handle.id,
-            len(request.prompt_ids),
-            request.kv_tokens,
-            handle.submitted_s,
-            request.promise,
-            handle.hashes,
-        )
-        if self._foretell(handle, job, now_s):
-            self.witness.came(job, handle)
-            if self._forecast is not None:
-                self._forecast.coming.saw(job, now_s)
+    def accept(self, handles: Sequence[Handle], now_s: float) -> None:
+        """New requests, of one moment. One forecast serves all of them, for it takes longer the more there
+        are; but for strict promises: who is refused takes no time from those behind.
+        """
+        for strict, some in itertools.groupby(handles, lambda it: it.request.promise.strict):
+            for alike in ([handle] for handle in some) if strict else (list(some),):
+                self._accept(alike, now_s)
+
+    def _accept(self, handles: Sequence[Handle], now_s: float) -> None:
+        jobs = []
+        for handle in handles:
+            request = handle.request
+            self._handles[handle.id] = handle
+            self._jobs[handle.id] = job = self._scheduler.add(
+                handle.id,
+                len(request.prompt_ids),
+                request.kv_tokens,
+                handle.submitted_s,
+                request.promise,
+                handle.hashes,
+            )
+            jobs.append(job)
+        forecast, outlook = self._forecast, None
+        if forecast is not None:
+            outlook = self._outlook(forecast, now_s, until=jobs[0] if len(jobs) == 1 else None)
+        for handle, job in zip(handles, jobs, strict=True):
+            if (
+                forecast is None
+                or outlook is None
+                or self._foretold(forecast, outlook, handle, job, now_s)
+            ):
+                self.witness.came(job, handle)
 
     def cancel(self, id: int) -> None:
         """The client lost interest, or has what it wanted; its pages are free at once."""
@@ -177,8 +192,10 @@ class Flights:
             elif isinstance(change, int):
                 over.append(change)
         chunks = tuple([(self._live[chunk.sid].id, chunk.rows) for chunk in micro_batch.chunks])
-        others = [one.micro_batch for one in self._flights.values()]
-        follows = not micro_batch.decodes and any(one.groups & micro_batch.groups for one in others)
+        here, others = micro_batch.loads.keys(), self._flights.values()
+        follows = not micro_batch.decodes and any(
+            not here.isdisjoint(one.micro_batch.loads) for one in others
+        )
         flight = Flight(micro_batch, now_s, set(micro_batch.loads), chunks, follows)
         self._flights[number] = flight
         if self._forecast is not None:
@@ -218,7 +235,9 @@ class Flights:
 
     def look(self, look: Look, now_s: float) -> None:
         """Answer somebody who wants to see what is going on."""
-        outlook = self._outlook(now_s) if look.most or look.wanted else None
+        outlook = None
+        if self._forecast is not None and (look.most or look.wanted):
+            outlook = self._outlook(self._forecast, now_s)
         known = self._jobs, self._handles, self._scheduler, self._stats
         look.answer(take(look, *known, outlook, now_s))
 
@@ -229,7 +248,7 @@ class Flights:
         """
         running = self._scheduler.running
         present = {
-            job.id: job.cached
+            job.id: (job.computed, job.cached)
             for flight in self._flights.values()
             for sid in (*flight.micro_batch.decodes, *(c.sid for c in flight.micro_batch.chunks))
             if (job := running.get(sid)) is not None
@@ -346,26 +365,23 @@ class Flights:
                 progress = Progress(job.processed, job.prompt, job.eta_s(chunk.left_s, now_s))
                 self._post(self._handles[job.id], progress)
 
-    def _outlook(self, now_s: float, until: Job | None = None) -> Outlook | None:
-        """When first tokens will come, if anybody foretells; until: as in `Forecast.look`."""
-        if self._forecast is None:
-            return None
+    def _outlook(self, forecast: Forecast, now_s: float, until: Job | None = None) -> Outlook:
+        """When first tokens will come; until: as in `Forecast.look`."""
         flights = self._flights.values()
         under_way = [UnderWay(flight.groups, flight.pace_s, flight.sent_s) for flight in flights]
-        return self._forecast.look(now_s, under_way, until)
+        return forecast.look(now_s, under_way, until)
 
-    def _foretell(self, handle: Handle, job: Job, now_s: float) -> bool:
+    def _foretold(
+        self, forecast: Forecast, outlook: Outlook, handle: Handle, job: Job, now_s: float
+    ) -> bool:
         """Note when its first token will come; False if its strict promise cannot be kept: it is refused."""
-        outlook = self._outlook(now_s, until=job)
-        if outlook is None:
-            return True
-        predicted_s = now_s - handle.submitted_s + outlook.first_s[job.id]
-        handle.predicted_ttft_s = predicted_s
-        if not handle.request.promise.strict or predicted_s <= job.deadline_s:
+        eta_s = outlook.first_s[job.id]
+        handle.predicted_ttft_s = now_s - handle.submitted_s + eta_s
+        refusal = forecast.refusal(job, handle.request.promise, handle.predicted_ttft_s)
+        if refusal is None:
+            forecast.coming.saw(job, now_s)
             return True
         self._stats.refused += 1
-        alone_s = outlook.drift * self._scheduler.alone_s(job)
-        refusal = too_late(predicted_s, job.deadline_s, alone_s)
         self._scheduler.drop(job)
         self._post(self._forget(job.id), Ended(refusal))
         return False

@@ -16,10 +16,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from ..errors import BadInput, MnemocError
+from ..units import format_duration
 from .cost import Cost, Load
 from .fluid import Fluid, pace_s
 from .job import Job
 from .packing import Adaptive
+from .request import Promise, TooLate
 from .scheduler import Scheduler
 
 REMEMBERED_S = 60.0
@@ -69,11 +72,10 @@ class Coming:
 @dataclass(frozen=True)
 class Outlook:
     """first_s: predicted seconds from now to the first token, by request; token_s: from one token of a decode
-    to its next; drift: by which cost.py's seconds were multiplied for both."""
+    to its next."""
 
     first_s: Mapping[int, float]
     token_s: float
-    drift: float
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,32 @@ class Forecast:
         )
         drift = self.drift.ratio
         first_s = {id: drift * seconds for id, seconds in fluid.to_end(until).items()}
-        return Outlook(first_s, drift * fluid.token_s, drift)
+        return Outlook(first_s, drift * fluid.token_s)
+
+    def refusal(self, job: Job, promise: Promise, predicted_s: float) -> MnemocError | None:
+        """Why a waiting job's strict promise cannot be kept, now or ever; None: it can.
+
+        predicted_s: to its first token, from its coming
+        """
+        if not promise.strict:
+            return None
+        token_s = self.drift.ratio * self.scheduler.token_s(job)
+        if promise.tbt_s is not None and token_s > promise.tbt_s:
+            return BadInput(
+                f"tokens cannot come every {format_duration(promise.tbt_s)}: behind this prompt one alone "
+                f"takes {format_duration(token_s)}",
+                do="promise more time, or send a shorter prompt",
+            )
+        if predicted_s <= job.deadline_s:
+            return None
+        alone_s = self.drift.ratio * self.scheduler.alone_s(job)
+        if alone_s <= job.deadline_s:
+            return TooLate(predicted_s, job.deadline_s)
+        return BadInput(
+            f"the first token cannot come within {format_duration(job.deadline_s)}: the prompt alone takes "
+            f"{format_duration(alone_s)}",
+            do="promise more time, or send a shorter prompt",
+        )
 
     def forget(self) -> None:
         """What was learnt from warming up."""

@@ -190,17 +190,6 @@ class TooLate(MnemocError):
         )
 
 
-def too_late(predicted_s: float, promised_s: float, alone_s: float) -> MnemocError:
-    """Why a strict promise cannot be kept. alone_s: what the prompt takes with the engine to itself"""
-    if alone_s <= promised_s:
-        return TooLate(predicted_s, promised_s)
-    return BadInput(
-        f"the first token cannot come within {format_duration(promised_s)}: the prompt alone takes "
-        f"{format_duration(alone_s)}",
-        do="promise more time, or send a shorter prompt",
-    )
-
-
 def check_ids(ids: Collection[int], vocab: int, where: str) -> None:
     """BadInput for one that is none of the model's. In two calls, the quickest way through a million."""
     if ids:

@@ -277,6 +277,15 @@ class Scheduler:
         found = self.admission.home(job, self.prefilling)[1] * self.plan.page_size
         return max(0.0, job.whole_s - self.prefill_time.until_s(found))
 
+    def token_s(self, job: Job) -> float:
+        """Predicted time between tokens behind the job's prompt, with the engine to itself."""
+        crossing_s = 0.0
+        for shard in range(self.growth.seen_by(job.prompt + 1)):
+            load = Load()
+            load.add_decode(self.growth, shard, job.prompt)
+            crossing_s = max(crossing_s, self._cost.crossing_s(load))
+        return crossing_s
+
     # ------------------------------------------------------------------------------- preemption
 
     def _extend(self, job: Job) -> None:

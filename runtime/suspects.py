@@ -1,10 +1,12 @@
 """Whose fault it may be that workers die: a request that kills them must not do so for ever.
 
-Suspect is whoever was in a micro-batch on its way when they died, until it has come past where it stood
-then. Those that were there `DEATHS` − 1 times in a row are tried: half of them go on, the others are held
-back, until those on trial have come past it or the workers have died once more. So each death halves them,
-and one that is on trial alone when they die is guilty. Workers that die for other reasons cost nobody more
-than a moment.
+Suspect is whoever was in a micro-batch on its way when they died: if it is to blame, the token that kills
+lies behind those that were through and among those on their way. Where the next death leaves no such token,
+because the request was elsewhere, the suspicion begins anew; once it has come past all of them, it is
+innocent. Those that could be to blame for `DEATHS` − 1 deaths in a row are tried: half of them go on, the
+others are held back, until those on trial are innocent or the workers have died once more. So each death
+halves them, and one that is on trial alone when they die is guilty. Workers that die for other reasons cost
+nobody more than a moment.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ DEATHS = 3
 
 @dataclass(eq=False, slots=True)
 class _Suspect:
-    """deaths: in a row; reached: its tokens that were computed then, or on their way."""
+    """deaths: in a row, that a token behind the first `through`, up to `reached`, may be to blame for."""
 
-    deaths: int = 0
-    reached: int = 0
+    through: int
+    reached: int
+    deaths: int = 1
 
 
 @dataclass(eq=False)
@@ -39,23 +42,31 @@ class Suspects:
         """In a row, with this request before them."""
         return self._all[id].deaths
 
-    def died(self, present: Mapping[int, int]) -> int | None:
-        """The workers died. present: who was before them, and how many tokens they had reached.
+    def died(self, present: Mapping[int, tuple[int, int]]) -> int | None:
+        """The workers died. present: who was before them, with tokens that were through, and with those on
+        their way.
 
         Returns the request whose fault it is, if that is plain by now.
         """
-        for id, reached in present.items():
-            suspect = self._all.setdefault(id, _Suspect())
-            suspect.deaths += 1
-            suspect.reached = max(suspect.reached, reached)
-        alone = next(iter(self._on_trial)) if len(self._on_trial) == 1 else None
+        tried = self._on_trial if len(self._on_trial) == 1 else set[int]()
+        for id, (through, reached) in present.items():
+            now = _Suspect(through, reached)
+            before = self._all.get(id, now)
+            both = max(through, before.through), min(reached, before.reached)
+            if before is not now and both[0] < both[1]:
+                now = _Suspect(*both, before.deaths + 1)
+            self._all[id] = now
         self._choose()
-        return alone if alone in present else None
+        alone = tried & present.keys()
+        return next((id for id in alone if self._all[id].deaths >= DEATHS), None)
 
     def computed(self, id: int, tokens: int) -> bool:
         """So many of a request's tokens are through; what `forget` says if that makes it innocent."""
         suspect = self._all.get(id)
-        return suspect is not None and tokens >= suspect.reached and self.forget(id)
+        if suspect is None:
+            return False
+        suspect.through = max(suspect.through, tokens)
+        return suspect.through >= suspect.reached and self.forget(id)
 
     def forget(self, id: int) -> bool:
         """The request is innocent, or over; whether that ends the trial, and others are held back now."""

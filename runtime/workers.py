@@ -261,6 +261,7 @@ class Workers:
             if name not in self._names:
                 self._note(self._launcher.introduced(sender, frames))
                 continue
+            self._vigil.heard(self._names[name])  # else who was silent while it loaded is lost once ready
             reply = decode_reply(frames)
             if isinstance(reply, Done):
                 events.append(reply)

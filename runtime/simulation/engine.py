@@ -137,7 +137,7 @@ class Simulation:
                 while stations.next_s == done_s:
                     flights.settle(stations.pop(), done_s)
             while coming is not None and coming.submitted_s <= clock.now_s:
-                flights.accept(coming, clock.now_s)
+                flights.accept([coming], clock.now_s)
                 coming = next(handles, None)
             if most_broken is not None and collector.broken > most_broken:
                 return None

@@ -50,7 +50,7 @@ def test_when_a_worker_is_killed_what_runs_goes_on_where_it_stopped(
         heard = [[next(stream) for _ in range(5)] for stream in streams]
         killed_s = time.monotonic()
         os.kill(workers_of(nursery)[victim].pid, signal.SIGKILL)
-        assert until(lambda: not engine.healthy, 2)
+        assert until(lambda: engine.stats.deaths == 1, 2)
         queued = engine.submit(Request((5, 6, 7), 8))
         for i, stream in enumerate(streams):
             heard[i] += stream
@@ -194,7 +194,7 @@ ONCE = "import os; (flag := {!r}) and os.path.exists(flag) and (os.unlink(flag),
     [
         ("(_ for _ in ()).throw(MemoryError('no more'))", 20.0, "MemoryError"),
         ("__import__('time').sleep(1000)", 1.0, "no step has ended for"),
-        ("os.kill(os.getpid(), 19)", 20.0, "no sign of life for 3 s"),
+        ("os.kill(os.getpid(), 19)", 20.0, "has given no sign of life"),
     ],
     ids=["out of memory", "a deadlock", "stopped"],
 )
@@ -226,8 +226,8 @@ def test_workers_without_memory_or_at_a_standstill_are_replaced(
         next(iter(running))
         flag.touch()
         started_s = time.monotonic()
-        assert until(lambda: not engine.healthy)
-        assert time.monotonic() - started_s < 5
+        assert until(lambda: engine.stats.deaths == 1)
+        assert time.monotonic() - started_s < 10
         assert running.result().tokens == alone
     assert len(stories) == 1
     assert story in stories[0]

@@ -47,7 +47,7 @@ def test_pages_are_named_by_their_tokens_whenever_their_request_was_preempted(lo
         request = Request(range(id, 40 + id + id * longer), 90, Sampling(ignore_eos=True))
         hashes = page_hashes(request.prompt_ids, PAGE_SIZE)
         handles.append(Handle(request, id, 0.01 * id, lambda id: None, None, 0, hashes))
-        flights.accept(handles[id], 0.01 * id)
+        flights.accept([handles[id]], 0.01 * id)
     now_s = 0.1
     while stats.finished < 2:
         now_s += 0.01
@@ -70,7 +70,7 @@ def test_a_look_at_a_thousand_requests_holds_the_engine_up_for_milliseconds() ->
     flights = Flights(manifest, scheduler, executor, Stats(), forecast=forecast)
     for id in range(1000):
         request = Request(range(20), 500, Sampling(ignore_eos=True))
-        flights.accept(Handle(request, id, 0.001 * id, lambda id: None, None, 0), 0.001 * id)
+        flights.accept([Handle(request, id, 0.001 * id, lambda id: None, None, 0)], 0.001 * id)
     while flights.dispatch(1.0) and len(scheduler.running) < 500:
         assert executor.done is not None
         flights.settle(executor.done, 1.0)

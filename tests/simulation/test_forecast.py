@@ -138,11 +138,11 @@ def test_a_strict_promise_that_cannot_be_kept_is_refused_and_leaves_nothing_behi
     flights = Flights(manifest, scheduler, Nobody(), stats, forecast=forecast)
     alone_s = scheduler.prefill_time.until_s(15_000)
 
-    def came(id: int, ttft_s: float, strict: bool) -> Handle:
-        promise = Promise(ttft_s, strict=strict)
+    def came(id: int, ttft_s: float, strict: bool, tbt_s: float | None = None) -> Handle:
+        promise = Promise(ttft_s, tbt_s, strict=strict)
         request = Request(range(15_000), 3, Sampling(), promise=promise)
         handle = Handle(request, id, 0.0, lambda id: None, None, 0)
-        flights.accept(handle, 0.0)
+        flights.accept([handle], 0.0)
         return handle
 
     assert came(0, 1.1 * alone_s, strict=True).error is None, "the engine is idle"
@@ -155,9 +155,13 @@ def test_a_strict_promise_that_cannot_be_kept_is_refused_and_leaves_nothing_behi
     never = came(4, 0.5 * alone_s, strict=True)
     assert isinstance(never.error, BadInput)
     assert "the prompt alone takes" in str(never.error)
+    token_s = scheduler.token_s(scheduler.waiting[0])
+    hasty = came(5, 9 * alone_s, strict=True, tbt_s=0.9 * token_s)
+    assert isinstance(hasty.error, BadInput)
+    assert "tokens cannot come every" in str(hasty.error)
     assert set(scheduler.waiting) == {0, 1, 2}
-    assert stats.refused == 2
-    assert came(5, 4.5 * alone_s, strict=True).error is None
+    assert stats.refused == 3
+    assert came(6, 4.5 * alone_s, strict=True, tbt_s=1.1 * token_s).error is None
 
 
 def test_drift_follows_the_machine_and_not_a_single_stall() -> None:

@@ -97,16 +97,16 @@ def test_a_snapshot_shows_who_is_where(engine: Engine) -> None:
     wait_for(lambda: not sum(look(engine).counts.values()))
 
 
-def test_a_thousand_requests_make_a_small_answer(engine: Engine, serving: Serving) -> None:
-    handles = [submit(engine, 10, 3000) for _ in range(1000)]
+def test_hundreds_of_requests_make_a_small_answer(engine: Engine, serving: Serving) -> None:
+    handles = [submit(engine, 10, 3000) for _ in range(300)]
     with serving(create_app(engine, None)) as url:
-        wait_for(lambda: sum(look(engine).counts.values()) == 1000)
+        wait_for(lambda: sum(look(engine).counts.values()) == 300)
         answer = httpx.get(f"{url}/live")
         again = httpx.get(f"{url}/live")
     for handle in handles:
         handle.cancel()
     live = answer.json()
-    assert len(live["requests"]) == SHOWN and sum(live["counts"].values()) == 1000
+    assert len(live["requests"]) == SHOWN and sum(live["counts"].values()) == 300
     assert len(answer.content) < 30_000
     assert again.content == answer.content, "those who ask at once get one look"
     wait_for(lambda: not sum(look(engine).counts.values()))
