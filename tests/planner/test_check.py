@@ -118,6 +118,7 @@ def changed_rule(plan: Plan, **values: int) -> Plan:
         (lambda p: dataclasses.replace(p, stripe_tokens=64 * 1000), "2 groups at"),
         (lambda p: dataclasses.replace(p, stages=p.stages[:1]), "stages of"),
         (lambda p: dataclasses.replace(p, max_batch=1), "too few sequences"),
+        (lambda p: dataclasses.replace(p, overlap_rows=64), "of 64 rows go in halves, priced is 0"),
         (
             lambda p: dataclasses.replace(p, memory=dataclasses.replace(p.memory, weights_bytes=1)),
             "bytes of weights and KV planned",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mnemoc.artifact import Layout
 from mnemoc.ir.build import build
 from mnemoc.ir.model import ModelSpec, load_model
-from mnemoc.ir.passes import fuse, shard
+from mnemoc.ir.passes import fuse, overlap, shard
 from mnemoc.ir.sizes import SYMBOLS
 from mnemoc.planner import Cluster, load_cluster
 from mnemoc.planner.chunks import Sizes
@@ -19,6 +19,7 @@ from mnemoc.planner.cost import (
     PARTS,
     Links,
     Terms,
+    choosing,
     compile_parts,
     compile_totals,
     links_of,
@@ -26,7 +27,7 @@ from mnemoc.planner.cost import (
     stage_formulas,
     tabulate,
 )
-from mnemoc.planner.counting import count
+from mnemoc.planner.counting import HALVES, count
 from mnemoc.planner.footprint import Footprint, footprint
 
 from .conftest import CURVES
@@ -35,9 +36,16 @@ ONE = np.ones(())
 
 
 def terms_of(
-    name: str, tp: int, kvp: int, ffn: str = "repeated", *, eager: bool = False
+    name: str,
+    tp: int,
+    kvp: int,
+    ffn: str = "repeated",
+    *,
+    eager: bool = False,
+    halves: bool = False,
 ) -> tuple[Terms, Footprint]:
     module = fuse(shard(build(load_model(name)), tp=tp, kvp=kvp, ffn=ffn))
+    module = overlap(module) if halves else module
     cluster, links = load_cluster("dgx-h100"), Links("inter", "inter")
     dtype = load_model(name).dtype
     terms = price_terms(count(module), cluster, dtype, module.mesh, links, eager=eager)
@@ -45,7 +53,7 @@ def terms_of(
 
 
 WIRINGS = {
-    key: terms_of("qwen3-8b", *key, eager=key[0] == 8)[0]
+    key: terms_of("qwen3-8b", *key, eager=key[0] == 8, halves=True)[0]
     for key in ((1, 1, "repeated"), (8, 1, "repeated"), (4, 2, "repeated"), (4, 4, "helix"))
 }
 
@@ -59,12 +67,15 @@ def test_the_table_equals_the_formulas_that_the_artifact_prints(
     wiring: tuple[int, int, str], numbers: tuple[int, ...]
 ) -> None:
     terms = WIRINGS[wiring]
-    formulas = stage_formulas(terms, 0)
+    least_rows = 1000
+    formulas = stage_formulas(terms, least_rows)
     sizes = Sizes(*(np.array(float(n)) for n in numbers))
+    totals = tabulate(terms)
+    chosen = choosing(totals, least_rows) if HALVES in terms else totals
     table, compiled, parts = (
-        make(sizes) for make in (tabulate(terms), compile_totals(formulas), compile_parts(formulas))
+        make(sizes) for make in (chosen, compile_totals(formulas), compile_parts(formulas))
     )
-    for block in terms:
+    for block in table:
         assert set(formulas[block].parts) == set(PARTS)
         assert table[block] == pytest.approx(compiled[block], rel=1e-12)
         assert sum(parts[block].values()) == pytest.approx(compiled[block], rel=1e-12)
@@ -217,6 +228,63 @@ def test_helix_reduces_within_the_node_first_and_a_share_of_it_between_nodes() -
     _, whole = terms_of("llama-3-8b", 4, 2)
     shared = (4096 * 4096 + 3 * 14336 * 4096) * 2
     assert whole.layer - held.layer == shared / 4 - shared / 8
+
+
+def halves_of(tp: int, ffn: str = "repeated") -> Callable[..., tuple[float, dict[str, float]]]:
+    """(rows, keys, swapped) → seconds of a whole layer, and of one in halves by part."""
+    terms, _ = terms_of("llama-3-8b", tp, 8, ffn, halves=True)
+    halved = compile_parts(stage_formulas(terms, 2))
+    whole = compile_totals(stage_formulas(terms, 1 << 30))
+
+    def seconds(rows: int, keys: int, swapped: int) -> tuple[float, dict[str, float]]:
+        sizes = Sizes(*(ONE * n for n in (rows, 0, rows * keys, keys, 0, swapped)))
+        parts = {part: float(s) for part, s in halved(sizes)["layer"].items()}
+        return float(whole(sizes)["layer"]), parts
+
+    return seconds
+
+
+def test_what_is_computed_beside_messages_hides_them_and_takes_a_little_longer() -> None:
+    """A 32nd of the device is theirs; of long messages, what sticks out counts too."""
+    seconds, rows, keys = halves_of(1), 4096, 100_000
+    _, few = seconds(rows, keys, rows)
+    _, more = seconds(rows, keys, 2 * rows)
+    assert 0 < few["communication"] == pytest.approx(more["communication"], rel=0.05), "all is hidden"
+    beside = few["attention"] / 2 + few["linear"] / 2
+    assert few["communication"] < beside / 31 * 1.1
+    cluster = load_cluster("dgx-h100")
+    rate = cluster["links.inter.bandwidth"] * cluster["efficiency.link"]
+    a, b = (seconds(rows, keys, n * rows) for n in (100, 101))
+    row_s = 32 * (128 * 2 + 16) / rate
+    grown = sum(b[1].values()) - sum(a[1].values())
+    merged = b[1]["attention"] - a[1]["attention"]
+    # Each half's merge is longer too, of which the first's is beside the second's messages.
+    assert grown == pytest.approx(rows * row_s + merged / 2, rel=1e-6)
+
+
+def test_sums_over_the_groups_are_not_beside_messages_for_they_need_the_same_link() -> None:
+    whole_s, parts = halves_of(1, "helix")(4096, 100_000, 7 * 4096)
+    reduces_s = 2 * (2 * 3 * 12e-6 + 2 * 7 / 8 * 4096 * 4096 * 2 / 40e9)
+    assert parts["communication"] > 0.9 * reduces_s
+    assert sum(parts.values()) > 0.95 * whole_s, "so that little is gained"
+
+
+def test_large_chunks_between_nodes_gain_a_tenth_and_small_ones_lose() -> None:
+    seconds = halves_of(1)
+    large_s, large = seconds(2048, 131_072, 7 * 2048)
+    small_s, small = seconds(64, 131_072, 7 * 64)
+    assert sum(large.values()) < 0.9 * large_s
+    assert sum(small.values()) > 1.1 * small_s
+
+
+def test_on_a_cpu_messages_are_beside_nothing() -> None:
+    module = overlap(fuse(shard(build(load_model("llama-3-8b"), "float32"), tp=1, kvp=2)))
+    cluster = load_cluster("local")
+    terms = price_terms(count(module), cluster, "float32", module.mesh, Links("intra", "intra"))
+    assert not terms[HALVES].transfers
+    sizes = Sizes(*(ONE * n for n in (4096, 0, 4096 * 10_000, 10_000, 0, 4096)))
+    blocks = tabulate(terms)(sizes)
+    assert blocks[HALVES] > blocks["layer"]
 
 
 @pytest.mark.parametrize(
