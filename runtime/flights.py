@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..artifact import Manifest
-from ..errors import MnemocError, RuntimeFault
+from ..errors import MnemocError
 from .forecast import Forecast, Outlook, UnderWay
 from .job import Admitted, Job, MicroBatch
 from .prefix import page_hash
@@ -32,7 +32,7 @@ from .request import (
 from .scheduler import Scheduler
 from .snapshot import Look, take
 from .stats import Iteration, Stats
-from .suspects import Suspects
+from .suspects import Deadly, Suspects
 from .tracing import Recorder
 from .witness import Witness
 
@@ -262,7 +262,7 @@ class Flights:
         if guilty is not None:
             deaths = self._suspects.deaths(guilty)
             story = f"the workers died {deaths} times in a row over this request: {error}"
-            fault = RuntimeFault(story)
+            fault = Deadly(story)
             for note in getattr(error, "__notes__", ()):
                 fault.add_note(note)
             self._end(guilty, fault)

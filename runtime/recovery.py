@@ -12,6 +12,8 @@ from .workers import Workers
 
 MAX_RESTARTS = 3
 """Restarts in a row, without a step in between, after which the engine gives up."""
+STEADY_S = 60.0
+"""Workers that were up for so long were well, also if nobody had work for them."""
 MAX_GUILTY = 3
 """Requests in a row, without a step in between, that are found to kill the workers: then it is not them."""
 STEP_TIMEOUT_S = 20.0
@@ -36,6 +38,7 @@ class Recovery:
         self._step_timeout_s = step_timeout_s
         self._first_factor = 1 if manifest.plan.target == "cpu" else FIRST_STEPS
         self._restarts = self._guilty = 0
+        self._restarted_s = now_s()
         self._waited_s, self._looked_s = 0.0, now_s()
         self._factor = self._first_factor
 
@@ -69,6 +72,9 @@ class Recovery:
 
     def restart(self, error: MnemocError) -> None:
         """The workers are gone. Raises RuntimeFault where fresh ones would be of no use."""
+        if now_s() - self._restarted_s > STEADY_S:
+            self._restarts = self._guilty = 0
+        self._restarted_s = now_s()
         if self._flights.replay(error):
             self._restarts = 0
             self._guilty += 1

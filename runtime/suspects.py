@@ -14,8 +14,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..errors import RuntimeFault
+
 DEATHS = 3
 """So often at least workers die with a request before it is given up."""
+
+
+class Deadly(RuntimeFault):
+    """Workers die over this request: it is not to be sent again."""
 
 
 @dataclass(eq=False, slots=True)

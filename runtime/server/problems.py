@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from ...errors import BadInput, MnemocError
 from ..request import TooLate
+from ..suspects import Deadly
 
 log = logging.getLogger("mnemoc.server")
 
@@ -74,6 +75,11 @@ def report_errors(app: FastAPI) -> None:
         again = {"Retry-After": str(math.ceil(error.retry_s))}
         code = "promise_cannot_be_kept"
         return Problem(429, str(error), "ttft_slo_s", code, again, error.figures).response
+
+    @app.exception_handler(Deadly)
+    async def deadly(http: HttpRequest, error: Deadly) -> Response:
+        """500, and a word that OpenAI's clients know: sent again, it would end the workers again."""
+        return Problem(500, str(error), headers={"x-should-retry": "false"}).response
 
     @app.exception_handler(MnemocError)
     async def fault(http: HttpRequest, error: MnemocError) -> Response:

@@ -74,7 +74,7 @@ class Sent:
 def lonely(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Workers of any rank run in this process, and talk to nobody."""
 
-    def join(layout: Layout, rank: int, backend: str) -> None:
+    def join(layout: Layout, rank: int, backend: str, token: str) -> None:
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.gpus)
 
     def send(tensor: torch.Tensor, *_: Any, **__: Any) -> Sent:

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 ROOT = Path(mnemoc.__file__).parent
-STARTS = {"serve.py", "options.py"}
+STARTS = {"journal.py", "options.py", "serve.py", "spans.py"}
 """They run before the first request, with what the operator says."""
 
 FILES = {"glob", "io", "os", "pathlib", "shutil", "subprocess", "tempfile"}
