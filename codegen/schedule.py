@@ -320,10 +320,10 @@ def _step(module: Module, program: Program, target: str) -> list[str]:
         rows = "batch.halves[0]" if halved else "batch.pos.shape[0]"
         lines.append(f"swaps = collectives.prepare(batch.exchange, {rows}, comm.kvp)")
     if halved:
-        beside = ", beside=True" if target != "cpu" else ""  # a CPU has no device to share
+        beside = "_beside" if target != "cpu" else ""  # a CPU has no device to share
         lines += [
             "if batch.second is not None:",
-            f"    second_prefill = attention_prefill.prepare(batch.second.prefill{beside})",
+            f"    second_prefill = attention_prefill.prepare{beside}(batch.second.prefill)",
             "    exchange, rows = batch.second.exchange, batch.halves[1]",
             "    second_swaps = collectives.prepare(exchange, rows, comm.kvp)",
         ]

@@ -278,7 +278,7 @@ def _attend_workspace(op: Op, function: Function, mesh: Mesh, target: str) -> Si
 
 def _need(size: Size) -> Need:
     terms = sympy.expand(size).as_coefficients_dict()
-    return Need(*(math.ceil(terms.get(symbol, 0)) for symbol in (sympy.S.One, T, R, KV, X)))
+    return Need(*(math.ceil(float(terms.get(unit, 0))) for unit in (sympy.S.One, T, R, KV, X)))
 
 
 def _weight_bytes(function: Function, mesh: Mesh) -> int:

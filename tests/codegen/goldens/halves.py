@@ -93,7 +93,7 @@ def step(w, kv, batch, comm):
     prefill = batch.prefill and attention_prefill.prepare(batch.prefill)
     swaps = collectives.prepare(batch.exchange, batch.halves[0], comm.kvp)
     if batch.second is not None:
-        second_prefill = attention_prefill.prepare(batch.second.prefill, beside=True)
+        second_prefill = attention_prefill.prepare_beside(batch.second.prefill)
         exchange, rows = batch.second.exchange, batch.halves[1]
         second_swaps = collectives.prepare(exchange, rows, comm.kvp)
     # %x0 = @embed(%ids)
