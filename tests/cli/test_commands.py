@@ -408,6 +408,15 @@ def test_a_stripe_is_pinned_like_the_rest_of_a_layout(mnemoc: Any) -> None:
     assert stripes == [67_200, 500_160]
 
 
+@pytest.mark.parametrize(("overlap", "rows"), [("2K", 2000), ("off", 0)])
+def test_from_which_rows_on_layers_go_in_halves_is_pinned_too(
+    overlap: str, rows: int, mnemoc: Any
+) -> None:
+    layout = f"tp=8,kvp=2,overlap={overlap}"
+    words = ("--cluster", "dgx-h100", "--prompt", "1M", "--json", "--layout", layout)
+    assert json.loads(mnemoc("predict", "llama-3-8b", *words).out)["overlap_rows"] == rows
+
+
 @pytest.mark.parametrize(
     ("words", "code", "complaint"),
     [
@@ -417,6 +426,8 @@ def test_a_stripe_is_pinned_like_the_rest_of_a_layout(mnemoc: Any) -> None:
         (("--layout", "kvp=2,stripe=wide"), 4, "not a positive count"),
         (("--layout", "kvp=2,stripe="), 2, "not a layout"),
         (("--layout", "stripe=64K"), 2, "stripes need kvp of at least 2"),
+        (("--layout", "kvp=2,overlap=wide"), 4, "not a positive count"),
+        (("--layout", "overlap=64"), 2, "overlap needs kvp of at least 2"),
         (("--chunk", "often"), 4, "not a positive count"),
         (("--cp", "1000"), 4, "needs 1000 devices"),
     ],
