@@ -249,7 +249,9 @@ def test_what_is_computed_beside_messages_hides_them_and_takes_a_little_longer()
     seconds, rows, keys = halves_of(1), 4096, 100_000
     _, few = seconds(rows, keys, rows)
     _, more = seconds(rows, keys, 2 * rows)
-    assert 0 < few["communication"] == pytest.approx(more["communication"], rel=0.05), "all is hidden"
+    assert 0 < few["communication"] == pytest.approx(more["communication"], rel=0.05), (
+        "all is hidden"
+    )
     beside = few["attention"] / 2 + few["linear"] / 2
     assert few["communication"] < beside / 31 * 1.1
     cluster = load_cluster("dgx-h100")
