@@ -181,7 +181,7 @@ def _launch(*seconds: tuple[float, Row], beside: int = 0) -> Term:
     return Term("launch", (_sum(*seconds),), beside)
 
 
-def stage_formulas(terms: Terms, least_rows: int) -> StageFormulas:
+def stage_formulas(terms: Terms, least_rows: int = 0) -> StageFormulas:
     """Terms as expressions, by block and part."""
     formulas = {}
     for name, block in terms.items():

@@ -74,7 +74,7 @@ def _put_beside(function: Function, done: list[list[Task]]) -> None:
         if op.name.startswith("exchange"):
             since = since if sent else at + 1
             sent.append(at)
-        elif op.name.startswith("merge") and sent:
+        elif op.name in ("merge", "merge_scatter") and sent:
             number += 1
             (transfer,) = done[first := sent.pop(0)]
             done[first] = [replace(transfer, beside=number, transfers=True)]

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from mnemoc.planner.cost import (
     choosing,
     compile_parts,
     compile_totals,
+    in_halves,
     links_of,
     price_terms,
     stage_formulas,
@@ -58,6 +61,18 @@ WIRINGS = {
 }
 
 
+LEAST_ROWS = 1000
+
+
+@cache
+def priced(wiring: tuple[int, int, str]) -> tuple[Any, ...]:
+    """A wiring's formulas, and sizes → seconds by table, by formulas, and by part."""
+    terms = WIRINGS[wiring]
+    totals, formulas = tabulate(terms), stage_formulas(terms, LEAST_ROWS)
+    table = choosing(totals, LEAST_ROWS) if HALVES in terms else totals
+    return formulas, table, compile_totals(formulas), compile_parts(formulas)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     wiring=st.sampled_from(sorted(WIRINGS)),
@@ -66,24 +81,20 @@ WIRINGS = {
 def test_the_table_equals_the_formulas_that_the_artifact_prints(
     wiring: tuple[int, int, str], numbers: tuple[int, ...]
 ) -> None:
-    terms = WIRINGS[wiring]
-    least_rows = 1000
-    formulas = stage_formulas(terms, least_rows)
+    formulas, *priced_by = priced(wiring)
     sizes = Sizes(*(np.array(float(n)) for n in numbers))
-    totals = tabulate(terms)
-    chosen = choosing(totals, least_rows) if HALVES in terms else totals
-    table, compiled, parts = (
-        make(sizes) for make in (chosen, compile_totals(formulas), compile_parts(formulas))
-    )
+    table, compiled, parts = (price(sizes) for price in priced_by)
+    halved = HALVES in formulas and bool(in_halves(sizes, LEAST_ROWS))
     for block in table:
-        assert set(formulas[block].parts) == set(PARTS)
+        formula = formulas[HALVES if halved and block == "layer" else block]
+        assert set(formula.parts) == set(PARTS)
         assert table[block] == pytest.approx(compiled[block], rel=1e-12)
         assert sum(parts[block].values()) == pytest.approx(compiled[block], rel=1e-12)
         printed = sum(
             eval(sympy.pycode(e), dict(zip(map(str, SYMBOLS), numbers, strict=True)))
-            for e in formulas[block].parts.values()
+            for e in formula.parts.values()
         )
-        printed = max(printed, formulas[block].host_s)
+        printed = max(printed, formula.host_s)
         assert printed == pytest.approx(float(compiled[block]), rel=1e-12)
 
 
@@ -115,7 +126,7 @@ def test_chunked_attention_has_an_intensity_free_of_the_context() -> None:
 
 def test_two_thousand_tokens_are_bound_by_compute_and_one_by_bandwidth() -> None:
     terms, _ = terms_of("llama-3-8b", 1, 1)
-    linear = compile_parts(stage_formulas(terms, 0))
+    linear = compile_parts(stage_formulas(terms))
 
     def seconds(rows: int) -> float:
         return float(linear(Sizes(ONE * rows, ONE, ONE, ONE, ONE, ONE))["layer"]["linear"])
@@ -136,7 +147,7 @@ def test_a_size_that_halves_the_speed_costs_as_much_again(
         machine = cluster(memory__bandwidth=bandwidth)
         terms = price_terms(tasks, machine, "float32", module.mesh, links)
         given = {str(symbol): ONE * sizes.get(str(symbol), 0.0) for symbol in SYMBOLS}
-        return float(compile_parts(stage_formulas(terms, 0))(Sizes(**given))["layer"][part])
+        return float(compile_parts(stage_formulas(terms))(Sizes(**given))["layer"][part])
 
     rows = CURVES["matmul"].half
     at_best = layer("linear", 1e12, T=1e9, QK=1) * rows / 1e9
@@ -161,7 +172,7 @@ def test_ranks_that_share_a_memory_draw_together_what_it_has(
 
     def attention_s(machine: Cluster) -> float:
         terms = price_terms(count(module), machine, "float32", module.mesh, Links("intra", "intra"))
-        return float(compile_parts(stage_formulas(terms, 0))(keys)["layer"]["attention"])
+        return float(compile_parts(stage_formulas(terms))(keys)["layer"]["attention"])
 
     reached = 1e10 * CURVES["attention_decode"].full
     expected = max(1.0, reached / (9e9 * share))
@@ -187,7 +198,7 @@ def test_launches_hide_behind_kernels_that_take_longer_or_are_captured(
     eager: bool, alone_s: float
 ) -> None:
     terms, _ = terms_of("llama-3-8b", 8, 1, eager=eager)
-    seconds = compile_parts(stage_formulas(terms, 0))
+    seconds = compile_parts(stage_formulas(terms))
     many = Sizes(ONE * 8192, ONE, ONE * 0, ONE * 0, ONE * 8192, ONE * 0)
     assert float(seconds(many)["layer"]["launch"]) == pytest.approx(10 * 1.5e-6)
     one = seconds(Sizes(ONE, ONE, ONE * 0, ONE * 0, ONE * 0, ONE * 0))["rotation"]
@@ -196,7 +207,7 @@ def test_launches_hide_behind_kernels_that_take_longer_or_are_captured(
 
 def test_collectives_follow_their_algorithm_and_link() -> None:
     terms, _ = terms_of("llama-3-8b", 8, 2)
-    seconds = compile_parts(stage_formulas(terms, 0))
+    seconds = compile_parts(stage_formulas(terms))
     rows = Sizes(ONE * 1000, ONE, ONE, ONE, ONE, ONE * 0)
     intra, inter = 450e9 * 0.8, 50e9 * 0.8
     payload = 1000 * 4096 * 2
@@ -214,7 +225,7 @@ def test_helix_reduces_within_the_node_first_and_a_share_of_it_between_nodes() -
     terms, held = terms_of("llama-3-8b", 4, 2, "helix")
     cluster, rows = load_cluster("dgx-h100"), 1000
     sizes = Sizes(*(ONE * n for n in (rows, 0, 0, 0, 0, rows)))
-    seconds = compile_parts(stage_formulas(terms, 0))(sizes)["layer"]["communication"]
+    seconds = compile_parts(stage_formulas(terms))(sizes)["layer"]["communication"]
     rate = {
         link: cluster[f"links.{link}.bandwidth"] * cluster["efficiency.link"]
         for link in ("intra", "inter")
