@@ -32,7 +32,7 @@ from .request import (
 from .scheduler import Scheduler
 from .snapshot import Look, take
 from .stats import Iteration, Stats
-from .suspects import Deadly, Suspects
+from .suspects import Deadly, Suspects, Violence
 from .tracing import Recorder
 from .witness import Witness
 
@@ -258,7 +258,7 @@ class Flights:
         self._live.clear()
         if self._recorder is not None:
             self._recorder.lost()
-        guilty = self._suspects.died(present)
+        guilty = None if isinstance(error, Violence) else self._suspects.died(present)
         if guilty is not None:
             deaths = self._suspects.deaths(guilty)
             story = f"the workers died {deaths} times in a row over this request: {error}"

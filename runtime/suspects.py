@@ -6,7 +6,7 @@ because the request was elsewhere, the suspicion begins anew; once it has come p
 innocent. Those that could be to blame for `DEATHS` − 1 deaths in a row are tried: half of them go on, the
 others are held back, until those on trial are innocent or the workers have died once more. So each death
 halves them, and one that is on trial alone when they die is guilty. Workers that die for other reasons cost
-nobody more than a moment.
+nobody more than a moment; and where somebody ended them (`Violence`), nobody is suspected at all.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from ..errors import RuntimeFault
 
 DEATHS = 3
 """So often at least workers die with a request before it is given up."""
+
+
+class Violence(RuntimeFault):
+    """Workers were ended or stopped by somebody outside: no request is to blame."""
 
 
 class Deadly(RuntimeFault):

@@ -26,6 +26,7 @@ from ..errors import BadInput, MnemocError, RuntimeFault
 from .launcher import Complete, Launcher, Lost
 from .protocol import Done, Failed, Step
 from .pulse import beating
+from .suspects import Violence
 from .vigil import LOOK_S, Vigil
 from .wire import decode_reply, encode_step
 
@@ -68,6 +69,7 @@ class NurseryProcess:
     _line: bytes = b""
     _token: str = ""  # of the set of workers that is meant to run; others do not concern us
     _ordered: str = ""  # the set that it has not said yet to have spawned
+    _oom_kills: float = 0.0  # when that was ordered
 
     def __post_init__(self) -> None:
         self.start()
@@ -93,6 +95,7 @@ class NurseryProcess:
         if self.process.poll() is not None:
             self.close()
             self.start()
+        self._oom_kills = _oom_kills()
         self._token = self._ordered = secrets.token_hex(16)
         ordered = {**environment, "MNEMOC_TOKEN": self._token, "WORLD_SIZE": str(world)}
         self._order({"spawn": ordered, "ranks": list(range(world))})
@@ -115,13 +118,14 @@ class NurseryProcess:
         data = os.read(self.waitable, 65536)
         if not data:
             self.process.wait()
-            return [Lost(RuntimeFault("the parent process of the workers died"), certain=True)]
+            return [Lost(Violence("the parent process of the workers died"), certain=True)]
         *lines, self._line = (self._line + data).split(b"\n")
         said = [json.loads(line) for line in lines]
         if {"spawned": self._ordered} in said:
             self._ordered = ""
         deaths = [it for it in said if it.get("token") == self._token]
-        return [_lost(it["died"], it["code"]) for it in deaths]
+        short_of_memory = _oom_kills() != self._oom_kills  # or nobody can tell
+        return [_lost(it["died"], it["code"], short_of_memory) for it in deaths]
 
     def close(self) -> None:
         """End it and, with it, all of its workers."""
@@ -137,10 +141,21 @@ class NurseryProcess:
         cast(IO[bytes], self.process.stdin).write(json.dumps(message).encode() + b"\n")
 
 
-def _lost(rank: int, code: int) -> Lost:
-    """code: its exit code, or minus the signal that ended it"""
+def _lost(rank: int, code: int, short_of_memory: bool) -> Lost:
+    """code: its exit code, or minus the signal that ended it (SIGKILL: by somebody, or for want of memory)"""
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    return Lost(RuntimeFault(f"worker {rank} died ({how})"), certain=code < 0)
+    by_somebody = code == -signal.SIGKILL and not short_of_memory
+    kind = Violence if by_somebody else RuntimeFault
+    return Lost(kind(f"worker {rank} died ({how})"), certain=code < 0)
+
+
+def _oom_kills() -> float:
+    """Processes that this machine's kernel has ended for want of memory, whosever they were; NaN: unknown."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return float(line.split()[1])
+    return math.nan
 
 
 class Workers:
@@ -236,7 +251,7 @@ class Workers:
         if (silent := self._vigil.silent(self._ready)) is not None:
             rank, silent_s = silent
             sign = f"worker {rank} has given no sign of life for {silent_s:.0f} s"
-            self._suspicion(RuntimeFault(sign), certain=True)
+            self._suspicion(Violence(sign), certain=True)
         if self._suspect is not None and time.monotonic() >= self._suspect[0]:
             events.append(Down(self._suspect[1]))
             self.kill()

@@ -26,7 +26,8 @@ from .soak import drift
 
 MIB = 2**20
 AT_ONCE = 32
-UNREAD_TOKENS = 2000
+UNREAD_TOKENS, STEP_S = 2000, 0.025
+"""So that all of them are open before the first has its last token."""
 SMALL_WINDOW = 4096
 """Bytes that a client who does not read has room for: the rest is with the server."""
 TOGETHER_S = 5.0
@@ -119,12 +120,13 @@ def unread(served: Served, count: int, tokens: int) -> tuple[State, State, list[
     before = served.settled()
     body = {"prompt": [7] * 8, "max_tokens": tokens, "ignore_eos": True, "stream": True}
     with standing_still(served, post(body), count):
-        _until(lambda: _open(served) >= count // 2)
+        _until(lambda: served.process.num_fds() > count)
         took_s = []
         while _open(served):
             short = post({**body, "max_tokens": 8})
             took_s.append(asyncio.run(ask(served.port, short)).seconds)
             time.sleep(0.05)
+        assert took_s, "all had their tokens before anybody could look"
         state = served.state()
     return before, state, took_s
 
@@ -200,7 +202,7 @@ def real(setup: Setup, count: int, choose: random.Random) -> tuple[list[Figure],
         full, looked_s = queued(served, clients)
         end = served.settled()
     detail = f"95 % within {percentile(looked_s, 95) * 1e3:.1f} ms; {full.descriptors} descriptors"
-    name = f"{clients:,} streams in the queue"
+    name = f"{clients:,} open streams"
     held = full.running + full.waiting
     figures += [
         Figure(f"{name}: held", held, "", f"{clients}", f"{full.running} of them run"),
@@ -213,7 +215,7 @@ def real(setup: Setup, count: int, choose: random.Random) -> tuple[list[Figure],
 
 def instant(setup: Setup, count: int) -> tuple[list[Figure], dict[str, Any]]:
     """Streams that nobody reads, from workers that answer at once."""
-    with server(setup, ("benchmarks.serving.instant", "0.001")) as served:
+    with server(setup, ("benchmarks.serving.instant", str(STEP_S))) as served:
         say(f"{count:,} streams that nobody reads")
         before, full, took_s = unread(served, count, UNREAD_TOKENS)
         end = served.settled()

@@ -120,7 +120,8 @@ def server(setup: Setup, command: Sequence[str] = ("mnemoc", "serve")) -> Iterat
         port = probe.getsockname()[1]
     module, *words = command
     run = [sys.executable, "-m", module, *words, setup.plan, "--weights", setup.model]
-    process = subprocess.Popen([*map(str, run), "--port", str(port)])
+    log = setup.plan.with_name("server.log")
+    process = subprocess.Popen([*map(str, run), "--port", str(port), "--log-file", str(log)])
     try:
         served = Served(port, psutil.Process(process.pid), setup.model.name)
         await_health(served.url, process)

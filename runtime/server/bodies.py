@@ -71,7 +71,7 @@ def parse(raw: bytes) -> Any:
     """
     bare, lists = _lift(raw)
     try:
-        value = from_json(bare, allow_inf_nan=False)
+        value = from_json(bare, allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:
         reason = str(error)
         if lists:

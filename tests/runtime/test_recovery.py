@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,10 +11,11 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from mnemoc.errors import RuntimeFault
-from mnemoc.runtime import recovery
+from mnemoc.runtime import recovery, workers
+from mnemoc.runtime.launcher import Lost
 from mnemoc.runtime.recovery import MAX_RESTARTS, STEADY_S, Recovery
 from mnemoc.runtime.server.problems import report_errors
-from mnemoc.runtime.suspects import Deadly
+from mnemoc.runtime.suspects import Deadly, Violence
 
 
 @pytest.mark.parametrize(("apart_s", "gives_up"), [(1.0, True), (STEADY_S + 1, False)])
@@ -39,6 +42,28 @@ def test_restarts_in_a_row_end_the_engine_unless_workers_were_well_in_between(
     else:
         fall(MAX_RESTARTS)
     assert len(spawned) == MAX_RESTARTS * (1 if gives_up else 2)
+
+
+@pytest.mark.parametrize(
+    ("code", "more_oom_kills", "blamed"),
+    [(-9, 0.0, False), (-9, 1.0, True), (-9, math.nan, True), (-11, 0.0, True), (1, 0.0, True)],
+)
+def test_whom_somebody_killed_no_request_is_blamed_for(
+    code: int, more_oom_kills: float, blamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills = iter([0.0, more_oom_kills])
+    monkeypatch.setattr(workers, "_oom_kills", lambda: next(kills))
+    heard = b'{"died": 0, "code": %d, "token": "us"}\n' % code
+    nursery = workers.NurseryProcess.__new__(workers.NurseryProcess)
+    read, write = os.pipe()
+    os.write(write, heard)
+    nursery.process = cast(Any, SimpleNamespace(stdout=SimpleNamespace(fileno=lambda: read)))
+    nursery._token, nursery._oom_kills = "us", workers._oom_kills()
+    (lost,) = nursery.hear()
+    assert isinstance(lost, Lost)
+    assert isinstance(lost.error, Violence) is not blamed
+    os.close(read)
+    os.close(write)
 
 
 def test_clients_are_told_not_to_send_again_what_kills_the_workers() -> None:
