@@ -39,7 +39,7 @@ from .policies import DEFAULT, POLICIES
 from .prefix import page_hashes
 from .protocol import Done
 from .recovery import STEP_TIMEOUT_S, Recovery
-from .request import Event, Handle, Prepared, Request, Sampling, now_s
+from .request import Ended, Event, Handle, Prepared, Request, Sampling, now_s
 from .scheduler import Counts, Scheduler
 from .snapshot import GroupPages, Look, pages
 from .stats import Stats
@@ -82,6 +82,7 @@ class Engine:
         self._recovery = Recovery(manifest, self._flights, workers, step_timeout_s)
         self._witness = self._flights.witness
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._come: list[Handle] = []  # requests that have been read, and not yet accepted
         self._ids = itertools.count()
         self._failed: MnemocError | None = None
         self._warm = False
@@ -303,27 +304,43 @@ class Engine:
         finally:
             with self._lock:
                 self._failed = error
-            self._read_inbox()
-            self._flights.fail_all(error)
-            self._flights.deliver()
+            self._turn_away(error)
             self._workers.close()
 
     def _read_inbox(self) -> None:
-        come: list[Handle] = []
         while not self._inbox.empty():
             message = self._inbox.get()
             if isinstance(message, Handle):
-                come.append(message)
+                self._come.append(message)
                 continue
-            self._flights.accept(come, now_s())  # whatever follows may be about them
-            come = []
+            self._accept()  # whatever follows may be about them
             if isinstance(message, MnemocError):
                 self._closing = message
             elif isinstance(message, int):
                 self._flights.cancel(message)
             else:
                 self._flights.look(message, now_s())
-        self._flights.accept(come, now_s())
+        self._accept()
+
+    def _accept(self) -> None:
+        self._flights.accept(self._come, now_s())
+        self._come.clear()
+
+    def _turn_away(self, error: MnemocError) -> None:
+        """Nobody may wait for an engine that has ended: who was there, and who has just come."""
+        self._flights.fail_all(error)
+        self._flights.deliver()
+        while not self._inbox.empty():
+            message = self._inbox.get()
+            if isinstance(message, Handle):
+                self._come.append(message)
+            elif isinstance(message, Look):
+                self._flights.look(message, now_s())
+        for handle in self._come:
+            if handle.error is None and handle.finish_reason is None:
+                ended = Ended(error)
+                handle.record(ended)
+                handle.hand_over(ended)
 
     def _tell(self, message: Message) -> bool:
         """Put a message before the engine's thread; False if that has ended."""

@@ -6,14 +6,14 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 from mnemoc.errors import BadInput, MnemocError, RuntimeFault
-from mnemoc.runtime import Engine, Request, Sampling
+from mnemoc.runtime import Engine, Handle, Request, Sampling
 from mnemoc.runtime.flights import Flights
 from mnemoc.runtime.workers import NurseryProcess
 
@@ -264,3 +264,21 @@ def test_a_tampered_plan_is_refused_before_any_of_it_runs(
         file.write("raise SystemExit('ran')\n")
     with pytest.raises(BadInput, match=r"cost\.py: changed since it was planned"):
         Engine.start(plan, model)
+
+
+def test_an_engine_that_fails_leaves_nobody_waiting(
+    models: MakeModel, plans: MakePlan, nursery: NurseryProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def accept(self: Flights, handles: Sequence[Handle], now_s: float) -> None:
+        assert not handles, "a bug"
+
+    model = models("llama")
+    with Engine.start(plans(model), model, nursery=nursery) as engine:
+        running = engine.submit(FOREVER)
+        next(iter(running))
+        monkeypatch.setattr(Flights, "accept", accept)
+        for handle in (engine.submit(FOREVER), running):
+            with pytest.raises(RuntimeFault, match="the engine failed: AssertionError: a bug"):
+                handle.result()
+        with pytest.raises(RuntimeFault, match="a bug"):
+            engine.submit(FOREVER)
