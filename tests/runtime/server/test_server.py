@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,21 @@ def test_a_stream_adds_up_to_the_completion_and_ends_with_usage(served: Served) 
     assert events[-1].choices == []
     assert events[-1].usage is not None
     assert events[-1].usage.completion_tokens == 40
+
+
+def test_the_asynchronous_client_streams_many_at_once(served: Served) -> None:
+    async def ask(client: openai.AsyncOpenAI, prompt: str) -> str:
+        stream = await client.completions.create(
+            model=served.name, prompt=prompt, max_tokens=16, stream=True, **GREEDY
+        )
+        return "".join([event.choices[0].text async for event in stream])
+
+    async def ask_all(prompts: Sequence[str]) -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none") as client:
+            return await asyncio.gather(*(ask(client, prompt) for prompt in prompts))
+
+    prompts = [f"number {i}" for i in range(6)]
+    assert asyncio.run(ask_all(prompts)) == [served.greedy_text(text, 16) for text in prompts]
 
 
 def test_several_prompts_and_several_answers_come_in_order(served: Served) -> None:
