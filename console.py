@@ -123,8 +123,13 @@ def uncollected() -> Iterator[None]:
 
 def remark(text: str) -> None:
     """A line on stderr, for what runs until it is stopped; a full disk behind it is no reason to stop."""
+    try:
+        stderr = sys.stderr.fileno()
+    except OSError:  # somebody reads it in this process
+        print(text, file=sys.stderr)
+        return
     with suppress(OSError):
-        os.write(2, f"{text}\n".encode())
+        os.write(stderr, f"{text}\n".encode())
 
 
 def _unseen(what: str, fraction: float | None = None, eta_s: float | None = None) -> None:

@@ -145,8 +145,10 @@ class Pricer:
         self._halved = halved
 
     def wiring(self, layout: Layout) -> Wiring:
-        """With a block of halves where chunks of some size go in them."""
-        if layout.kvp == 1 or self.overlap == NEVER_HALVED:
+        """With a block of halves where chunks of some size go in them: under helix only where they are
+        pinned, for its messages are few and its sums need the same link."""
+        never = self.overlap == NEVER_HALVED or (self.overlap is None and layout.helix)
+        if layout.kvp == 1 or never:
             return self.whole_wiring(layout)
         kvp = layout.kvp if layout.helix else 2  # repeated: all one to a rank
         mesh = Mesh(layout.tp, kvp, layout.ffn, halves=True)

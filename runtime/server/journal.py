@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +19,7 @@ from .chronicle import Entry, Field
 
 Format = Literal["text", "json"]
 FORMATS: tuple[Format, ...] = ("text", "json")
+STDERR = 2
 
 
 class Journal:
@@ -32,7 +32,7 @@ class Journal:
         self._torn = False
         self._line: Callable[[Entry], str] = as_json if format == "json" else as_text
         self._path = path
-        self._file = sys.stderr.fileno() if path is None else _open(path)
+        self._file = STDERR if path is None else _open(path)
 
     def write(self, entries: Sequence[Entry]) -> None:
         if not entries:

@@ -330,9 +330,9 @@ def test_the_manifest_of_a_plan_that_the_shell_made_is_whole(made: Path) -> None
     assert "cost.py" in contents
 
 
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_plan_is_served_until_it_is_stopped_and_then_the_recording_is_whole(
-    made: Path, tmp_path: Path, how: signal.Signals, code: int
+    made: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
@@ -349,8 +349,8 @@ def test_a_plan_is_served_until_it_is_stopped_and_then_the_recording_is_whole(
         _, rest = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == code
-    assert not rest.strip()
+    assert process.returncode == 0
+    assert "Traceback" not in rest
     assert [file.name for file in tmp_path.iterdir()] == ["t.json"]
     assert json.loads(Path("t.json").read_text())["traceEvents"]
 
