@@ -148,16 +148,12 @@ class Flights:
                 handle.hashes,
             )
             jobs.append(job)
-        forecast, outlook = self._forecast, None
-        if forecast is not None:
+        come = list(zip(handles, jobs, strict=True))
+        if (forecast := self._forecast) is not None:
             outlook = self._outlook(forecast, now_s, until=jobs[0] if len(jobs) == 1 else None)
-        for handle, job in zip(handles, jobs, strict=True):
-            if (
-                forecast is None
-                or outlook is None
-                or self._foretold(forecast, outlook, handle, job, now_s)
-            ):
-                self.witness.came(job, handle)
+            come = [pair for pair in come if self._foretold(forecast, outlook, *pair, now_s)]
+        for handle, job in come:
+            self.witness.came(job, handle)
 
     def cancel(self, id: int) -> None:
         """The client lost interest, or has what it wanted; its pages are free at once."""

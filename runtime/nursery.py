@@ -14,7 +14,6 @@ workers; when this process goes, the kernel kills them (PR_SET_PDEATHSIG).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import json
@@ -22,10 +21,9 @@ import os
 import select
 import signal
 import socket
-import sys
 from typing import Any, NoReturn
 
-_PR_SET_PDEATHSIG = 1
+from .orphans import die_with_parent
 
 
 class Nursery:
@@ -125,14 +123,6 @@ def _become_worker(
         code = main()
     finally:
         os._exit(code)
-
-
-def die_with_parent(parent: int) -> None:
-    """Linux: be killed when the parent ends, however it ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 def main() -> None:

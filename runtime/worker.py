@@ -28,7 +28,7 @@ import zmq
 from ..errors import MnemocError, RuntimeFault
 from . import leash
 from .control import dial
-from .nursery import die_with_parent
+from .orphans import die_with_parent
 from .protocol import Failed, Ready, Reply, Step
 from .pulse import Pulse
 from .settings import Settings
