@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from .console import Progress
     from .ir.model import ModelSpec
     from .planner import Cluster
-    from .runtime.calibrate import Figures
-    from .runtime.probes import Points
+    from .runtime.measuring.calibrate import Figures
+    from .runtime.measuring.probes import Points
 
     Figure = tuple[float | Sequence[tuple[float, float]], str, str]
 
@@ -58,8 +58,8 @@ def calibrate(
     """
     from .ir.model import load_model
     from .planner import load_cluster, measured_path
-    from .runtime.calibrate import measure
     from .runtime.init_model import Blueprint, init_model
+    from .runtime.measuring.calibrate import measure
 
     spec = dataclasses.replace(load_model("tiny-llama"), **SHAPE)
     say = Steps(progress)
@@ -184,7 +184,7 @@ def rising(points: Sequence[tuple[float, float]], best: float) -> list[tuple[flo
 def _launch_s(spec: ModelSpec, cluster: Cluster, layer_s: float) -> float:
     """Per op, what a layer of one row takes beyond what the curves explain."""
     from .planner import one_layer
-    from .runtime.probes import LAYER_TOKENS
+    from .runtime.measuring.probes import LAYER_TOKENS
 
     explained_s, launches = one_layer(spec, cluster, cached=LAYER_TOKENS)
     return max(0.0, layer_s - explained_s) / launches

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from .codegen.tiles import Tiles
     from .console import Progress
     from .planner import Cluster
-    from .runtime.clocks import Race
-    from .runtime.probes_gpu import Figures, Points, Sizes
-    from .runtime.probes_providers import Points as SpeedPoints
+    from .runtime.measuring.clocks import Race
+    from .runtime.measuring.probes_gpu import Figures, Points, Sizes
+    from .runtime.measuring.probes_providers import Points as SpeedPoints
     from .tiles import MeasuredTiles
     from .tuning import Sizes as SearchSizes
 
@@ -63,7 +63,7 @@ def calibrate_gpu(
     """
     from .calibration_kernels import search_sizes, tiles_of
     from .planner import measured_path
-    from .runtime import probes_gpu, probes_providers
+    from .runtime.measuring import probes_gpu, probes_providers
 
     bench, path = this_gpu(), out or measured_path()
     effort = Effort(
@@ -107,7 +107,7 @@ def this_gpu() -> Bench:
 
     from .calibration_kernels import base_spec
     from .codegen.tiles import TILES
-    from .runtime.clocks import graph_race
+    from .runtime.measuring.clocks import graph_race
 
     if not torch.cuda.is_available():
         raise BadInput(
@@ -136,7 +136,7 @@ def calibrate_device(
     import torch
 
     from .calibration_kernels import load_kernels, measure_speeds, shape_of
-    from .runtime.probes_gpu import Probes
+    from .runtime.measuring.probes_gpu import Probes
     from .tuning import Search, refresh
 
     spec, device, race, say = bench.spec, bench.device, bench.race, Steps(progress)

@@ -17,11 +17,11 @@ from .codegen.tiles import Tiles
 from .errors import RuntimeFault
 from .ir.model import load_model, presets
 from .planner import CALIBRATED, SPEED_UNITS, load_cluster
-from .runtime.attending import Paged
-from .runtime.clocks import Race
 from .runtime.loader import ArtifactModules
-from .runtime.probes_gpu import Shape
-from .runtime.probes_providers import Kernel, Points, measure
+from .runtime.measuring.attending import Paged
+from .runtime.measuring.clocks import Race
+from .runtime.measuring.probes_gpu import Shape
+from .runtime.measuring.probes_providers import Kernel, Points, measure
 from .tiles import MeasuredTiles
 from .tuning import Attended, Sizes
 

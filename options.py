@@ -13,7 +13,7 @@ import click
 from .artifact import CONTIGUOUS, FFN_MODES, FP8, NEVER_HALVED, PRECISIONS
 from .console import Progress, remark
 from .errors import BadInput, UsageError
-from .runtime.policies import DEFAULT, POLICIES
+from .runtime.scheduling.policies import DEFAULT, POLICIES
 from .units import parse_count, parse_duration_s
 
 if TYPE_CHECKING:

@@ -310,7 +310,7 @@ def _reference(spec: ModelSpec, precision: Precision, weights: Path) -> Interpre
     from .ir.ops.e4m3 import scaled
     from .ir.passes import fuse, quantize, shard
     from .ir.types import E4M3
-    from .runtime.weights import numpy_weights
+    from .runtime.rank.weights import numpy_weights
 
     module, tensors = build(spec, "float32", precision.kv_cache), numpy_weights(weights)
     if precision.weights == FP8:

@@ -14,7 +14,7 @@ from .options import chunk_size, count, folder, json_flag
 from .units import format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
-    from .runtime.replay import Held, Measured, Outcome
+    from .runtime.measuring.replay import Held, Measured, Outcome
 
 
 @click.command()
@@ -74,8 +74,8 @@ def replay(
     import torch
 
     from .codec import to_json
-    from .runtime.replay import Replay, threads
-    from .runtime.walk import Asked
+    from .runtime.measuring.replay import Replay, threads
+    from .runtime.measuring.walk import Asked
 
     torch.set_num_threads(threads())
     asked = Asked(rank, weights, prompt, cached, chunk, decodes, steps, pages, seed)

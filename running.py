@@ -11,9 +11,9 @@ from . import artifact
 from .artifact import Manifest
 from .console import Progress
 from .runtime import Engine, Handle, Request, Sampling, Token
-from .runtime.cost import Load, PlanCost, PrefillTime
-from .runtime.growth import Growth
 from .runtime.loader import ArtifactModules
+from .runtime.scheduling.cost import Load, PlanCost, PrefillTime
+from .runtime.scheduling.growth import Growth
 from .runtime.tokenizer import Detokenizer, Tokenizer
 from .units import format_duration
 

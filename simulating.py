@@ -79,7 +79,7 @@ def simulate(
         find_capacity,
         survey,
     )
-    from .runtime.tracing import Recorder
+    from .runtime.telemetry.tracing import Recorder
 
     if capacity and perfetto is not None:
         raise UsageError("--perfetto shows one simulation, --capacity makes many")

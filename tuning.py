@@ -20,13 +20,13 @@ from triton.errors import TritonError
 from .codegen.kernels import KernelSpec, render_kernels
 from .codegen.tiles import Tiles
 from .codegen.tuning import Candidate, best, fits, neighbours, specialised, today, with_candidate
-from .runtime.attending import Paged, Run, pages_of
 from .runtime.loader import ArtifactModules
-from .runtime.rowing import Rows, RowShape
+from .runtime.measuring.attending import Paged, Run, pages_of
+from .runtime.measuring.rowing import Rows, RowShape
 from .tiles import ATTENTION, MeasuredTiles
 
 if TYPE_CHECKING:
-    from .runtime.clocks import Race
+    from .runtime.measuring.clocks import Race
 
 AGREES = 2e-2
 """Relative difference of two 16-bit results of the same function: twice what each may err."""

@@ -31,7 +31,7 @@ from harness import (
 )
 from mnemoc import artifact
 from mnemoc.runtime import Engine, Handle, Request, Sampling
-from mnemoc.runtime.scheduler import MIN_DEADLINE_S
+from mnemoc.runtime.scheduling.scheduler import MIN_DEADLINE_S
 from mnemoc.runtime.simulation.baselines import FixedChunk, WholePrefill
 
 TBT_S = 0.1

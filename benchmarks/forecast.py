@@ -19,8 +19,8 @@ from pathlib import Path
 from unittest import mock
 
 from mnemoc.runtime import Engine, Request, Sampling
-from mnemoc.runtime.forecast import Forecast
 from mnemoc.runtime.request import Handle
+from mnemoc.runtime.scheduling.forecast import Forecast
 from mnemoc.runtime.simulation import Asked, Limits, Simulation, survey
 
 from .harness import (

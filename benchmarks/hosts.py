@@ -84,7 +84,7 @@ def kill_worker(host: Host) -> None:
     for pid in host.processes():
         with contextlib.suppress(psutil.NoSuchProcess):
             words = psutil.Process(pid).cmdline()
-            if words[-2:] == ["-m", "mnemoc.runtime.worker"] and "--nnodes" not in words:
+            if words[-2:] == ["-m", "mnemoc.runtime.rank.worker"] and "--nnodes" not in words:
                 os.kill(pid, signal.SIGKILL)
                 return
     raise SystemExit("no worker runs there")

@@ -20,14 +20,14 @@ from types import ModuleType
 
 from mnemoc.artifact import Manifest
 from mnemoc.runtime import Request, Sampling
-from mnemoc.runtime.cost import PlanCost
 from mnemoc.runtime.flights import Flights
-from mnemoc.runtime.job import MicroBatch
-from mnemoc.runtime.protocol import Done
+from mnemoc.runtime.protocol.messages import Done
 from mnemoc.runtime.request import Handle, Promise
-from mnemoc.runtime.scheduler import Scheduler
+from mnemoc.runtime.scheduling.cost import PlanCost
+from mnemoc.runtime.scheduling.job import MicroBatch
+from mnemoc.runtime.scheduling.scheduler import Scheduler
 from mnemoc.runtime.simulation import Asked, Limits, Simulation, Trace, survey
-from mnemoc.runtime.stats import Stats
+from mnemoc.runtime.telemetry.stats import Stats
 
 from .harness import Figure, say, write_report
 from .traffic_runs import SMALL, Setup, mix, simulated

@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from .job import Admitted, Change, MicroBatch
-from .protocol import Admission, Step
-from .protocol import Change as WorkersChange
+from .protocol.messages import Admission, Step
+from .protocol.messages import Change as WorkersChange
 from .request import Handle
+from .scheduling.job import Admitted, Change, MicroBatch
 
 
 @dataclass(frozen=True)

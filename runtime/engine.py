@@ -27,26 +27,26 @@ from .. import artifact
 from ..artifact import Manifest, Plan
 from ..errors import BadInput, MnemocError, RuntimeFault
 from ..units import format_count
-from .cost import PlanCost
 from .dispatch import Dispatch
+from .executor.launcher import Launcher
+from .executor.workers import Down, Up, Workers
 from .flights import Flights
-from .forecast import Forecast
-from .growth import Growth
-from .launcher import Launcher
 from .loader import ArtifactModules
-from .packing import Packing
-from .policies import DEFAULT, POLICIES
-from .prefix import page_hashes
-from .protocol import Done
+from .protocol.messages import Done
+from .rank.weights import Checkpoint
 from .recovery import STEP_TIMEOUT_S, Recovery
 from .request import Ended, Event, Handle, Prepared, Request, Sampling, now_s
-from .scheduler import Counts, Scheduler
-from .snapshot import GroupPages, Look, pages
-from .stats import Stats
-from .tracing import Recorder
-from .weights import Checkpoint
-from .witness import Witness
-from .workers import Down, Up, Workers
+from .scheduling.cost import PlanCost
+from .scheduling.forecast import Forecast
+from .scheduling.growth import Growth
+from .scheduling.packing import Packing
+from .scheduling.policies import DEFAULT, POLICIES
+from .scheduling.prefix import page_hashes
+from .scheduling.scheduler import Counts, Scheduler
+from .telemetry.snapshot import GroupPages, Look, pages
+from .telemetry.stats import Stats
+from .telemetry.tracing import Recorder
+from .telemetry.witness import Witness
 
 WARM_UP_TOKENS = 64
 

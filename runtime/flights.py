@@ -14,10 +14,8 @@ from typing import Protocol
 
 from ..artifact import Manifest
 from ..errors import MnemocError
-from .forecast import Forecast, Outlook, UnderWay
-from .job import Admitted, Job, MicroBatch
-from .prefix import page_hash
-from .protocol import Done
+from .executor.suspects import Deadly, Suspects, Violence
+from .protocol.messages import Done
 from .request import (
     Ended,
     Event,
@@ -29,12 +27,14 @@ from .request import (
     Top,
     now_s,
 )
-from .scheduler import Scheduler
-from .snapshot import Look, take
-from .stats import Iteration, Stats
-from .suspects import Deadly, Suspects, Violence
-from .tracing import Recorder
-from .witness import Witness
+from .scheduling.forecast import Forecast, Outlook, UnderWay
+from .scheduling.job import Admitted, Job, MicroBatch
+from .scheduling.prefix import page_hash
+from .scheduling.scheduler import Scheduler
+from .telemetry.snapshot import Look, take
+from .telemetry.stats import Iteration, Stats
+from .telemetry.tracing import Recorder
+from .telemetry.witness import Witness
 
 NOT_ASKED: tuple[None, Top] = (None, ())
 """The logprobs of a token that nobody asked for."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from ..artifact import Manifest
 from ..errors import MnemocError, RuntimeFault
 from ..units import format_duration
+from .executor.vigil import LOOK_S
+from .executor.workers import Workers
 from .flights import Flights
 from .request import now_s
-from .vigil import LOOK_S
-from .workers import Workers
 
 MAX_RESTARTS = 3
 """Restarts in a row, without a step in between, after which the engine gives up."""

@@ -17,8 +17,8 @@ from mnemoc.errors import BadInput
 from mnemoc.ir.model import load_model
 from mnemoc.planner import CALIBRATED, Cluster, Configuration, forecast, load_cluster
 from mnemoc.planner.evidence import kind
-from mnemoc.runtime.others import Watch
-from mnemoc.runtime.probes_gpu import Figures
+from mnemoc.runtime.measuring.others import Watch
+from mnemoc.runtime.measuring.probes_gpu import Figures
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,15 @@ MAY_IMPORT = {
     "codegen": LEAVES | {"codegen", "ir"},
     "runtime": LEAVES | {"runtime"},
 }
+ROOMS = {  # of the runtime: which of its other rooms and files each may import
+    "protocol": {"request"},
+    "scheduling": {"request", "protocol"},
+    "telemetry": {"request", "protocol", "scheduling"},
+    "executor": {"request", "protocol"},
+    "rank": {"request", "protocol", "scheduling", "loader"},
+    "measuring": {"request", "protocol", "scheduling", "executor", "rank", "loader"},
+    "simulation": {"request", "protocol", "scheduling", "telemetry", "flights"},
+}
 HEAVY_AT_RUN_TIME = {"sympy", "networkx", "scipy", "jinja2", "highspy"}
 
 
@@ -52,6 +61,13 @@ def test_a_package_imports_only_what_stands_below_it(package: str) -> None:
     for path in modules(package):
         ours = {name.split(".")[1] for name in imports(path) if name.startswith("mnemoc.")}
         assert ours <= MAY_IMPORT[package], f"{path}: {ours - MAY_IMPORT[package]}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_of_the_runtime_imports_only_those_named(room: str) -> None:
+    for path in modules(f"runtime/{room}"):
+        ours = {name.split(".")[2] for name in imports(path) if name.startswith("mnemoc.runtime.")}
+        assert ours <= ROOMS[room] | {room}, f"{path}: {ours - ROOMS[room] - {room}}"
 
 
 def test_the_runtime_never_loads_what_only_compiling_needs() -> None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from mnemoc import calibration_gpu
 from mnemoc.planner import Cluster, load_cluster
-from mnemoc.runtime import probes_gpu, probes_providers
-from mnemoc.runtime.probes_gpu import Sizes
+from mnemoc.runtime.measuring import probes_gpu, probes_providers
+from mnemoc.runtime.measuring.probes_gpu import Sizes
 
 from .device import Run
 from .kernels import kernel_spec

@@ -22,7 +22,7 @@ import torch
 import triton
 from mnemoc.codegen.tiles import TILES, Tiles
 from mnemoc.errors import BadInput
-from mnemoc.runtime.graphs import captured, warmed
+from mnemoc.runtime.rank.graphs import captured, warmed
 
 Run = Callable[[], object]
 

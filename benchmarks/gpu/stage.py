@@ -14,8 +14,8 @@ from pathlib import Path
 from mnemoc.artifact import Plan, Workload
 from mnemoc.planner import Cluster, load_cluster
 from mnemoc.runtime.loader import ArtifactModules
-from mnemoc.runtime.replay import Replay
-from mnemoc.runtime.walk import Asked, MicroBatch, Walk
+from mnemoc.runtime.measuring.replay import Replay
+from mnemoc.runtime.measuring.walk import Asked, MicroBatch, Walk
 
 from .calibrate import CLUSTER_FILE
 from .plans import QUESTIONS, cluster_of, cost_source, emit, kept

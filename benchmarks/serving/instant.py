@@ -2,7 +2,7 @@
 
     python -m benchmarks.serving.instant STEP_S PLAN --weights MODEL --port PORT
 
-The server is the real one to the last line but for `runtime.workers.Workers`.
+The server is the real one to the last line but for `runtime.executor.workers.Workers`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from unittest import mock
 
 from mnemoc.cli import main
 from mnemoc.errors import MnemocError
-from mnemoc.runtime.protocol import Admission, Done, Step
-from mnemoc.runtime.workers import Down, Up
+from mnemoc.runtime.executor.workers import Down, Up
+from mnemoc.runtime.protocol.messages import Admission, Done, Step
 
 LETTERS = range(ord("a"), ord("z") + 1)
 

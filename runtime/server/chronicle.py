@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ...errors import MnemocError
-from ..job import Job
 from ..request import FinishReason, Handle, Origin
-from ..witness import Witness
+from ..scheduling.job import Job
+from ..telemetry.witness import Witness
 
 WAITING = 8192
 """Records that may wait to be written."""

@@ -22,7 +22,7 @@ from types import TracebackType
 from ...errors import MnemocError, RuntimeFault
 from ..engine import Engine
 from ..request import Handle, Progress
-from ..snapshot import InFlight, Look, Snapshot
+from ..telemetry.snapshot import InFlight, Look, Snapshot
 from .answers import Answers
 
 SILENCE_S = 15.0

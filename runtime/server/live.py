@@ -19,7 +19,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, Response
 
-from ..snapshot import STATES, Look, Snapshot
+from ..telemetry.snapshot import STATES, Look, Snapshot
 from .service import Service
 
 SHOWN = 40

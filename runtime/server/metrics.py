@@ -1,7 +1,8 @@
 """Prometheus metrics under the names that people's dashboards know, after the prefix `mnemoc:`.
 
-The engine counts (`runtime.stats`); here its counts get names, words and labels when somebody asks. Labels
-are few: the model, the plan's KVP groups, and fixed words. docs/operating.md says what to look at.
+The engine counts (`runtime.telemetry.stats`); here its counts get names, words and labels when somebody
+asks. Labels are few: the model, the plan's KVP groups, and fixed words. docs/operating.md says what to
+look at.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from prometheus_client.core import (
 )
 
 from ..engine import Engine
-from ..machine import Machine
-from ..tally import Tally
+from ..telemetry.machine import Machine
+from ..telemetry.tally import Tally
 from .chronicle import Chronicle
 from .recent import Recent
 

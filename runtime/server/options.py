@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import BadInput
-from ..policies import DEFAULT
 from ..recovery import STEP_TIMEOUT_S
+from ..scheduling.policies import DEFAULT
 from .journal import Format
 
 BODY_BYTES_PER_TOKEN = 16

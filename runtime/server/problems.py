@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from ...errors import BadInput, MnemocError
+from ..executor.suspects import Deadly
 from ..request import TooLate
-from ..suspects import Deadly
 
 log = logging.getLogger("mnemoc.server")
 

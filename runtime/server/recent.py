@@ -12,9 +12,9 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from ..machine import Machine, Work
-from ..stats import Stats
-from ..tally import Tally, percentile
+from ..telemetry.machine import Machine, Work
+from ..telemetry.stats import Stats
+from ..telemetry.tally import Tally, percentile
 
 EVERY_S = 2.0
 """Between two readings that are kept."""

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from ..snapshot import InFlight
+from ..telemetry.snapshot import InFlight
 from .following import Followed, Over
 from .problems import problem
 from .service import Service

@@ -13,8 +13,8 @@ from pathlib import Path
 import uvicorn
 
 from ...errors import BadInput
-from .. import outside
 from ..engine import Engine
+from ..executor import outside
 from ..tokenizer import FILE, Tokenizer
 from .app import create_app
 from .chronicle import Chronicle, Relay, Writer

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from ..engine import Engine
-from ..machine import Machine
+from ..telemetry.machine import Machine
 from ..tokenizer import Tokenizer
 from .conversation import Template
 from .following import Following

@@ -16,10 +16,10 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
 from ...artifact import Plan
-from ..cost import Load
-from ..growth import Growth
-from ..job import Job
-from ..packing import Packed, chunk_loads
+from ..scheduling.cost import Load
+from ..scheduling.growth import Growth
+from ..scheduling.job import Job
+from ..scheduling.packing import Packed, chunk_loads
 
 BUDGET = 2048
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...artifact import Plan
-from ..cost import Cost, Load
-from ..growth import Growth
-from ..job import Admitted, Job, MicroBatch
-from ..machine import Machine, Work
-from ..protocol import Copies
+from ..protocol.messages import Copies
 from ..request import Handle
+from ..scheduling.cost import Cost, Load
+from ..scheduling.growth import Growth
+from ..scheduling.job import Admitted, Job, MicroBatch
+from ..telemetry.machine import Machine, Work
 from .histogram import Histogram
 from .result import ClassResult, PageEvents, Spread
 

@@ -18,18 +18,18 @@ from typing import Protocol
 from ...artifact import Manifest
 from ...errors import RuntimeFault, UsageError
 from ...units import format_duration
-from ..cost import PlanCost
 from ..flights import Flights
-from ..forecast import Forecast
-from ..growth import Growth
-from ..job import MicroBatch
-from ..machine import Machine
-from ..packing import Packing
-from ..policies import DEFAULT, POLICIES
 from ..request import Event, Handle, Request, Sampling, Token
-from ..scheduler import Scheduler
-from ..stats import Stats
-from ..tracing import Recorder
+from ..scheduling.cost import PlanCost
+from ..scheduling.forecast import Forecast
+from ..scheduling.growth import Growth
+from ..scheduling.job import MicroBatch
+from ..scheduling.packing import Packing
+from ..scheduling.policies import DEFAULT, POLICIES
+from ..scheduling.scheduler import Scheduler
+from ..telemetry.machine import Machine
+from ..telemetry.stats import Stats
+from ..telemetry.tracing import Recorder
 from .baselines import FixedChunk, WholePrefill
 from .collect import Collector, Idle
 from .result import Result, StageResult

@@ -14,8 +14,8 @@ from typing import Protocol
 from ...artifact import Manifest
 from ...errors import BadInput
 from ...units import format_count
-from ..growth import Growth
 from ..request import Promise
+from ..scheduling.growth import Growth
 
 MOST_TOKENS = 10**9
 MOST_SECONDS = 10**9

@@ -23,11 +23,11 @@ from types import ModuleType
 from typing import Protocol
 
 from ...artifact import Plan
-from ..cost import Load
-from ..growth import Growth
-from ..job import Admitted, Job, MicroBatch
-from ..protocol import Copies, Done
+from ..protocol.messages import Copies, Done
 from ..request import Handle
+from ..scheduling.cost import Load
+from ..scheduling.growth import Growth
+from ..scheduling.job import Admitted, Job, MicroBatch
 
 
 @dataclass

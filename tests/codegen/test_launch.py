@@ -196,7 +196,7 @@ def test_the_torchrun_script_starts_as_many_workers_as_the_plan_has_ranks(
         assert options["--nnodes"] == str(len(job.ranks))
         assert options["--nproc-per-node"] == str(ranks)
         assert options["--rdzv-conf"] == f"is_host={int(node == 0)}"
-        assert options["-m"] == "mnemoc.runtime.worker"
+        assert options["-m"] == "mnemoc.runtime.rank.worker"
         started += ranks
     assert started == job.plan.gpus
 

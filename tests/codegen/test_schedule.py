@@ -29,7 +29,7 @@ from mnemoc.ir.ops.e4m3 import scaled
 from mnemoc.ir.passes import fuse, lower, overlap, quantize, shard, split_stages
 from mnemoc.microbatch import Batch, Segments
 from mnemoc.runtime.loader import ArtifactModules
-from mnemoc.runtime.weights import Checkpoint, load_weights
+from mnemoc.runtime.rank.weights import Checkpoint, load_weights
 from safetensors.torch import save_file
 
 QWEN = dataclasses.replace(

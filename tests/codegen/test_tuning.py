@@ -21,8 +21,8 @@ from mnemoc.codegen.tiles import TILES, refreshed
 from mnemoc.codegen.tuning import MARGIN, Candidate, best, fits, neighbours, today, with_candidate
 from mnemoc.errors import BadInput
 from mnemoc.planner import load_cluster, write_cluster
-from mnemoc.runtime.probes_gpu import Sizes as ProbeSizes
-from mnemoc.runtime.probes_providers import Points
+from mnemoc.runtime.measuring.probes_gpu import Sizes as ProbeSizes
+from mnemoc.runtime.measuring.probes_providers import Points
 from mnemoc.tiles import Cut, MeasuredTiles, Tile
 from mnemoc.tuning import Attended, Search, Sizes, refresh
 

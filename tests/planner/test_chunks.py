@@ -16,8 +16,8 @@ from mnemoc.planner.chunks import (
     sample,
 )
 from mnemoc.planner.space import uncrossed
-from mnemoc.runtime.cost import Load
-from mnemoc.runtime.growth import Growth
+from mnemoc.runtime.scheduling.cost import Load
+from mnemoc.runtime.scheduling.growth import Growth
 
 ALONE = Riders(0, 0, 1)
 

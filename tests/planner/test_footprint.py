@@ -1,4 +1,4 @@
-"""Bytes of a rank, against what can be counted by hand (`tests/runtime/test_memory.py` runs the programs)."""
+"""Bytes of a rank, against what can be counted by hand (`runtime/rank/test_memory.py` runs the programs)."""
 
 import dataclasses
 

@@ -31,8 +31,8 @@ from mnemoc.ir import sizes
 from mnemoc.ir.build import build
 from mnemoc.ir.model import load_model, read_config
 from mnemoc.ir.passes import fuse, lower, overlap, shard, split_stages
+from mnemoc.runtime.executor.workers import NurseryProcess
 from mnemoc.runtime.init_model import Blueprint, init_model
-from mnemoc.runtime.workers import NurseryProcess
 from mnemoc.speeds import Swap
 
 TINY: dict[str, Any] = {

@@ -12,7 +12,7 @@ from mnemoc import artifact
 from mnemoc.artifact import ChunkRule
 from mnemoc.errors import BadInput
 from mnemoc.runtime import Engine, Progress, Request, Sampling, Token
-from mnemoc.runtime.workers import NurseryProcess
+from mnemoc.runtime.executor.workers import NurseryProcess
 
 GREEDY = Sampling(ignore_eos=True)
 PROMPT = tuple(range(1, 201))

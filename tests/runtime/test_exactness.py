@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pytest
 from mnemoc.artifact import ChunkRule
 from mnemoc.runtime import Engine, Request, Sampling
-from mnemoc.runtime.workers import NurseryProcess
+from mnemoc.runtime.executor.workers import NurseryProcess
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 LAYOUTS = tuple(itertools.product((1, 2), repeat=3))

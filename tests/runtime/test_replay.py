@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from mnemoc import artifact
 from mnemoc.artifact import ChunkRule, Layout, Manifest, Stage
 from mnemoc.errors import BadInput, RuntimeFault, UsageError
-from mnemoc.runtime import Engine, Request, Sampling, alone
-from mnemoc.runtime.alone import BACKEND, Supply, random_weights
-from mnemoc.runtime.growth import Growth
-from mnemoc.runtime.protocol import Admission, Step
-from mnemoc.runtime.replay import Replay
-from mnemoc.runtime.walk import Asked, MicroBatch, Walk
+from mnemoc.runtime import Engine, Request, Sampling
+from mnemoc.runtime.measuring import alone
+from mnemoc.runtime.measuring.alone import BACKEND, Supply, random_weights
+from mnemoc.runtime.measuring.replay import Replay
+from mnemoc.runtime.measuring.walk import Asked, MicroBatch, Walk
+from mnemoc.runtime.protocol.messages import Admission, Step
+from mnemoc.runtime.scheduling.growth import Growth
 
 LAYOUTS = [
     Layout(2, 1, 1),

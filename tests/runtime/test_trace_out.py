@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import pytest
 from mnemoc.runtime import Engine, Request, Sampling
-from mnemoc.runtime.workers import NurseryProcess
+from mnemoc.runtime.executor.workers import NurseryProcess
 
 GREEDY = Sampling(ignore_eos=True)
 
@@ -51,7 +51,7 @@ def test_a_full_disk_ends_the_record_and_not_the_engine(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("mnemoc.runtime.tracing.BUFFERED", 30)
+    monkeypatch.setattr("mnemoc.runtime.telemetry.tracing.BUFFERED", 30)
     opened = os.fdopen
 
     def full(number: int, mode: str) -> IO[bytes]:

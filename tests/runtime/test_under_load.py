@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 from mnemoc.runtime import Engine
-from mnemoc.runtime.workers import NurseryProcess
+from mnemoc.runtime.executor.workers import NurseryProcess
 
 CROWD = Path(__file__).parents[2] / "benchmarks" / "crowd.py"
 MOST = 200

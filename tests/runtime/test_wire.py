@@ -8,9 +8,18 @@ from array import array
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mnemoc.runtime.protocol import Admission, Copies, Done, Failed, MorePages, Ready, Reply, Step
+from mnemoc.runtime.protocol.messages import (
+    Admission,
+    Copies,
+    Done,
+    Failed,
+    MorePages,
+    Ready,
+    Reply,
+    Step,
+)
+from mnemoc.runtime.protocol.wire import decode_reply, decode_step, encode_reply, encode_step
 from mnemoc.runtime.request import Sampling
-from mnemoc.runtime.wire import decode_reply, decode_step, encode_reply, encode_step
 
 small, ids = st.integers(0, 2**31 - 1), st.integers(0, 2**63 - 1)
 runs = st.lists(st.tuples(small, small), max_size=3).map(tuple)

@@ -6,16 +6,16 @@ import time
 from collections.abc import Mapping
 
 import pytest
-from mnemoc.runtime.cost import PlanCost
 from mnemoc.runtime.flights import Flights
-from mnemoc.runtime.forecast import Forecast
-from mnemoc.runtime.job import MicroBatch
-from mnemoc.runtime.prefix import page_hashes
-from mnemoc.runtime.protocol import Done
+from mnemoc.runtime.protocol.messages import Done
 from mnemoc.runtime.request import Handle, Request, Sampling
-from mnemoc.runtime.scheduler import Scheduler
-from mnemoc.runtime.snapshot import Look, Snapshot
-from mnemoc.runtime.stats import Stats
+from mnemoc.runtime.scheduling.cost import PlanCost
+from mnemoc.runtime.scheduling.forecast import Forecast
+from mnemoc.runtime.scheduling.job import MicroBatch
+from mnemoc.runtime.scheduling.prefix import page_hashes
+from mnemoc.runtime.scheduling.scheduler import Scheduler
+from mnemoc.runtime.telemetry.snapshot import Look, Snapshot
+from mnemoc.runtime.telemetry.stats import Stats
 
 from .conftest import make_cost, make_manifest
 

@@ -14,16 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mnemoc.artifact import Manifest
 from mnemoc.errors import BadInput
-from mnemoc.runtime.cost import PlanCost
 from mnemoc.runtime.flights import Flights
-from mnemoc.runtime.fluid import MOST_PROMPTS
-from mnemoc.runtime.forecast import MOST_AT_ONCE, Drift, Forecast
-from mnemoc.runtime.job import MicroBatch
-from mnemoc.runtime.policies import POLICIES
 from mnemoc.runtime.request import Handle, Promise, Request, Sampling, TooLate
-from mnemoc.runtime.scheduler import Scheduler
+from mnemoc.runtime.scheduling.cost import PlanCost
+from mnemoc.runtime.scheduling.fluid import MOST_PROMPTS
+from mnemoc.runtime.scheduling.forecast import MOST_AT_ONCE, Drift, Forecast
+from mnemoc.runtime.scheduling.job import MicroBatch
+from mnemoc.runtime.scheduling.policies import POLICIES
+from mnemoc.runtime.scheduling.scheduler import Scheduler
 from mnemoc.runtime.simulation import Arrival, Asked, Limits, Simulation, load_workload, survey
-from mnemoc.runtime.stats import Stats
+from mnemoc.runtime.telemetry.stats import Stats
 
 from .conftest import make_cost, make_manifest
 from .test_simulation import Listed

@@ -12,10 +12,9 @@ import pytest
 from mnemoc.artifact import ChunkRule, Manifest
 from mnemoc.codec import to_json
 from mnemoc.errors import UsageError
-from mnemoc.runtime.cost import Load
-from mnemoc.runtime.growth import Growth
-from mnemoc.runtime.machine import Machine, Work
 from mnemoc.runtime.request import Promise
+from mnemoc.runtime.scheduling.cost import Load
+from mnemoc.runtime.scheduling.growth import Growth
 from mnemoc.runtime.simulation import (
     Arrival,
     Asked,
@@ -28,6 +27,7 @@ from mnemoc.runtime.simulation import (
     survey,
 )
 from mnemoc.runtime.simulation.result import ClassResult
+from mnemoc.runtime.telemetry.machine import Machine, Work
 
 from .conftest import make_cost, make_manifest
 

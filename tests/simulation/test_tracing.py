@@ -12,7 +12,7 @@ import pytest
 from mnemoc.artifact import Manifest
 from mnemoc.errors import BadInput
 from mnemoc.runtime.simulation import Arrival, Asked, Limits, Simulation, survey
-from mnemoc.runtime.tracing import Recorder
+from mnemoc.runtime.telemetry.tracing import Recorder
 
 from .conftest import make_cost, make_manifest
 from .test_simulation import LAYOUTS, Listed, mixed

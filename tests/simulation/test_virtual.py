@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
-from mnemoc.runtime.cost import Load
-from mnemoc.runtime.growth import Growth
-from mnemoc.runtime.job import Admitted, Change, Chunk, Job, MicroBatch
-from mnemoc.runtime.protocol import Copies
+from mnemoc.runtime.protocol.messages import Copies
+from mnemoc.runtime.scheduling.cost import Load
+from mnemoc.runtime.scheduling.growth import Growth
+from mnemoc.runtime.scheduling.job import Admitted, Change, Chunk, Job, MicroBatch
 from mnemoc.runtime.simulation.virtual import Clock, Stations, Times
 
 from .conftest import make_cost, make_manifest

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import uvicorn
 from mnemoc.runtime import Engine
+from mnemoc.runtime.executor.workers import NurseryProcess
 from mnemoc.runtime.server import Options, Template, bind, create_app
 from mnemoc.runtime.tokenizer import Tokenizer
-from mnemoc.runtime.workers import NurseryProcess
 
 Front = Callable[..., AbstractContextManager[str]]
 

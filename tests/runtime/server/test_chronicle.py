@@ -17,13 +17,13 @@ import httpx
 import pytest
 from mnemoc.errors import BadInput, RuntimeFault
 from mnemoc.runtime import Engine, Request, Sampling
+from mnemoc.runtime.executor.workers import NurseryProcess
 from mnemoc.runtime.request import Promise
 from mnemoc.runtime.server import Options, create_app
 from mnemoc.runtime.server.chronicle import AT_ONCE, WAITING, Chronicle, Entry
 from mnemoc.runtime.server.journal import Journal, as_text
 from mnemoc.runtime.server.serve import chronicled
 from mnemoc.runtime.tokenizer import Tokenizer
-from mnemoc.runtime.workers import NurseryProcess
 
 Serving = Callable[..., AbstractContextManager[str]]
 SECRET = "a prompt that nobody else may read"

@@ -13,12 +13,12 @@ from typing import Any
 import httpx
 import pytest
 from mnemoc.runtime import Engine, Request, Sampling
+from mnemoc.runtime.executor.workers import NurseryProcess
 from mnemoc.runtime.request import Handle, Origin
 from mnemoc.runtime.server import Options, create_app
 from mnemoc.runtime.server.live import SHOWN, load_page
 from mnemoc.runtime.server.options import Limits
-from mnemoc.runtime.snapshot import Look, Snapshot
-from mnemoc.runtime.workers import NurseryProcess
+from mnemoc.runtime.telemetry.snapshot import Look, Snapshot
 
 Serving = Callable[..., AbstractContextManager[str]]
 SAMPLING = Sampling(ignore_eos=True)

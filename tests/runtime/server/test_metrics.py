@@ -18,9 +18,9 @@ from click.testing import CliRunner
 from mnemoc import artifact
 from mnemoc.cli import cli
 from mnemoc.runtime import Engine, Request, Sampling
+from mnemoc.runtime.executor.workers import NurseryProcess
 from mnemoc.runtime.request import Promise
 from mnemoc.runtime.server.metrics import Metrics
-from mnemoc.runtime.workers import NurseryProcess
 from prometheus_client.parser import text_string_to_metric_families
 
 PEAKS = {

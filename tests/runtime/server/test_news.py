@@ -16,8 +16,8 @@ import openai
 import pytest
 import uvicorn
 from mnemoc.runtime import Engine
+from mnemoc.runtime.executor.workers import NurseryProcess
 from mnemoc.runtime.server import Options, bind, create_app, following
-from mnemoc.runtime.workers import NurseryProcess
 
 LONG: dict[str, Any] = {"prompt": [1] * 3900, "max_tokens": 4, "ignore_eos": True}
 """Some 200 chunks."""

@@ -17,9 +17,9 @@ import pytest
 import uvicorn
 from mnemoc.errors import BadInput
 from mnemoc.runtime import Engine, Request, Sampling
+from mnemoc.runtime.executor.workers import NurseryProcess
 from mnemoc.runtime.server import bind, create_app, serve
 from mnemoc.runtime.tokenizer import Tokenizer
-from mnemoc.runtime.workers import NurseryProcess
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import httpx
 import pytest
 from mnemoc.errors import BadInput
 from mnemoc.runtime import Engine
+from mnemoc.runtime.executor.workers import NurseryProcess
 from mnemoc.runtime.server import Options, create_app
 from mnemoc.runtime.server.serve import chronicled
 from mnemoc.runtime.server.spans import Spans
-from mnemoc.runtime.workers import NurseryProcess
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 Serving = Callable[..., AbstractContextManager[str]]

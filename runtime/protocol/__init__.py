@@ -1,0 +1,1 @@
+"""What engine and workers say to each other, as messages and as bytes, and the connections that carry it."""

@@ -1,0 +1,3 @@
+"""One rank: a process that loads its stage of a plan and carries out micro-batches. Here, and in `measuring`,
+is torch.
+"""
