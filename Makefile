@@ -40,14 +40,14 @@ browser:
 	fi
 
 bench: $(VENV)/installed $(VENV)/dev
-	$(BIN)/python benchmarks/cpu_kernels.py
-	$(BIN)/python benchmarks/bench.py
-	$(BIN)/python benchmarks/kvp.py
-	$(BIN)/python benchmarks/predictions.py
-	$(BIN)/python benchmarks/long_context.py
-	$(BIN)/python benchmarks/under_load.py
-	$(BIN)/python benchmarks/kills.py
-	$(BIN)/python benchmarks/convoy.py
+	$(BIN)/python -m benchmarks.cpu_kernels
+	$(BIN)/python -m benchmarks.bench
+	$(BIN)/python -m benchmarks.kvp
+	$(BIN)/python -m benchmarks.predictions
+	$(BIN)/python -m benchmarks.long_context
+	$(BIN)/python -m benchmarks.under_load
+	$(BIN)/python -m benchmarks.kills
+	$(BIN)/python -m benchmarks.convoy
 	$(BIN)/python -m benchmarks.simulated
 	$(BIN)/python -m benchmarks.forecast
 	$(BIN)/python -m benchmarks.scheduling

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ceiling import ceilings
-from harness import (
+
+from .ceiling import ceilings
+from .harness import (
     Contender,
     Timing,
     engine,

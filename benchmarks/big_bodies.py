@@ -4,7 +4,7 @@ A server as users start it, one stream of tokens, and beside it another process 
 after the other. Each is refused in the end, for its last token or its length, so that nothing but its
 reading is measured: a prompt that is admitted slows decodes by plan, and that is another figure.
 
-    python benchmarks/big_bodies.py
+    python -m benchmarks.big_bodies
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness import Figure, make_model, mnemoc, percentile, say, write_report
+from .harness import Figure, make_model, mnemoc, percentile, say, write_report
 
 TOKENS = 1_000_000
 REPEATS = 5

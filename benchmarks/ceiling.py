@@ -13,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from harness import Figure
 from mnemoc.codegen.kernels import KernelSpec, render_kernels
 from mnemoc.microbatch import Segments
 from mnemoc.runtime.loader import ArtifactModules
+
+from .harness import Figure
 
 SECONDS = 3.0
 HEADS, KV_HEADS, HEAD_DIM, DECODE_TOKENS = 64, 4, 128, 16384

@@ -18,7 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness import (
+from mnemoc import artifact
+from mnemoc.runtime import Engine, Handle, Request, Sampling
+from mnemoc.runtime.scheduling.scheduler import MIN_DEADLINE_S
+from mnemoc.runtime.simulation.baselines import FixedChunk, WholePrefill
+
+from .harness import (
     SMALL_MODEL,
     Figure,
     make_model,
@@ -29,10 +34,6 @@ from harness import (
     say,
     write_report,
 )
-from mnemoc import artifact
-from mnemoc.runtime import Engine, Handle, Request, Sampling
-from mnemoc.runtime.scheduling.scheduler import MIN_DEADLINE_S
-from mnemoc.runtime.simulation.baselines import FixedChunk, WholePrefill
 
 TBT_S = 0.1
 LONG_TOKENS = 8192

@@ -16,10 +16,11 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as workers have it
 
 import torch
 import torch.nn.functional as F
-from harness import Figure, say, write_report
 from mnemoc.codegen.kernels import KernelSpec, render_kernels
 from mnemoc.microbatch import Segments
 from mnemoc.runtime.loader import ArtifactModules
+
+from .harness import Figure, say, write_report
 
 BYTES = 256 << 20
 PAGE = 64

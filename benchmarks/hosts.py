@@ -19,8 +19,9 @@ from pathlib import Path
 
 import httpx
 import psutil
-from harness import Figure, make_model, mnemoc, say, write_report
-from namespaces import Host, hosts
+
+from .harness import Figure, make_model, mnemoc, say, write_report
+from .namespaces import Host, hosts
 
 CLUSTER = Path(__file__).parents[1] / "planner" / "clusters" / "local.toml"
 

@@ -27,9 +27,10 @@ from typing import Any
 
 import httpx
 import psutil
-from harness import SMALL_MODEL, Figure, make_model, make_plan, say, write_report
 from mnemoc.runtime.server import bind
-from under_load import CONTEXT, MODEL, OUTPUT, invented_cluster
+
+from .harness import SMALL_MODEL, Figure, make_model, make_plan, say, write_report
+from .under_load import CONTEXT, MODEL, OUTPUT, invented_cluster
 
 LAYOUTS = (
     "tp=1,spp=1,kvp=1",

@@ -10,7 +10,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from harness import Timing, engine, make_model, make_plan, mnemoc, prompt, ratio, say, write_report
+from .harness import Timing, engine, make_model, make_plan, mnemoc, prompt, ratio, say, write_report
 
 MODEL = {
     "hidden_size": 128,

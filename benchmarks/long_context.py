@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 
 import torch
-from harness import Figure, make_model, make_plan, mnemoc, prompt, say, write_report
 from mnemoc.runtime import Engine, Request, Sampling
 from mnemoc.units import format_duration
+
+from .harness import Figure, make_model, make_plan, mnemoc, prompt, say, write_report
 
 MODEL = {
     "hidden_size": 128,

@@ -1,6 +1,6 @@
 """How long a plan takes as a whole process, cold, and how much memory: mnemoc and aiconfigurator.
 
-    python benchmarks/planning.py --aiconfigurator /path/to/venv/bin/aiconfigurator
+    python -m benchmarks.planning --aiconfigurator /path/to/venv/bin/aiconfigurator
 
 Each question is put to both in turn, each time as a new process: wall time, processor time, peak memory of
 the process, and the answer in a few words. aiconfigurator is not a dependency: without its path (version
@@ -23,10 +23,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from harness import Figure, say, write_report
 from mnemoc.artifact import Workload
 from mnemoc.ir.model import load_model, read_config
 from mnemoc.planner import WhatIf, frontier, load_cluster
+
+from .harness import Figure, say, write_report
 
 LIMIT_S = 300
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import (
+from .harness import (
     SMALL_MODEL,
     Figure,
     engine,

@@ -16,10 +16,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from crowd import Asked, alone, follow_ups, make_crowd, serve, wrong
-from harness import Figure, make_model, make_plan, say, write_report
 from mnemoc import artifact
 from mnemoc.runtime import Engine
+
+from .crowd import Asked, alone, follow_ups, make_crowd, serve, wrong
+from .harness import Figure, make_model, make_plan, say, write_report
 
 LAYOUTS = (
     "tp=1,spp=1,kvp=1",
