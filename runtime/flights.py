@@ -32,7 +32,7 @@ from .scheduling.job import Admitted, Job, MicroBatch
 from .scheduling.prefix import page_hash
 from .scheduling.scheduler import Scheduler
 from .telemetry.snapshot import Look, take
-from .telemetry.stats import Iteration, Stats
+from .telemetry.stats import ALLOWED_S, Iteration, Stats
 from .telemetry.tracing import Recorder
 from .telemetry.witness import Witness
 
@@ -295,6 +295,7 @@ class Flights:
         running, handles = self._scheduler.running, self._handles
         outbox, eos = self._outbox, self._eos
         likely = {sid: (logprob, top) for sid, logprob, top in done.logprobs}
+        before: dict[float, int] = {}  # later tokens, by when the one before came
         going_on = []
         for sid, id in done.tokens:
             if (job := running.get(sid)) is None:
@@ -302,10 +303,13 @@ class Flights:
             handle, index = handles[job.id], job.tokens
             request = handle.request
             job.tokens = count = index + 1
-            if not index:
+            if index:
+                before_s = handle.token_times_s[-1]
+                before[before_s] = before.get(before_s, 0) + 1
+                broken = job.late_s(now_s) > ALLOWED_S and self._stats.late_token(job)
+            else:
                 job.first_token_s = now_s
-            broken = self._stats.token(job, handle, now_s)
-            if not index:
+                broken = self._stats.first_token(job, handle, now_s)
                 self.witness.first_token(job, handle)
             if broken:
                 self.witness.broken(job, handle)
@@ -322,6 +326,7 @@ class Flights:
                 self._over(job, handle, finish, None, now_s)
                 self._scheduler.drop(job)
                 self._forget(job.id)
+        self._stats.later_tokens(before, now_s)
         return going_on
 
     def _finish(self, request: Request, token: int, count: int) -> FinishReason | None:

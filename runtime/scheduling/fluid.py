@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from .admission import in_order
 from .cost import Cost, Load
 from .job import Job
-from .packing import LEAST_ROWS, Adaptive, chunk_loads
+from .packing import LEAST_ROWS, Adaptive, add_decodes, chunk_loads
 from .scheduler import Scheduler
 
 MOST_PROMPTS = 32
@@ -100,8 +100,7 @@ class Fluid:
         self._groups = range(scheduler.growth.kvp)
         self._decodes: dict[int, Load] = {}
         self._decoding = [job for job in scheduler.running.values() if job.issued == job.prompt]
-        for job in self._decoding:
-            self._add_decode(job)
+        add_decodes(scheduler.growth, self._decoding, self._decodes)
         promises = [job.tbt_s for job in self._decoding]
         self._allowed_s = min(promises, default=scheduler.workload.tbt_s) / scheduler.overrun.ratio
         self._known: dict[tuple[int, ...], tuple[float, float, float, float]] = {}
@@ -292,12 +291,6 @@ class Fluid:
             rows = min(LEAST_ROWS, most)
             added = chunk_loads(self._scheduler.growth, job, rows, rows == left)
         return rows, added
-
-    def _add_decode(self, job: Job) -> None:
-        growth, loads = self._scheduler.growth, self._decodes
-        for shard in range(growth.seen_by(job.cached + 1)):
-            load = loads.setdefault(growth.group(job.home, shard), Load())
-            load.add_decode(growth, shard, job.cached)
 
     def _one_after_the_other(self, at_s: float) -> None:
         """Who is left, in order, as if each had its groups to itself."""
