@@ -12,7 +12,6 @@ When workers die or hang, fresh ones are started, and requests that were running
 from __future__ import annotations
 
 import dataclasses
-import gc
 import itertools
 import logging
 import queue
@@ -27,6 +26,7 @@ from .. import artifact
 from ..artifact import Manifest, Plan
 from ..errors import BadInput, MnemocError, RuntimeFault
 from ..units import format_count
+from . import collector
 from .dispatch import Dispatch
 from .executor.launcher import Launcher
 from .executor.workers import Down, Up, Workers
@@ -155,8 +155,7 @@ class Engine:
         except BaseException:
             engine.close()
             raise
-        gc.collect()
-        gc.freeze()  # else the collector goes through all modules again and again, in the midst of steps
+        collector.keep_out()
         return engine
 
     def prepare(self, request: Request) -> Prepared:

@@ -18,6 +18,7 @@ at the same home. The engine alone decides; workers are told of pages, once.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -51,16 +52,19 @@ class Block:
 
 @dataclass(eq=False)
 class _Held:
-    """What an admission holds. pages: by shard, in order; blocks: what the request's first pages are."""
+    """What an admission holds. pages: by shard, in order; blocks: what the request's first pages are.
+
+    Arrays, for a list of a long request's pages takes the garbage collector milliseconds to look through.
+    """
 
     home: int
-    pages: list[list[int]]
+    pages: list[array[int]]
     blocks: list[Block] = field(default_factory=list)
 
 
 class _Group:
-    """The pages of one KVP group. blocks: by home and hash; idle: those without readers, the first to go first;
-    host: key → slot."""
+    """The pages of one KVP group. blocks: by home, then by hash; idle: those without readers, the first to go
+    first; host: key → slot."""
 
     def __init__(self, number: int, num_pages: int, host_pages: int, homes: int) -> None:
         self.number = number
@@ -141,7 +145,7 @@ class PageBook:
             return True
         for group, _, first, end in self._stretches(home, 0, found):
             for block in map(group.blocks[home].get, hashes[first:end]):
-                if block is not None and block.readers:  # an idle one's page must be had like any other
+                if block is not None and block.readers:  # an idle one must be had like any page
                     lacking[group.number] -= 1
         return max(lacking) <= 0
 
@@ -171,7 +175,7 @@ class PageBook:
 
         Returns the runs of each group. The caller has asked `fits`.
         """
-        held = _Held(home, [[] for _ in range(self.growth.kvp)])
+        held = _Held(home, [array("i") for _ in range(self.growth.kvp)])
         away: list[tuple[_Group, Block, int]] = []  # group and slot of what is on the host
         for group, _, first, end in self._stretches(home, 0, len(hashes)):
             blocks = group.blocks[home]
@@ -187,12 +191,14 @@ class PageBook:
                 held.blocks.append(block)
         self._read_back(away)
         for _, shard, first, end in self._stretches(home, 0, len(hashes)):
-            held.pages[shard] += [block.page for block in held.blocks[first:end]]
+            held.pages[shard].extend([block.page for block in held.blocks[first:end]])
+        runs: list[tuple[Run, ...]] = [()] * self.growth.kvp
         for shard, count in enumerate(self.needs(tokens)):
-            self._add(held, shard, count - len(held.pages[shard]))
+            shared = tuple(runs_of(held.pages[shard]))
+            own = self._add(held, shard, count - len(held.pages[shard]))
+            runs[self.growth.group(home, shard)] = (*shared, *own)
         self._held[sid] = held
-        shards = (self.growth.shard(home, group) for group in range(self.growth.kvp))
-        return tuple(tuple(runs_of(held.pages[shard])) for shard in shards)
+        return tuple(runs)
 
     def holds(self, sid: int, group: int) -> bool:
         """Whether the admission has pages on the group."""
@@ -203,8 +209,8 @@ class PageBook:
         """Room for `tokens` tokens: None if there is, and workers are told; else a group that has none."""
         held = self._held[sid]
         more: list[tuple[int, int, int]] = []
-        for shard, count in enumerate(self.needs(tokens)):
-            count -= len(held.pages[shard])
+        for shard, needed in enumerate(self.needs(tokens)):
+            count = needed - len(held.pages[shard])
             if count > 0:
                 group = self.growth.group(held.home, shard)
                 if self.available(group) < count:
