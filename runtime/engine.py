@@ -80,7 +80,7 @@ class Engine:
             manifest, scheduler, Dispatch(workers.send), self.stats, recorder, forecast
         )
         self._recovery = Recovery(manifest, self._flights, workers, step_timeout_s)
-        self._witness = self._flights.witness
+        self._witness = self._flights.clients.witness
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._come: list[Handle] = []  # requests that have been read, and not yet accepted
         self._ids = itertools.count()
@@ -234,7 +234,7 @@ class Engine:
 
     def watched_by(self, witness: Witness) -> None:
         """Tell it of all that happens from now on, in the engine's thread."""
-        self._witness = self._flights.witness = witness
+        self._witness = self._flights.clients.witness = witness
 
     def close(self, why: str = "the engine was closed") -> None:
         """End all requests and all workers. May be called twice. why: those that are not through yet"""

@@ -125,7 +125,7 @@ class Simulation:
         while True:
             while flights.dispatch(clock.now_s):
                 pass
-            flights.deliver()
+            flights.clients.deliver()
             done_s = stations.next_s
             if coming is not None and (done_s is None or coming.submitted_s <= done_s):
                 clock.now_s = coming.submitted_s
