@@ -23,9 +23,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import cast
 
-from .. import artifact
 from ..artifact import Manifest, Plan
 from ..errors import BadInput, MnemocError, RuntimeFault
+from ..folder import load_artifact
 from ..units import format_count
 from .dispatch import Dispatch
 from .executor.launcher import Launcher
@@ -116,7 +116,7 @@ class Engine:
         Raises BadInput for a plan or weights that do not fit, RuntimeFault if workers cannot start.
         """
         say = progress or (lambda message: None)
-        manifest, contents = artifact.load(Path(directory))
+        manifest, contents = load_artifact(Path(directory))
         Checkpoint.open(Path(weights))
         plan = manifest.plan
         cost = PlanCost(ArtifactModules(Path(directory), contents, ["cost.py"]).load("cost"))

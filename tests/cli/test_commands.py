@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mnemoc import artifact
+from mnemoc.folder import load_artifact
+from mnemoc.layout import Layout
 
 MNEMOC = (sys.executable, "-m", "mnemoc")
 LONG = ("llama-3-8b", "--cluster", "dgx-h100", "--nodes", "16", "--context", "10M", "--tbt", "30ms")
@@ -325,8 +326,8 @@ def test_a_plan_is_verified_against_the_unsharded_reference(made: Path, mnemoc: 
 
 
 def test_the_manifest_of_a_plan_that_the_shell_made_is_whole(made: Path) -> None:
-    manifest, contents = artifact.load(made / "plan")
-    assert manifest.plan.layout == artifact.Layout(1, 2, 1)
+    manifest, contents = load_artifact(made / "plan")
+    assert manifest.plan.layout == Layout(1, 2, 1)
     assert "cost.py" in contents
 
 

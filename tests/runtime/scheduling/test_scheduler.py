@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 
 import pytest
-from mnemoc.artifact import ChunkRule, Layout, Memory, Optimality, Plan, Prediction, Stage, Workload
+from mnemoc.artifact import ChunkRule, Memory, Optimality, Plan, Prediction, Stage, Workload
+from mnemoc.layout import Layout
 from mnemoc.runtime.request import Promise
 from mnemoc.runtime.scheduling.cost import Load, PrefillTime
 from mnemoc.runtime.scheduling.growth import Growth

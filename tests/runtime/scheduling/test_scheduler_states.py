@@ -22,7 +22,8 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from mnemoc.artifact import ChunkRule, Layout, Memory, Optimality, Plan, Prediction, Stage, Workload
+from mnemoc.artifact import ChunkRule, Memory, Optimality, Plan, Prediction, Stage, Workload
+from mnemoc.layout import Layout
 from mnemoc.runtime.protocol.messages import Copies, MorePages
 from mnemoc.runtime.request import Promise
 from mnemoc.runtime.scheduling.cost import Load
