@@ -24,9 +24,8 @@ from types import TracebackType
 from typing import cast
 
 from ..artifact import Manifest, Plan
-from ..errors import BadInput, MnemocError, RuntimeFault
+from ..errors import MnemocError, RuntimeFault
 from ..folder import load_artifact
-from ..units import format_count
 from .dispatch import Dispatch
 from .executor.launcher import Launcher
 from .executor.workers import Down, Up, Workers
@@ -39,6 +38,7 @@ from .request import Ended, Event, Handle, Prepared, Request, Sampling, now_s
 from .scheduling.cost import PlanCost
 from .scheduling.forecast import Forecast
 from .scheduling.growth import Growth
+from .scheduling.limits import Limits
 from .scheduling.packing import Packing
 from .scheduling.policies import DEFAULT, POLICIES
 from .scheduling.prefix import page_hashes
@@ -72,6 +72,7 @@ class Engine:
         self._recorder = recorder
         self._prefix_caching = prefix_caching
         self.vocab = int(manifest.model["vocab"])
+        self._limits = Limits.of(manifest)
         self.stats = Stats()
         self._scheduler = scheduler
         self._forecast = forecast
@@ -164,7 +165,10 @@ class Engine:
 
         Raises BadInput for a request that can never be served.
         """
-        self._check(request)
+        why = self._limits.refusal(len(request.prompt_ids), request.max_tokens)
+        if why is not None:
+            raise why
+        request.check_ids(self.vocab)
         if request.sampling.temperature > 0 and request.sampling.seed is None:
             seeded = dataclasses.replace(request.sampling, seed=secrets.randbits(62))
             request = dataclasses.replace(request, sampling=seeded)
@@ -283,7 +287,7 @@ class Engine:
         sampling = Sampling(ignore_eos=True)
         groups = range(self.manifest.plan.layout.kvp)
         requests = [Request((group % self.vocab,) * length, 2, sampling) for group in groups]
-        if self._scheduler.book.fits_ever(requests[0].kv_tokens):
+        if self._limits.refusal(length, requests[0].max_tokens) is None:
             for handle in [self.submit(request) for request in requests]:
                 handle.result()
         self.stats.clear()
@@ -350,19 +354,3 @@ class Engine:
             self._inbox.put(message)
             self._workers.wake()
             return True
-
-    def _check(self, request: Request) -> None:
-        """Refuse at once what can never run."""
-        prompt, context = len(request.prompt_ids), self.manifest.workload.context
-        if prompt > context:
-            raise BadInput(
-                f"the prompt has {prompt} tokens, the plan is for {format_count(context)}",
-                do=f"shorten it, or plan with --context {prompt}",
-            )
-        if not self._scheduler.book.fits_ever(request.kv_tokens):
-            raise BadInput(
-                f"{prompt} prompt tokens and {request.max_tokens} new ones need more KV pages "
-                f"than the plan has",
-                do="shorten the prompt, lower max_tokens, or plan with a larger --context",
-            )
-        request.check_ids(self.vocab)

@@ -70,10 +70,6 @@ class PageBook:
         shards = range(self.growth.shards(tokens))
         return [-(-self.growth.held(shard, tokens) // self.page_size) for shard in shards]
 
-    def fits_ever(self, tokens: int) -> bool:
-        """Whether the request would fit on groups that serve nobody else."""
-        return max(self.needs(tokens)) <= self.num_pages
-
     def found(self, home: int, hashes: Sequence[bytes], most: int) -> int:
         """How many of a prefix's first `most` pages are there, on device or host, for a request at this
         home."""

@@ -89,9 +89,9 @@ def test_a_cancelled_request_frees_its_pages_and_disturbs_nobody(engine: Engine)
 
 
 def test_a_request_that_can_never_run_is_refused_at_once(engine: Engine) -> None:
-    with pytest.raises(BadInput, match=r"the prompt has 2049 tokens, the plan is for 2.05K"):
+    with pytest.raises(BadInput, match=r"the prompt has 2,049 tokens, the plan is for 2.05K"):
         engine.submit(Request((1,) * 2049))
-    with pytest.raises(BadInput, match="need more KV pages than the plan has"):
+    with pytest.raises(BadInput, match="KV pages of a group, the plan has"):
         engine.submit(Request((1,) * 2000, 200))
     with pytest.raises(BadInput, match=r"token ids lie in 0\.\.319"):
         engine.submit(Request((1, 320)))

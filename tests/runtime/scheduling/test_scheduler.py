@@ -251,7 +251,7 @@ def test_groups_that_a_long_request_does_not_use_serve_short_ones_meanwhile() ->
     homes = []
     for group in (0, 1):
         micro_batch = scheduler.next(0.0, {group})
-        assert micro_batch is not None and micro_batch.groups == {group}
+        assert micro_batch is not None and micro_batch.loads.keys() == {group}
         homes += [scheduler.running[chunk.sid].home for chunk in micro_batch.chunks]
     assert homes == [0, 1]
 
@@ -264,7 +264,7 @@ def test_a_group_with_room_need_not_wait_for_one_without() -> None:
         micro_batch = scheduler.next(0.0, {group})
         assert micro_batch is not None
         assert micro_batch.decodes == (jobs[group].sid,)
-        assert micro_batch.groups == {group}
+        assert micro_batch.loads.keys() == {group}
         assert scheduler.next(0.0, {group}) is None
         scheduler.settled(micro_batch, micro_batch.decodes)
 
@@ -315,7 +315,7 @@ def test_a_request_takes_on_its_next_group_in_the_middle_of_a_chunk() -> None:
     scheduler.add(0, prompt=150, kv_tokens=150, now_s=0.0)
     groups = []
     while micro_batch := scheduler.next(0.0):
-        groups.append((micro_batch.chunks[0].start, micro_batch.groups))
+        groups.append((micro_batch.chunks[0].start, set(micro_batch.loads)))
     assert groups == [
         (0, {0}),
         (50, {0}),
