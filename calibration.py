@@ -18,8 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import artifact, pipeline
+from . import pipeline
 from .artifact import Workload
+from .folder import load_artifact
 
 if TYPE_CHECKING:
     from .console import Progress
@@ -223,7 +224,7 @@ def beside_kernels(
     from .runtime import Engine, Request, Sampling
     from .runtime.loader import ArtifactModules
 
-    _, contents = artifact.load(directory)
+    _, contents = load_artifact(directory)
     cost = ArtifactModules(directory, contents, ("cost",)).load("cost")
     request = Request(tuple(i % 256 for i in range(prompt)), tokens, Sampling(ignore_eos=True))
     beyond_s: dict[int, list[float]] = {1: [], CROWD: []}

@@ -1,6 +1,7 @@
 """Model, cluster and promise → plan: cost model, chunk schedule, program for HiGHS, explanation."""
 
-from .cluster import CALIBRATED, Cluster, clusters, load_cluster, measured_path, write_cluster
+from .cluster import CALIBRATED, Cluster
+from .cluster_files import clusters, load_cluster, measured_path, write_cluster
 from .configuration import Configuration
 from .cost import StageFormulas
 from .curves import through

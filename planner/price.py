@@ -10,12 +10,13 @@ from functools import cache
 
 import numpy as np
 
-from ..artifact import AUTO, FP8, NEVER_HALVED, Layout, Precision, Workload
+from ..artifact import AUTO, FP8, NEVER_HALVED, Precision, Workload
 from ..ir.build import build
 from ..ir.graph import Module
 from ..ir.model import ModelSpec
 from ..ir.passes import fuse, quantize, shard
 from ..ir.passes import overlap as overlap_pass
+from ..layout import Layout
 from .chunks import (
     Floats,
     Grid,

@@ -12,9 +12,12 @@ import pytest
 
 ROOT = Path(mnemoc.__file__).parent
 LEAVES = {
+    "alternatives",
     "artifact",
     "codec",
     "errors",
+    "folder",
+    "layout",
     "microbatch",
     "speeds",
     "tiles",

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ... import artifact
+from ...folder import load_artifact
 from ...microbatch import Batch, Segments
 from ..loader import ArtifactModules
 from ..rank import cores
@@ -107,7 +107,7 @@ def main(argv: Sequence[str]) -> None:
     """Measure as one of the crew."""
     torch.set_num_threads(1)
     cores.settle(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), threads=1)
-    manifest, contents = artifact.load(Path(argv[0]))
+    manifest, contents = load_artifact(Path(argv[0]))
     sizes = QUICK if argv[1] == "quick" else FULL
     modules = ArtifactModules(Path(argv[0]), contents, ("kernels/", "schedule/"))
     with cores.giving_way():

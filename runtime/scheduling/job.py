@@ -124,11 +124,3 @@ class MicroBatch(NamedTuple):
     chunks: tuple[Chunk, ...]
     loads: Mapping[int, Load]
     changes: tuple[Change, ...]
-
-    @property
-    def groups(self) -> frozenset[int]:
-        return frozenset(self.loads)
-
-    @property
-    def tokens(self) -> int:
-        return len(self.decodes) + sum(chunk.rows for chunk in self.chunks)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mnemoc.artifact import FORMAT
 from mnemoc.ir.model import read_config
-from mnemoc.planner.cluster import clusters
+from mnemoc.planner import clusters
 
 PROMISE = ("--context", "2K", "--output-tokens", "16", "--ttft", "60s", "--tbt", "1s")
 LOCAL = ("--cluster", "local", *PROMISE)

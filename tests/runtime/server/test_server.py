@@ -316,8 +316,8 @@ def test_prefix_hits_are_counted_by_the_names_that_dashboards_know(served: Serve
 @pytest.mark.parametrize(
     ("body", "status", "says"),
     [
-        ({"prompt": [1] * 1501}, 400, "the prompt has 1501 tokens, the plan is for 1.5K"),
-        ({"prompt": [1] * 1500, "max_tokens": 9000}, 400, "need more KV pages"),
+        ({"prompt": [1] * 1501}, 400, "the prompt has 1,501 tokens, the plan is for 1.5K"),
+        ({"prompt": [1] * 1500, "max_tokens": 9000}, 400, "KV pages of a group, the plan has"),
         ({"prompt": [400]}, 400, "token ids lie in 0..319"),
         ({"prompt": []}, 400, "the prompt is empty"),
         ({"prompt": "a", "temperature": 3}, 400, "temperature"),
