@@ -38,17 +38,14 @@ class Executor(Protocol):
 class Flight:
     """A micro-batch on its way. groups: those that have not answered; going_on: sids that want a token.
 
-    chunks: (request, rows) of its prompts; follows: another was on its way there when it was sent
+    chunks: (request, rows) of its prompts
     """
 
     micro_batch: MicroBatch
-    sent_s: float
     groups: set[int]
     chunks: tuple[tuple[int, int], ...] = ()
-    follows: bool = False
     going_on: list[int] = field(default_factory=list)
     busy_s: float = 0.0
-    pace_s: float = 0.0
 
 
 class Flights:
@@ -78,7 +75,6 @@ class Flights:
         self._live: dict[int, Handle] = {}
         self._flights: dict[int, Flight] = {}
         self._numbers = itertools.count()
-        self._landed_s = [0.0] * self._groups
 
     @property
     def room(self) -> set[int]:
@@ -104,8 +100,7 @@ class Flights:
     @property
     def predicted_s(self) -> float:
         """For all micro-batches on their way, one after the other."""
-        predicted_s = self._scheduler.predicted_s
-        return sum(predicted_s(flight.micro_batch) for flight in self._flights.values())
+        return sum(one.micro_batch.expected.crossing_s for one in self._flights.values())
 
     def accept(self, handles: Sequence[Handle], now_s: float) -> None:
         """New requests, of one moment. One forecast serves all of them, for it takes longer the more there
@@ -140,14 +135,7 @@ class Flights:
             elif isinstance(change, int):
                 over.append(change)
         chunks = tuple([(self._live[chunk.sid].id, chunk.rows) for chunk in micro_batch.chunks])
-        here, others = micro_batch.loads.keys(), self._flights.values()
-        follows = not micro_batch.decodes and any(
-            not here.isdisjoint(one.micro_batch.loads) for one in others
-        )
-        flight = Flight(micro_batch, now_s, set(micro_batch.loads), chunks, follows)
-        self._flights[number] = flight
-        if self._forecast is not None:
-            flight.pace_s = self._forecast.pace_s(micro_batch.loads)
+        self._flights[number] = Flight(micro_batch, set(micro_batch.loads), chunks)
         if self._recorder is not None:
             self._recorder.sent(number, micro_batch, now_s)
         self._executor.send(number, micro_batch, self._live)
@@ -197,33 +185,28 @@ class Flights:
 
     def _landed(self, number: int, flight: Flight, now_s: float) -> None:
         del self._flights[number]
-        micro_batch = flight.micro_batch
-        wall_s = now_s - flight.sent_s
+        micro_batch, expected = flight.micro_batch, flight.micro_batch.expected
         if self._forecast is not None:
-            self._forecast.landed(micro_batch.loads, flight.pace_s, flight.sent_s, now_s)
-        self._scheduler.settled(micro_batch, flight.going_on, wall_s)
+            self._forecast.landed(micro_batch.loads, expected, now_s)
+        self._scheduler.settled(micro_batch, flight.going_on, now_s)
         self._blame.landed(micro_batch)
-        before_s = max(self._landed_s[group] for group in micro_batch.loads)
-        for group in micro_batch.loads:
-            self._landed_s[group] = now_s
         self._stats.landed(
             micro_batch,
             Iteration(
                 len(micro_batch.decodes),
-                sum(chunk.rows for chunk in micro_batch.chunks),
-                wall_s,
+                sum([chunk.rows for chunk in micro_batch.chunks]),
+                now_s - expected.sent_s,
                 flight.busy_s,
-                self._scheduler.predicted_s(micro_batch, follows=flight.follows),
+                expected.through_s - expected.sent_s,
                 flight.chunks,
             ),
-            now_s - max(flight.sent_s, before_s) if flight.follows else wall_s,
         )
         self.clients.progress(micro_batch.chunks, now_s)
 
     def _outlook(self, forecast: Forecast, now_s: float, until: Job | None = None) -> Outlook:
         """When first tokens will come; until: as in `Forecast.look`."""
         flights = self._flights.values()
-        under_way = [UnderWay(flight.groups, flight.pace_s, flight.sent_s) for flight in flights]
+        under_way = [UnderWay(one.groups, one.micro_batch.expected) for one in flights]
         return forecast.look(now_s, under_way, until)
 
     def _foretold(

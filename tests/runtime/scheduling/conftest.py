@@ -86,5 +86,7 @@ def decode(
             for job in jobs:
                 if job.sid in going_on:
                     job.tokens, job.first_token_s = 1, 0.0
-            scheduler.settled(micro_batch, [*micro_batch.decodes, *going_on])
+            scheduler.settled(
+                micro_batch, [*micro_batch.decodes, *going_on], micro_batch.expected.through_s
+            )
     return jobs

@@ -18,7 +18,8 @@ def test_a_request_waits_until_all_its_pages_are_free_and_a_dropped_one_frees_th
     scheduler.drop(first)
     changes = step(scheduler).changes
     assert [change if isinstance(change, int) else change.job.id for change in changes] == [0, 1]  # type: ignore[union-attr]
-    scheduler.settled(micro_batch, going_on=[0])  # what was in flight for it comes to nothing
+    # what was in flight for it comes to nothing
+    scheduler.settled(micro_batch, [0], micro_batch.expected.through_s)
     scheduler.drop(second)
     assert scheduler.next(0.0) is None
     assert scheduler.book.used_fraction == 0
@@ -42,7 +43,7 @@ def test_outputs_take_pages_as_they_grow_and_whoever_came_last_makes_way() -> No
         micro_batch = step(scheduler)
         for sid in micro_batch.decodes:
             scheduler.running[sid].tokens += 1
-        scheduler.settled(micro_batch, micro_batch.decodes)
+        scheduler.settled(micro_batch, micro_batch.decodes, micro_batch.expected.through_s)
         if young.preemptions and not preempted_at:
             preempted_at = young.tokens
             assert (young.prompt, young.generated) == (450 + young.tokens, young.tokens)

@@ -29,7 +29,7 @@ def test_a_group_with_room_need_not_wait_for_one_without() -> None:
         assert micro_batch.decodes == (jobs[group].sid,)
         assert micro_batch.loads.keys() == {group}
         assert scheduler.next(0.0, {group}) is None
-        scheduler.settled(micro_batch, micro_batch.decodes)
+        scheduler.settled(micro_batch, micro_batch.decodes, micro_batch.expected.through_s)
 
 
 def test_a_request_is_given_a_home_where_no_long_prompt_is_computed() -> None:
@@ -55,8 +55,8 @@ def test_a_request_on_two_groups_has_them_wait_for_each_other() -> None:
     assert scheduler.next(0.0, {other}) is None
     both = scheduler.next(0.0, {0, 1})
     assert both is not None
-    assert set(both.decodes) == {wide.sid, short.sid} and both.groups == {0, 1}
-    scheduler.settled(both, [short.sid])
+    assert set(both.decodes) == {wide.sid, short.sid} and both.loads.keys() == {0, 1}
+    scheduler.settled(both, [short.sid], both.expected.through_s)
     alone = scheduler.next(0.0, {short.home})
     assert alone is not None and alone.decodes == (short.sid,), "it ties only once it has its token"
 

@@ -24,7 +24,7 @@ def test_a_decode_waits_for_its_token_and_goes_before_prefills() -> None:
     assert first.chunks[0].ends
     assert scheduler.next(0.0) is None
     scheduler.add(1, prompt=500, kv_tokens=500, now_s=0.0)
-    scheduler.settled(first, going_on=[0])
+    scheduler.settled(first, [0], first.expected.through_s)
     second = step(scheduler)
     assert second.decodes == (0,)
     assert [chunk.sid for chunk in second.chunks] == [1]
@@ -98,7 +98,7 @@ def test_short_prompts_need_not_wait_behind_a_long_one_late_or_not(
     long = scheduler.add(0, 900, 900, now_s=0.0, promise=Promise(ttft_s=ttft_s))
     long.long = True
     alone = rows(scheduler, 1.0)
-    scheduler.settled(MicroBatch((), (), {}, ()), [0])
+    scheduler.settled(MicroBatch((), (), {}, ()), [0], 0.0)
     scheduler.add(1, 12, 12, now_s=1.0, promise=Promise(ttft_s=1000.0))
     together = rows(scheduler, 1.0)
     assert alone == {0: 48}

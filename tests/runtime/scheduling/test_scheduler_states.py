@@ -227,7 +227,7 @@ class Serving(RuleBasedStateMachine):
                 del self.asked[job.id]
             else:
                 going_on.append(sid)
-        self.scheduler.settled(micro_batch, going_on)
+        self.scheduler.settled(micro_batch, going_on, micro_batch.expected.through_s)
 
     # ----------------------------------------------------------------------- the workers' model
 
