@@ -55,7 +55,7 @@ def test_a_request_on_two_groups_has_them_wait_for_each_other() -> None:
     assert scheduler.next(0.0, {other}) is None
     both = scheduler.next(0.0, {0, 1})
     assert both is not None
-    assert set(both.decodes) == {wide.sid, short.sid} and both.groups == {0, 1}
+    assert set(both.decodes) == {wide.sid, short.sid} and both.loads.keys() == {0, 1}
     scheduler.settled(both, [short.sid])
     alone = scheduler.next(0.0, {short.home})
     assert alone is not None and alone.decodes == (short.sid,), "it ties only once it has its token"

@@ -208,7 +208,7 @@ class Serving(RuleBasedStateMachine):
         first = [
             one
             for at, one in enumerate(self.flying)
-            if all(one.groups.isdisjoint(before.groups) for before in self.flying[:at])
+            if all(one.loads.keys().isdisjoint(before.loads) for before in self.flying[:at])
         ]
         micro_batch = first[which % len(first)]
         self.flying.remove(micro_batch)
