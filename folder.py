@@ -13,9 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,13 +21,14 @@ from typing import Any
 from .artifact import FORMAT, Manifest
 from .codec import from_json, to_json
 from .errors import BadInput
+from .whole import whole_folder
 
 MANIFEST = "manifest.json"
 _REPLAN = "the plan cannot be trusted: make it again with `mnemoc plan`"
 
 
 def write_artifact(directory: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Manifest:
-    """Write an artifact folder: aside first, then renamed, so that nothing half-written is left.
+    """Write an artifact folder, whole or not at all.
 
     An existing artifact is replaced; any other existing non-empty folder is refused.
     Returns the manifest with the hashes of `files` filled in.
@@ -37,25 +36,14 @@ def write_artifact(directory: Path, manifest: Manifest, files: Mapping[str, byte
     refuse_if_taken(directory)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
     manifest = dataclasses.replace(manifest, files=hashes)
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    except OSError as error:
-        raise BadInput(f"cannot write: {error.strerror}", where=directory) from error
-    try:
+    with whole_folder(directory) as aside:
         for name, data in {**files, MANIFEST: _seal(manifest)}.items():
             path = aside / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
             path.chmod(0o755 if name.endswith(".sh") else 0o644)
-        aside.chmod(0o755)
         if directory.exists():
             shutil.rmtree(directory)
-        os.replace(aside, directory)
-    except OSError as error:
-        raise BadInput(f"cannot write: {error.strerror}", where=directory) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return manifest
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..errors import BadInput
 from ..tiles import MeasuredTiles
+from ..whole import write_whole
 from .cluster import Cluster
 from .cluster_text import CURVES, FIELDS, find, parse_cluster, tables
 from .tiles import tile_entries
@@ -73,13 +74,7 @@ def write_cluster(
     }
     text = "".join(f"{key} = {_literal(entry)}\n" for key, entry in entries.items())
     cluster = parse_cluster(text, str(path))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(f".{os.getpid()}.tmp")
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    except OSError as error:
-        raise BadInput(f"cannot write: {error.strerror}", where=path) from error
+    write_whole(path, text)
     return cluster
 
 

@@ -23,6 +23,7 @@ LEAVES = {
     "tiles",
     "timeline",
     "units",
+    "whole",
     "wording",
 }
 MAY_IMPORT = {

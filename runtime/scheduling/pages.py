@@ -20,7 +20,7 @@ from functools import partial
 from ..protocol.messages import Copies, MorePages, Run
 from .blocks import Block, Group, Key
 from .growth import Growth
-from .job import Change
+from .job import Admitted, Change
 from .pool import runs_of
 
 TIDIED = 1024
@@ -198,7 +198,7 @@ class PageBook:
         returns: the request was preempted, and will want its blocks again
         """
         held = self._held.pop(sid)
-        self.changes.append(sid)
+        self._tell_over(sid)
         blocks = len(held.hashes) * self.page_size
         for shard, pages in enumerate(held.pages):
             pool = self._groups[self.growth.group(held.home, shard)].pool
@@ -252,6 +252,17 @@ class PageBook:
             group.audit(read, private[number])
 
     # ------------------------------------------------------------------------------------ inside
+
+    def _tell_over(self, sid: int) -> None:
+        """Workers hear that an admission is over; or nothing at all, if nobody has told them of it yet."""
+        kept = list[Change]()
+        told = True
+        for change in self.changes:
+            if isinstance(change, Admitted) and change.sid == sid:
+                told = False
+            elif told or not (isinstance(change, MorePages) and change.id == sid):
+                kept.append(change)
+        self.changes = [*kept, sid] if told else kept
 
     def _read_back(self, away: list[tuple[int, Key, int, int]]) -> None:
         """Blocks from the host to pages. Their slots are free once the copies are ordered, not before."""

@@ -329,7 +329,7 @@ def test_a_prompt_longer_than_the_plans_context(made: Path, tmp_path: Path, mnem
     path.write_text("x" * 2001)
     ran = run(mnemoc, made, "--prompt-file", path)
     assert ran.code == 4
-    assert "2001 tokens" in ran.sentence
+    assert "2,001 tokens" in ran.sentence
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from mnemoc.artifact import ChunkRule, Memory, Optimality, Plan, Prediction, Stage, Workload
+from mnemoc.artifact import ChunkRule, Workload
 from mnemoc.layout import Layout
 from mnemoc.runtime.protocol.messages import Copies, MorePages
 from mnemoc.runtime.request import Promise
@@ -33,23 +33,16 @@ from mnemoc.runtime.scheduling.policies import POLICIES
 from mnemoc.runtime.scheduling.prefix import page_hash, page_hashes
 from mnemoc.runtime.scheduling.scheduler import Scheduler
 
+from .conftest import PLAN as BASE
+
 PAGE, PAGES, CONTEXT = 4, 40, 120
-PLAN = Plan(
-    target="cpu",
-    dtype="float32",
-    layout=Layout(1, 2, 1),
-    stages=(Stage("stage_0", 0, 1), Stage("stage_1", 1, 1)),
+PLAN = dataclasses.replace(
+    BASE,
     chunks=(ChunkRule(0, 40, 24, 1, 0.0), ChunkRule(40, CONTEXT, 10, 1, 0.0)),
     page_size=PAGE,
     num_pages=PAGES,
     stripe_tokens=CONTEXT,
-    max_batch=4,
     max_rows=28,
-    predicted=Prediction(1.0, 1.0, 1.0, {}, {}),
-    memory=Memory(0, 0, 0, 0, 0, 0, 0, ""),
-    optimality=Optimality("gpus", 1.0, 1.0, 0.0),
-    binding="none",
-    alternatives=(),
 )
 LAYOUTS = {
     "one group": (Layout(1, 2, 1), CONTEXT),
@@ -208,7 +201,7 @@ class Serving(RuleBasedStateMachine):
         first = [
             one
             for at, one in enumerate(self.flying)
-            if all(one.groups.isdisjoint(before.groups) for before in self.flying[:at])
+            if all(one.loads.keys().isdisjoint(before.loads) for before in self.flying[:at])
         ]
         micro_batch = first[which % len(first)]
         self.flying.remove(micro_batch)

@@ -356,7 +356,7 @@ def test_malformed_json_and_unknown_paths_get_the_same_form(served: Served) -> N
 
 def test_the_client_library_raises_its_own_errors(served: Served) -> None:
     with served.client as client:
-        with pytest.raises(openai.BadRequestError, match="1501 tokens"):
+        with pytest.raises(openai.BadRequestError, match="1,501 tokens"):
             client.completions.create(model=served.name, prompt=[1] * 1501)
         with pytest.raises(openai.NotFoundError, match="not served here"):
             client.completions.create(model="other", prompt="a")
