@@ -29,7 +29,7 @@ from ..errors import BadInput, MnemocError, RuntimeFault
 from ..units import format_count
 from .dispatch import Dispatch
 from .executor.launcher import Launcher
-from .executor.workers import Down, Up, Workers
+from .executor.workers import Up, Workers
 from .flights import Flights
 from .loader import ArtifactModules
 from .protocol.messages import Done
@@ -128,30 +128,31 @@ class Engine:
             packing and packing(plan, Growth.of(plan)),
         )
         recorder = None
-        say(f"starting {plan.gpus} worker{'s' if plan.gpus > 1 else ''}")
         workers = Workers(Path(directory), Path(weights), plan.gpus, nursery)
+        begin = "waiting for" if workers.tended else "starting"
+        say(f"{begin} {plan.gpus} worker{'s' if plan.gpus > 1 else ''}")
         try:
             if trace_out is not None:
                 recorder = Recorder.open(trace_out, plan.layout, now_s(), log.warning)
+            forecast = Forecast(scheduler, cost)
+            engine = cls(
+                manifest, scheduler, workers, prefix_caching, forecast, recorder, step_timeout_s
+            )
+            engine.watched_by(_Start(say))
             say("loading weights")
             workers.spawn()
             while not workers.up:
-                for event in workers.poll(None):
-                    if isinstance(event, Down):
-                        raise event.error
+                engine.step()
         except BaseException:
             workers.close()
             if recorder is not None:
                 recorder.close(keep=False)
             raise
-        forecast = Forecast(scheduler, cost)
-        engine = cls(
-            manifest, scheduler, workers, prefix_caching, forecast, recorder, step_timeout_s
-        )
         engine._thread.start()
         try:
             say("warming up")
             engine._warm_up()
+            engine.watched_by(Witness())
         except BaseException:
             engine.close()
             raise
@@ -267,8 +268,9 @@ class Engine:
                 self._flights.settle(event, now_s())
             elif isinstance(event, Up):
                 self.stats.restarts += 1
+                self._recovery.ready()
                 self._witness.back()
-            elif not self._warm:  # a plan that cannot take its first steps: no reason to try again
+            elif self._hopeless(event.error):
                 raise event.error
             else:
                 self.stats.deaths += 1
@@ -276,6 +278,10 @@ class Engine:
                 self._recovery.restart(event.error)
         self._recovery.look()
         self.stats.parts.settle += now_s() - woke_s
+
+    def _hopeless(self, error: MnemocError) -> bool:
+        """At the start: nobody starts the workers again, or it will be so each time."""
+        return not self._warm and (not self._workers.tended or isinstance(error, BadInput))
 
     def _warm_up(self) -> None:
         """Run something small on every KVP group: first steps compile and allocate, and are slow."""
@@ -366,3 +372,13 @@ class Engine:
                 do="shorten the prompt, lower max_tokens, or plan with a larger --context",
             )
         request.check_ids(self.vocab)
+
+
+class _Start(Witness):
+    """Until an engine has started, whoever waits for it is told why that takes long."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    def lost(self, error: MnemocError) -> None:
+        self._say(f"{error}; waiting until all workers are there again")

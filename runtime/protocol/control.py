@@ -28,7 +28,7 @@ _DO = "`openssl rand -hex 32` makes one; give the same to the engine and to all 
 
 def digest_of(directory: Path) -> str:
     """What hosts compare to know that they have the same plan: every file's hash is in the manifest."""
-    return hashlib.sha256((directory / artifact.MANIFEST).read_bytes()).hexdigest()
+    return hashlib.sha256(artifact.read_manifest(directory)).hexdigest()
 
 
 def read_secret(environment: Mapping[str, str]) -> bytes:
