@@ -106,13 +106,14 @@ class Engine:
     ) -> Engine:
         """Verify the artifact, start the workers, load the weights, warm up; returns when all is ready.
 
-        nursery: where workers come from, `Outside` or a process that forks them, which several engines may
-            share; without one, such a process is made.
+        nursery: where workers come from, `Outside` or a process that forks them, for one engine after
+            another; without one, such a process is made.
         policy: whose prompt goes first, one of `policies.POLICIES`
         packing: another way to fill micro-batches than our own (`packing.Adaptive`), for comparison
         prefix_caching: whether requests share the pages of a common prefix
         trace_out: a file that gets what the engine did, for Perfetto, when it is closed
         step_timeout_s: a step that takes longer, and far longer than predicted, hangs: workers are replaced
+        Workers that others start again (`Launcher.tended`) are waited for when one dies; progress hears why.
         Raises BadInput for a plan or weights that do not fit, RuntimeFault if workers cannot start.
         """
         say = progress or (lambda message: None)
