@@ -62,8 +62,9 @@ import sympy
 from numpy.typing import NDArray
 from sympy.printing.pycode import PythonCodePrinter
 
-from ..artifact import LENT, Layout
+from ..artifact import LENT
 from ..ir.sizes import SYMBOLS, R
+from ..layout import Layout
 from .chunks import Floats, Sizes
 from .cluster import Cluster
 from .counting import BASIS, HALVES, Row, Task, row_of

@@ -39,7 +39,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifact import Layout
+from ..layout import Layout
 from .chunks import Floats, Samples, Sizes, decode_sizes
 from .cost import Terms
 from .footprint import Footprint, Kept, Step

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from ... import artifact
 from ...errors import BadInput, RuntimeFault
+from ...folder import load_artifact
 from ...microbatch import Batch
 from ..loader import ArtifactModules
 from ..protocol.messages import Copies, Done, Step
@@ -71,7 +71,7 @@ class Stage:
     """
 
     def __init__(self, settings: Settings, surroundings: Surroundings | None = None) -> None:
-        manifest, contents = artifact.load(settings.artifact)
+        manifest, contents = load_artifact(settings.artifact)
         plan, layout = manifest.plan, manifest.plan.layout
         if settings.world != layout.gpus:
             raise RuntimeFault(

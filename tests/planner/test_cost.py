@@ -10,11 +10,11 @@ import pytest
 import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mnemoc.artifact import Layout
 from mnemoc.ir.build import build
 from mnemoc.ir.model import ModelSpec, load_model
 from mnemoc.ir.passes import fuse, overlap, shard
 from mnemoc.ir.sizes import SYMBOLS
+from mnemoc.layout import Layout
 from mnemoc.planner import Cluster, load_cluster
 from mnemoc.planner.chunks import Sizes
 from mnemoc.planner.cost import (

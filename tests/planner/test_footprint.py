@@ -4,12 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-from mnemoc.artifact import Layout, Workload
+from mnemoc.artifact import Workload
 from mnemoc.errors import BadInput
 from mnemoc.ir.build import build
 from mnemoc.ir.model import load_model
 from mnemoc.ir.ops.attention import SPLIT_ROWS
 from mnemoc.ir.passes import fuse, shard
+from mnemoc.layout import Layout
 from mnemoc.planner import load_cluster, make_plan
 from mnemoc.planner.chunks import Sizes
 from mnemoc.planner.configuration import Configuration

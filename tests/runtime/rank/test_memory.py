@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from mnemoc.artifact import Layout, Plan, Workload
+from mnemoc.artifact import Plan, Workload
 from mnemoc.ir.model import load_model
+from mnemoc.layout import Layout
 from mnemoc.planner import load_cluster, make_plan
 from mnemoc.runtime.protocol.messages import Admission, Run, Step
 from mnemoc.runtime.rank import comm, cores

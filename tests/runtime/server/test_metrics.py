@@ -15,8 +15,8 @@ import promql_parser
 import psutil
 import pytest
 from click.testing import CliRunner
-from mnemoc import artifact
 from mnemoc.cli import cli
+from mnemoc.folder import load_artifact, write_artifact
 from mnemoc.runtime import Engine, Request, Sampling
 from mnemoc.runtime.executor.workers import NurseryProcess
 from mnemoc.runtime.request import Promise
@@ -49,10 +49,10 @@ def value(found: Samples, name: str, **labels: str) -> float:
 @pytest.fixture(scope="module")
 def plan(models: Callable[..., Path], plans: Callable[..., Path], tmp_path_factory: Any) -> Path:
     """Two KVP groups, on a machine whose peaks are known."""
-    manifest, contents = artifact.load(plans(models("llama"), kvp=2, num_pages=12, context=200))
+    manifest, contents = load_artifact(plans(models("llama"), kvp=2, num_pages=12, context=200))
     folder: Path = tmp_path_factory.mktemp("known") / "plan"
     known = dataclasses.replace(manifest, cluster={"numbers": PEAKS})
-    artifact.write(folder, known, {n: d for n, d in contents.items() if n != "manifest.json"})
+    write_artifact(folder, known, {n: d for n, d in contents.items() if n != "manifest.json"})
     return folder
 
 
