@@ -23,7 +23,7 @@ from fastapi import Request as HttpRequest
 from pydantic_core import from_json
 
 from ...errors import BadInput
-from .problems import Problem
+from .problems import BODY, Problem
 
 LEAST_BYTES_PER_S = 65536
 """A body that comes more slowly than this, after its first moments, is given up."""
@@ -84,7 +84,7 @@ def parse(raw: bytes) -> Any:
         reason = str(error)
         if lists:
             reason = reason.partition(" at line")[0]  # its columns are those of what is left
-        raise BadInput(f"malformed JSON: {reason}", where="body") from error
+        raise BadInput(f"malformed JSON: {reason}", where=BODY) from error
     if _num_keys(value) != num_colons:
         _refuse_twins(bare.decode())
     return _put_back(value, lists) if lists else value
@@ -108,7 +108,7 @@ def _lift(raw: bytes) -> tuple[bytes, Mapping[str, tuple[int, ...]], int]:
         if num_bare > MOST_BARE_BYTES:
             raise BadInput(
                 f"more than {MOST_BARE_BYTES:,} bytes of JSON beside texts and token ids",
-                where="body",
+                where=BODY,
                 do="send fewer messages or prompts at once",
             )
         if opening is None:
