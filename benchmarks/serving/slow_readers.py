@@ -27,17 +27,16 @@ from pathlib import Path
 from typing import Any
 
 from ..harness import Figure, percentile, say, write_report
-from .client import post
-from .endurance import SMALL_WINDOW
+from .client import post, stalled
 from .server import Served, Setup, server, small_setup
 
-STREAMS, STEP_S = 500, 0.1
+STREAMS, STEP_S = 250, 0.05
 """Some 5,000 tokens a second: a quarter of what one core sends as an event each."""
 REPEATS = 3
-SPAN_S = 20.0
+SPAN_S = 15.0
 """How long the reader is watched in each turn."""
-SETTLE_S, FILL_S = 5.0, 45.0
-"""Before that: for streams to be open; for those that nobody reads to be full."""
+SETTLE_S, FILL_S = 2.0, 45.0
+"""Before that, once all streams run: for those that nobody reads to be full."""
 TOKENS = 4000
 MUCH = 50
 """Tokens in one event: these were put together while nobody read."""
@@ -118,10 +117,7 @@ def standing_still(served: Served) -> Iterator[socket.socket]:
     """Open, and never read; one of them."""
     with contextlib.ExitStack() as open_:
         for number in range(STREAMS):
-            connection = open_.enter_context(socket.socket())
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_WINDOW)
-            connection.connect(("127.0.0.1", served.port))
-            connection.sendall(request(number))
+            connection = open_.enter_context(stalled(served.port, request(number)))
         yield connection
 
 
@@ -131,7 +127,9 @@ def catch_up(connection: socket.socket) -> tuple[int, int]:
     texts: list[str] = []
     connection.settimeout(10)
     while not (texts and len(texts[-1]) == 1 and max(map(len, texts)) > MUCH):
-        received += connection.recv(1 << 20)
+        if not (more := connection.recv(1 << 20)):
+            raise SystemExit(f"the stream ended, and no event had more than {MUCH} tokens")
+        received += more
         lines = received.split(b"\n\n")
         received = lines.pop()
         for line in lines:
@@ -158,6 +156,8 @@ CASES: dict[str, Callable[[Served], AbstractContextManager[socket.socket | None]
 def turn(served: Served, beside: str) -> Turn:
     before = served.settled()
     with CASES[beside](served) as other:
+        while beside != "nobody" and served.metrics()["num_requests_running"] < STREAMS:
+            time.sleep(0.2)
         time.sleep(FILL_S if other else SETTLE_S)
         full, cpu_s, began_s = served.state(), served.cpu_s, time.monotonic()
         found = gaps(served, SPAN_S)
