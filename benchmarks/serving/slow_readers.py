@@ -38,6 +38,7 @@ SPAN_S = 15.0
 SETTLE_S, FILL_S = 2.0, 45.0
 """Before that, once all streams run: for those that nobody reads to be full."""
 TOKENS = 4000
+MIB = 2**20
 MUCH = 50
 """Tokens in one event: these were put together while nobody read."""
 
@@ -181,16 +182,20 @@ def figures(turns: Sequence[Turn]) -> list[Figure]:
             f"{len(gaps_ms):,} gaps; the server's process at {cpu:.0%} of a core"
         )
         made.append(Figure(f"beside {beside}: p99 of the reader's gaps", p99, "ms", "", detail))
-        for name, grown in (
-            ("memory of each, once it stands", [one.full_bytes - one.before_bytes for one in some]),
-            (f"more after {SPAN_S:.0f} s", [one.end_bytes - one.full_bytes for one in some]),
-        ):
-            if beside != "nobody":
-                each = statistics.median(grown) / STREAMS / 1024
-                made.append(Figure(f"beside {beside}: {name}", each, "KiB", "", "of the server's"))
-    late = [one.late for one in turns if one.late]
-    events = ", ".join(f"{tokens} tokens in {events} events" for events, tokens in late)
-    made.append(Figure("that then read: tokens missing", 0, "", "0", events))
+    still = [(one, one.late) for one in turns if one.late]
+    first, tokens = still[0][0], round(SPAN_S / STEP_S)
+    stood = (first.full_bytes - first.before_bytes) / STREAMS / 1024
+    more = statistics.median(one.end_bytes - one.full_bytes for one, _ in still) / STREAMS
+    ends = ", ".join(f"{one.end_bytes / MIB:.0f}" for one, _ in still)
+    detail = f"of the server's, the first time; all of it at each end: {ends} MiB"
+    made.append(Figure("that nobody reads: memory of each", stood, "KiB", "bounded", detail))
+    detail = f"median, over {tokens} tokens: its id, its time, its text"
+    made.append(Figure("that nobody reads: of each token more", more / tokens, "bytes", "", detail))
+    told = ", ".join(f"{late[0]} for {late[1]} tokens" for _, late in still)
+    events = statistics.median(late[0] for _, late in still)
+    made.append(
+        Figure("that is read in the end: events", events, "", "", f"{told}: all of the text")
+    )
     return made
 
 
