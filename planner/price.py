@@ -14,7 +14,7 @@ from ..artifact import AUTO, FP8, NEVER_HALVED, Precision, Workload
 from ..ir.build import build
 from ..ir.graph import Module
 from ..ir.model import ModelSpec
-from ..ir.passes import fuse, quantize, shard
+from ..ir.passes import carry, fuse, quantize, shard
 from ..ir.passes import overlap as overlap_pass
 from ..layout import Layout
 from .chunks import (
@@ -63,7 +63,7 @@ def whole_layers(spec: ModelSpec, cluster: Cluster, rows: Sequence[float]) -> li
 
 
 def _unsharded(spec: ModelSpec, cluster: Cluster) -> tuple[Totals, Mapping[str, Sequence[Task]]]:
-    module = fuse(shard(build(spec, "float32"), tp=1, kvp=1))
+    module = carry(fuse(shard(build(spec, "float32"), tp=1, kvp=1)))
     tasks = count(module)
     terms = price_terms(tasks, cluster, "float32", module.mesh, Links("intra", "intra"))
     return tabulate(terms), tasks
@@ -112,7 +112,7 @@ class Pricer:
         def module(mesh: Mesh) -> Module:
             fused = fuse(shard(source, tp=mesh.tp, kvp=mesh.kvp, ffn=mesh.ffn))
             typed = quantize(fused) if precision.weights == FP8 else fused
-            return overlap_pass(typed) if mesh.halves else typed
+            return carry(overlap_pass(typed) if mesh.halves else typed)
 
         @cache
         def tasks(mesh: Mesh) -> tuple[Mapping[str, tuple[Task, ...]], Footprint]:

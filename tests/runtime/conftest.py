@@ -29,7 +29,7 @@ from mnemoc.folder import load_artifact, write_artifact
 from mnemoc.ir import sizes
 from mnemoc.ir.build import build
 from mnemoc.ir.model import load_model, read_config
-from mnemoc.ir.passes import fuse, lower, overlap, shard, split_stages
+from mnemoc.ir.passes import carry, fuse, lower, overlap, shard, split_stages
 from mnemoc.layout import Layout
 from mnemoc.runtime.executor.workers import NurseryProcess
 from mnemoc.runtime.init_model import Blueprint, init_model
@@ -134,10 +134,10 @@ def compile_plan(model: Path, plan: Plan, workload: Workload, directory: Path) -
     if plan.overlap_rows:
         sharded = overlap(sharded)
     counts, roles = [s.num_layers for s in plan.stages], [s.role for s in plan.stages]
-    planned = lower(split_stages(sharded, counts, roles), plan.target)
+    planned = lower(carry(split_stages(sharded, counts, roles)), plan.target)
     seconds = sympy.Float(1e-6) * (sizes.T + sizes.QK / 1000 + sizes.KD / 1000)
     halves = ("halves",) if plan.overlap_rows else ()
-    names = ("step", "embed", "rotation", "layer", *halves, "head", "hop")
+    names = ("step", "embed", "entry", "layer", *halves, "head", "hop")
     formulas = {name: {"linear": seconds, "launch": sympy.Float(0)} for name in names}
     none_s = dict.fromkeys(names, 0.0)
     swap = Swap(1e-6, 1e-6) if plan.host_pages else None
