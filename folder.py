@@ -57,22 +57,25 @@ def refuse_if_taken(directory: Path) -> None:
         )
 
 
+def read_manifest(directory: Path) -> bytes:
+    """The bytes that seal an artifact; BadInput if it is none."""
+    try:
+        return (directory / MANIFEST).read_bytes()
+    except OSError as error:
+        raise BadInput(
+            f"not a plan: no readable {MANIFEST}",
+            where=directory,
+            do="make one with `mnemoc plan MODEL ... -o DIR`",
+        ) from error
+
+
 def load_artifact(directory: Path) -> tuple[Manifest, dict[str, bytes]]:
     """Read an artifact and check every byte of it against its manifest. Executes nothing.
 
     Returns the manifest and the verified contents of each file, by relative path: run these bytes,
     not the files, which may change after the check.
     """
-    path = directory / MANIFEST
-    try:
-        sealed = path.read_bytes()
-    except OSError as error:
-        raise BadInput(
-            "not a plan: no readable manifest.json",
-            where=directory,
-            do="make one with `mnemoc plan MODEL ... -o DIR`",
-        ) from error
-    manifest = _unseal(sealed, path)
+    manifest = _unseal(read_manifest(directory), directory / MANIFEST)
     present = {str(p.relative_to(directory)) for p in directory.rglob("*") if not p.is_dir()}
     if extra := sorted(present - manifest.files.keys() - {MANIFEST}):
         raise BadInput(

@@ -176,12 +176,17 @@ def write_report(name: str, title: str, figures: Sequence[Figure], runs: Mapping
     where = machine()
     body = {"machine": where, "figures": [vars(figure) for figure in figures], "runs": runs}
     (RESULTS / f"{name}.json").write_text(_readable(body) + "\n")
+    text = as_page(title, figures, where)
+    (RESULTS / f"{name}.md").write_text(text)
+    say(text)
+
+
+def as_page(title: str, figures: Sequence[Figure], where: Mapping[str, Any]) -> str:
+    """The report to read. where: as of `machine`"""
     host = ", ".join(f"{key} {value}" for key, value in where.items())
     rows = [f"| {f.name} | {f.value:.3g} {f.unit} | {f.aim} | {f.detail} |" for f in figures]
     table = ["| figure | measured | aim | from |", "| --- | --- | --- | --- |", *rows]
-    text = "\n".join([f"# {title}", "", f"Measured on: {host}.", "", *table, ""])
-    (RESULTS / f"{name}.md").write_text(text)
-    say(text)
+    return "\n".join([f"# {title}", "", f"Measured on: {host}.", "", *table, ""])
 
 
 def _readable(value: Any, indent: str = "") -> str:

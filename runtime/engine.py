@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import cast
 
 from ..artifact import Manifest, Plan
-from ..errors import MnemocError, RuntimeFault
+from ..errors import BadInput, MnemocError, RuntimeFault
 from ..folder import load_artifact
 from .dispatch import Dispatch
 from .executor.launcher import Launcher
-from .executor.workers import Down, Up, Workers
+from .executor.workers import Up, Workers
 from .flights import Flights
 from .inbox import Inbox
 from .loader import ArtifactModules
@@ -101,13 +101,14 @@ class Engine:
     ) -> Engine:
         """Verify the artifact, start the workers, load the weights, warm up; returns when all is ready.
 
-        nursery: where workers come from, `Outside` or a process that forks them, which several engines may
-            share; without one, such a process is made.
+        nursery: where workers come from, `Outside` or a process that forks them, for one engine after
+            another; without one, such a process is made.
         policy: whose prompt goes first, one of `policies.POLICIES`
         packing: another way to fill micro-batches than our own (`packing.Adaptive`), for comparison
         prefix_caching: whether requests share the pages of a common prefix
         trace_out: a file that gets what the engine did, for Perfetto, when it is closed
         step_timeout_s: a step that takes longer, and far longer than predicted, hangs: workers are replaced
+        Workers that others start again (`Launcher.tended`) are waited for when one dies; progress hears why.
         Raises BadInput for a plan or weights that do not fit, RuntimeFault if workers cannot start.
         """
         say = progress or (lambda message: None)
@@ -123,30 +124,31 @@ class Engine:
             packing and packing(plan, Growth.of(plan)),
         )
         recorder = None
-        say(f"starting {plan.gpus} worker{'s' if plan.gpus > 1 else ''}")
         workers = Workers(Path(directory), Path(weights), plan.gpus, nursery)
+        begin = "waiting for" if workers.tended else "starting"
+        say(f"{begin} {plan.gpus} worker{'s' if plan.gpus > 1 else ''}")
         try:
             if trace_out is not None:
                 recorder = Recorder.open(trace_out, plan.layout, now_s(), log.warning)
+            forecast = Forecast(scheduler, cost)
+            engine = cls(
+                manifest, scheduler, workers, prefix_caching, forecast, recorder, step_timeout_s
+            )
+            engine.watched_by(_Start(say))
             say("loading weights")
             workers.spawn()
             while not workers.up:
-                for event in workers.poll(None):
-                    if isinstance(event, Down):
-                        raise event.error
+                engine.step()
         except BaseException:
             workers.close()
             if recorder is not None:
                 recorder.close(keep=False)
             raise
-        forecast = Forecast(scheduler, cost)
-        engine = cls(
-            manifest, scheduler, workers, prefix_caching, forecast, recorder, step_timeout_s
-        )
         engine._thread.start()
         try:
             say("warming up")
             engine._warm_up()
+            engine.watched_by(Witness())
         except BaseException:
             engine.close()
             raise
@@ -260,8 +262,9 @@ class Engine:
                 self._flights.settle(event, now_s())
             elif isinstance(event, Up):
                 self.stats.restarts += 1
+                self._recovery.ready()
                 self._witness.back()
-            elif not self._warm:  # a plan that cannot take its first steps: no reason to try again
+            elif self._hopeless(event.error):
                 raise event.error
             else:
                 self.stats.deaths += 1
@@ -269,6 +272,10 @@ class Engine:
                 self._recovery.restart(event.error)
         self._recovery.look()
         self.stats.parts.settle += now_s() - woke_s
+
+    def _hopeless(self, error: MnemocError) -> bool:
+        """At the start: nobody starts the workers again, or it will be so each time."""
+        return not self._warm and (not self._workers.tended or isinstance(error, BadInput))
 
     def _warm_up(self) -> None:
         """Run something small on every KVP group: first steps compile and allocate, and are slow."""
@@ -321,3 +328,13 @@ class Engine:
                 ended = Ended(error)
                 message.record(ended)
                 message.hand_over(ended)
+
+
+class _Start(Witness):
+    """Until an engine has started, whoever waits for it is told why that takes long."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    def lost(self, error: MnemocError) -> None:
+        self._say(f"{error}; waiting until all workers are there again")

@@ -270,11 +270,12 @@ class _Bench:
             "prefill": None if one else p.attention_prefill.prepare(segments),
             "comm": SimpleNamespace(tp=None, kvp=None),
             "x": torch.randn(rows, self.hidden),
+            "normed": torch.randn(rows, self.hidden),
             "rot": torch.ones(rows, 2, self.dim // 2),
         }
         names = p.layer.__code__.co_varnames[: p.layer.__code__.co_argcount]
         return [
-            [values.get(name, layer) for name in names]  # "w" is the layer's own
+            [values.get(name, layer) for name in names]  # "w" is the layer's own, "next_w" as good
             for layer in self.layers
         ]
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ...errors import RuntimeFault
+from ...errors import BadInput, RuntimeFault
 from ...folder import load_artifact
 from ...microbatch import Batch
 from ..loader import ArtifactModules
@@ -200,7 +200,7 @@ def _device(target: str, settings: Settings) -> torch.device:
     if target == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise RuntimeFault(
+        raise BadInput(
             f"the plan is for {target}, and no CUDA device is here",
             do="plan with --target cpu for this machine",
         )

@@ -18,6 +18,30 @@ GREEDY = Sampling(ignore_eos=True)
 PROMPT = tuple(range(1, 201))
 
 
+def test_chunks_follow_one_another_through_the_stages_without_gaps(
+    models: Callable[..., Path], plans: Callable[..., Path], nursery: NurseryProcess
+) -> None:
+    """Two stages that sleep for as long as a chunk would take: m chunks take m + 1 naps, not 2·m.
+
+    The first test: a nursery serves one engine after another.
+    """
+    nap_s, num_chunks = 0.05, 12
+    model = models("llama")
+    directory = plans(model, spp=2, chunks=(ChunkRule(0, 4096, 10, 1, nap_s),))
+    manifest, files = load_artifact(directory)
+    for role in ("stage_0", "stage_1"):
+        path = f"schedule/{role}.py"
+        lines = files[path].decode().splitlines(keepends=True)
+        at = next(i for i, text in enumerate(lines) if text.startswith("    decode = ")) + 1
+        lines.insert(at, f"    __import__('time').sleep({nap_s})\n")
+        files[path] = "".join(lines).encode()
+    write_artifact(directory, manifest, files)
+    with Engine.start(directory, model, nursery=nursery) as engine:
+        handle = engine.submit(Request((1,) * 10 * num_chunks, 1)).result()
+    assert handle.ttft_s is not None
+    assert (num_chunks + 1) * nap_s <= handle.ttft_s < 1.5 * num_chunks * nap_s
+
+
 @pytest.fixture(scope="module")
 def engine(
     models: Callable[..., Path], plans: Callable[..., Path], nursery: NurseryProcess
@@ -95,24 +119,3 @@ def test_a_request_that_can_never_run_is_refused_at_once(engine: Engine) -> None
         engine.submit(Request((1,) * 2000, 200))
     with pytest.raises(BadInput, match=r"token ids lie in 0\.\.319"):
         engine.submit(Request((1, 320)))
-
-
-def test_chunks_follow_one_another_through_the_stages_without_gaps(
-    models: Callable[..., Path], plans: Callable[..., Path], nursery: NurseryProcess
-) -> None:
-    """Two stages that sleep for as long as a chunk would take: m chunks take m + 1 naps, not 2·m."""
-    nap_s, num_chunks = 0.05, 12
-    model = models("llama")
-    directory = plans(model, spp=2, chunks=(ChunkRule(0, 4096, 10, 1, nap_s),))
-    manifest, files = load_artifact(directory)
-    for role in ("stage_0", "stage_1"):
-        path = f"schedule/{role}.py"
-        lines = files[path].decode().splitlines(keepends=True)
-        at = next(i for i, text in enumerate(lines) if text.startswith("    decode = ")) + 1
-        lines.insert(at, f"    __import__('time').sleep({nap_s})\n")
-        files[path] = "".join(lines).encode()
-    write_artifact(directory, manifest, files)
-    with Engine.start(directory, model, nursery=nursery) as engine:
-        handle = engine.submit(Request((1,) * 10 * num_chunks, 1)).result()
-    assert handle.ttft_s is not None
-    assert (num_chunks + 1) * nap_s <= handle.ttft_s < 1.5 * num_chunks * nap_s
