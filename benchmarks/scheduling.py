@@ -96,7 +96,7 @@ class Steps:
         answered_s = time.perf_counter()
         for done in dones:
             flights.settle(done, self._now_s)
-        flights.deliver()
+        flights.clients.deliver()
         settled_s = time.perf_counter()
         self._now_s += self._step_s
         return sent_s - began_s, settled_s - answered_s

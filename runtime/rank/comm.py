@@ -14,7 +14,7 @@ from typing import Any
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from ...artifact import Layout
+from ...layout import Layout
 
 STORE_FD = "MNEMOC_STORE_FD"
 """Environment: rank 0 serves the rendezvous on this listening socket (set by the nursery)."""

@@ -114,7 +114,7 @@ class Fluid:
         self._behind = order[MOST_PROMPTS:]
         alone_s = self._crossing_s(self._decodes)
         self.token_s = max([alone_s, *(one.step_s + one.tail_s for one in self._prompts)])
-        self._ends: list[tuple[float, int, Job, int]] = []  # a heap: when, whose, and tokens in pages
+        self._ends: list[tuple[float, int, Job, int]] = []  # a heap: when, whose, tokens held
         if any(prompt.needs for prompt in self._prompts):
             for job in self._decoding:
                 self._will_end(job, (job.kv_tokens - job.cached) * self.token_s)

@@ -1,11 +1,4 @@
-"""KV pages of every group: who holds which, which can be found again, which go to host memory. Pure integers.
-
-A page is free, or belongs to one admission that fills it, or is a *block*: filled to the end and known by the
-hash of its tokens and of all before them (`prefix`). Blocks are counted by those who read them; once nobody
-does they are idle, and serve whoever comes with the same prefix until their page is needed. Of idle blocks
-the one idle for longest goes first, and of one request's the last tokens before the first ones, so that
-what is left is a prefix. It goes to a host slot if somebody has come for it before, or waits to (whom it
-was taken from), and where it is quicker to read back than to compute again.
+"""KV pages of every group: who holds which, and which can be found again (`blocks`). Pure integers.
 
 A page that is given back may be given away at once, though micro-batches that read or write it are still on
 their way: it is one group's, whose ranks alone touch it, and they carry out steps in the order in which they
@@ -19,35 +12,18 @@ at the same home. The engine alone decides; workers are told of pages, once.
 from __future__ import annotations
 
 from array import array
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..protocol.messages import Copies, MorePages, Run
+from .blocks import Block, Group
 from .growth import Growth
-from .job import Change
-from .pool import PagePool, runs_of
+from .job import Admitted, Change
+from .pool import runs_of
 
 TIDIED = 1024
 """Blocks of requests that have left, looked at in one go: about a millisecond's work."""
-
-Key = tuple[int, bytes]
-"""A block: its request's home, and its hash."""
-
-
-@dataclass(eq=False, slots=True)
-class Block:
-    """A filled page that can be found again, by its key. depth: tokens before it; readers: admissions that
-    hold it.
-
-    wanted: whether it was found before, or somebody waits who will want it
-    """
-
-    key: Key
-    page: int
-    depth: int
-    readers: int = 1
-    wanted: bool = False
 
 
 @dataclass(eq=False)
@@ -60,24 +36,6 @@ class _Held:
     home: int
     pages: list[array[int]]
     blocks: list[Block] = field(default_factory=list)
-
-
-class _Group:
-    """The pages of one KVP group. blocks: by home, then by hash; idle: those without readers, the first to go
-    first; host: key → slot."""
-
-    def __init__(self, number: int, num_pages: int, host_pages: int, homes: int) -> None:
-        self.number = number
-        self.pool = PagePool(num_pages)
-        self.blocks: list[dict[bytes, Block]] = [{} for _ in range(homes)]
-        self.idle: OrderedDict[Block, None] = OrderedDict()
-        self.host: OrderedDict[Key, int] = OrderedDict()
-        self.slots = list(range(host_pages - 1, -1, -1))
-
-    @property
-    def available(self) -> int:
-        """Pages that can be had: free ones, and those of idle blocks."""
-        return self.pool.num_free + len(self.idle)
 
 
 class PageBook:
@@ -99,11 +57,10 @@ class PageBook:
         self.growth = growth
         self.num_pages = num_pages
         self.page_size = page_size
-        self.swap_from = swap_from
         self.shares = growth.kvp == 1 or growth.stripe_tokens % page_size == 0
         self.changes: list[Change] = []
         self.swapped_out = self.swapped_in = 0
-        self._host_pages = host_pages
+        self._host_pages, self._swap_from = host_pages, swap_from
         self._groups = self._empty()
         self._held: dict[int, _Held] = {}
         self._leaving: deque[tuple[_Held, bool]] = deque()  # with no pages but their blocks'
@@ -114,10 +71,6 @@ class PageBook:
         """Pages of each shard of a request that holds `tokens` tokens."""
         shards = range(self.growth.shards(tokens))
         return [-(-self.growth.held(shard, tokens) // self.page_size) for shard in shards]
-
-    def fits_ever(self, tokens: int) -> bool:
-        """Whether the request would fit on groups that serve nobody else."""
-        return max(self.needs(tokens)) <= self.num_pages
 
     def found(self, home: int, hashes: Sequence[bytes], most: int) -> int:
         """How many of a prefix's first `most` pages are there, on device or host, for a request at this
@@ -176,7 +129,7 @@ class PageBook:
         Returns the runs of each group. The caller has asked `fits`.
         """
         held = _Held(home, [array("i") for _ in range(self.growth.kvp)])
-        away: list[tuple[_Group, Block, int]] = []  # group and slot of what is on the host
+        away: list[tuple[Group, Block, int]] = []  # group and slot of what is on the host
         for group, _, first, end in self._stretches(home, 0, len(hashes)):
             blocks = group.blocks[home]
             for index, digest in enumerate(hashes[first:end], first):
@@ -247,7 +200,7 @@ class PageBook:
         returns: the request was preempted, and will want its blocks again
         """
         held = self._held.pop(sid)
-        self.changes.append(sid)
+        self._tell_over(sid)
         blocks = len(held.blocks) * self.page_size
         for shard, pages in enumerate(held.pages):
             pool = self._groups[self.growth.group(held.home, shard)].pool
@@ -285,39 +238,39 @@ class PageBook:
 
     def audit(self) -> None:
         """Assert that each page is free, a block's, or one admission's own, and that readers are counted."""
-        readers: Counter[Block] = Counter()
+        readers = [Counter[Block]() for _ in self._groups]
         private: list[list[int]] = [[] for _ in self._groups]
-        for held, _ in self._leaving:
-            readers.update(held.blocks)
+        for held in [*self._held.values(), *(held for held, _ in self._leaving)]:
+            for group, _, first, end in self._stretches(held.home, 0, len(held.blocks)):
+                readers[group.number].update(held.blocks[first:end])
         for held in self._held.values():
-            readers.update(held.blocks)
             blocks = len(held.blocks) * self.page_size
             for shard, pages in enumerate(held.pages):
                 own = pages[self.growth.held(shard, blocks) // self.page_size :]
                 private[self.growth.group(held.home, shard)] += own
-        for number, group in enumerate(self._groups):
-            known = [block for some in group.blocks for block in some.values()]
-            for block in known:
-                home, digest = block.key
-                assert group.blocks[home][digest] is block, "a block is found by its key"
-                assert block.readers == readers[block], "a block counts its readers"
-                assert (block in group.idle) == (not block.readers), "idle is who has no readers"
-                assert block.key not in group.host, "a block is here or on the host"
-            used = [block.page for block in known] + private[number]
-            assert len(set(used)) == len(used), "a page belongs to one"
-            assert len(used) + group.pool.num_free == self.num_pages, "no page is lost"
-            slots = [*group.slots, *group.host.values()]
-            assert sorted(slots) == list(range(self._host_pages)), "no slot is lost"
+        for group in self._groups:
+            group.audit(readers[group.number], private[group.number])
 
     # ------------------------------------------------------------------------------------ inside
 
-    def _empty(self) -> list[_Group]:
-        kvp = self.growth.kvp
-        return [_Group(number, self.num_pages, self._host_pages, kvp) for number in range(kvp)]
+    def _tell_over(self, sid: int) -> None:
+        """Workers hear that an admission is over; or nothing at all, if nobody has told them of it yet."""
+        kept = list[Change]()
+        told = True
+        for change in self.changes:
+            if isinstance(change, Admitted) and change.sid == sid:
+                told = False
+            elif told or not (isinstance(change, MorePages) and change.id == sid):
+                kept.append(change)
+        self.changes = [*kept, sid] if told else kept
 
-    def _read_back(self, away: list[tuple[_Group, Block, int]]) -> None:
+    def _empty(self) -> list[Group]:
+        kvp, pages = self.growth.kvp, (self.num_pages, self._host_pages, self._swap_from)
+        return [Group(number, kvp, *pages) for number in range(kvp)]
+
+    def _read_back(self, away: list[tuple[Group, Block, int]]) -> None:
         """Blocks from the host to pages. Their slots are free once the copies are ordered, not before."""
-        copied: dict[_Group, list[tuple[int, int]]] = {}
+        copied: dict[Group, list[tuple[int, int]]] = {}
         for group, block, slot in away:
             block.page = self._take(group, 1)[0][0]
             copied.setdefault(group, []).append((block.page, slot))
@@ -326,7 +279,7 @@ class PageBook:
             self.changes.append(Copies(group.number, False, pairs))
         self.swapped_in += len(away)
 
-    def _stretches(self, home: int, first: int, end: int) -> Iterator[tuple[_Group, int, int, int]]:
+    def _stretches(self, home: int, first: int, end: int) -> Iterator[tuple[Group, int, int, int]]:
         """Those of a request's pages from `first` to `end` that lie one behind the other in a shard: the
         group, the shard, the first page and the end."""
         growth = self.growth
@@ -344,27 +297,10 @@ class PageBook:
             held.pages[shard].extend(range(start, start + size))
         return runs
 
-    def _take(self, group: _Group, count: int) -> tuple[Run, ...]:
+    def _take(self, group: Group, count: int) -> tuple[Run, ...]:
         """Pages of a group, of idle blocks where none are free."""
-        leaving: list[tuple[int, int]] = []
-        while group.pool.num_free < count:
-            block, _ = group.idle.popitem(last=False)
-            home, digest = block.key
-            del group.blocks[home][digest]
-            slot = self._slot(group, block)
-            if slot is not None:
-                group.host[block.key] = slot
-                leaving.append((block.page, slot))
-            group.pool.give(block.page, 1)
+        runs, leaving = group.take(count)
         if leaving:
             self.swapped_out += len(leaving)
             self.changes.append(Copies(group.number, True, leaving))
-        return group.pool.take(count)
-
-    def _slot(self, group: _Group, block: Block) -> int | None:
-        """Where on the host an evicted block goes, if it is worth it; at need in the oldest one's place."""
-        if self.swap_from is None or block.depth < self.swap_from or not block.wanted:
-            return None
-        if group.slots:
-            return group.slots.pop()
-        return group.host.popitem(last=False)[1] if group.host else None
+        return runs

@@ -8,16 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from mnemoc.artifact import (
-    AUTO,
-    Layout,
-    Memory,
-    Optimality,
-    Plan,
-    Precision,
-    Prediction,
-    Stage,
-)
+from mnemoc.artifact import AUTO, Memory, Optimality, Plan, Precision, Prediction, Stage
 from mnemoc.codegen.emit import kernel_spec
 from mnemoc.codegen.kernels import render_kernels
 from mnemoc.codegen.schedule import render_schedule
@@ -26,7 +17,8 @@ from mnemoc.ir.build import build
 from mnemoc.ir.interpret import Chunk, Interpreter
 from mnemoc.ir.model import load_model
 from mnemoc.ir.ops.e4m3 import scaled
-from mnemoc.ir.passes import fuse, lower, overlap, quantize, shard, split_stages
+from mnemoc.ir.passes import carry, fuse, lower, overlap, quantize, shard, split_stages
+from mnemoc.layout import Layout
 from mnemoc.microbatch import Batch, Segments
 from mnemoc.runtime.loader import ArtifactModules
 from mnemoc.runtime.rank.weights import Checkpoint, load_weights
@@ -77,7 +69,8 @@ def schedule(spec, layout, layers, **plan):
     if plan.overlap_rows:
         module = overlap(module)
     names = [stage.role for stage in plan.stages]
-    return plan, render_schedule(lower(split_stages(module, layers, names), plan.target), plan)
+    module = carry(split_stages(module, layers, names))
+    return plan, render_schedule(lower(module, plan.target), plan)
 
 
 def test_golden_text_of_both_stages_of_a_3d_layout(golden):
