@@ -108,7 +108,7 @@ def predict(model: str, cluster: str, asked: Configuration) -> tuple[ModelSpec, 
 def apply(planned: Planned) -> tuple[Module, Module]:
     """The model's module before planning, and the same sharded, fused, staged and lowered."""
     from .ir.build import build
-    from .ir.passes import fuse, lower, overlap, quantize, shard, split_stages
+    from .ir.passes import fuse, lower, one_shot, overlap, quantize, shard, split_stages
     from .ir.verify import verify
 
     layout, stages, precision = planned.plan.layout, planned.plan.stages, planned.plan.precision
@@ -117,8 +117,9 @@ def apply(planned: Planned) -> tuple[Module, Module]:
     fused = verify(fuse(sharded))
     typed = verify(quantize(fused)) if precision.weights == FP8 else fused
     halved = verify(overlap(typed)) if planned.plan.overlap_rows else typed
+    summed = verify(one_shot(halved)) if planned.plan.one_shot_rows else halved
     counts, roles = [s.num_layers for s in stages], [s.role for s in stages]
-    return source, verify(lower(verify(split_stages(halved, counts, roles)), planned.plan.target))
+    return source, verify(lower(verify(split_stages(summed, counts, roles)), planned.plan.target))
 
 
 def emit(planned: Planned, out: Path, progress: Progress = _silent) -> Manifest:

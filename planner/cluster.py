@@ -75,6 +75,7 @@ FIELDS: Mapping[str, str] = {
     "overhead.row": "time",
     "links.intra.latency": "time",
     "links.intra.bandwidth": "bandwidth",
+    "links.intra.switched": "devices",
     "links.inter.latency": "time",
     "links.inter.bandwidth": "bandwidth",
     "host.latency": "time",
@@ -94,6 +95,7 @@ OPTIONAL = {
     "peak.float8",
     "efficiency.matmul_fp8",
     "memory.shared_bandwidth",
+    "links.intra.switched",
     "overhead.launch_captured",
     "overhead.row",
     "price.device_hour",
@@ -177,6 +179,11 @@ class Cluster:
     @property
     def devices_per_node(self) -> int:
         return round(self["devices_per_node"])
+
+    @property
+    def switched(self) -> int:
+        """Devices behind one switch, by which each reads any other's memory over all of its links; or 0."""
+        return round(self["links.intra.switched"]) if "links.intra.switched" in self.numbers else 0
 
     @property
     def devices(self) -> int:

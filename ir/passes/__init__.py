@@ -2,9 +2,10 @@
 
 from .fuse import fuse
 from .lower import lower
+from .one_shot import one_shot
 from .overlap import overlap
 from .quantize import quantize
 from .shard import shard
 from .stages import split_stages
 
-__all__ = ["fuse", "lower", "overlap", "quantize", "shard", "split_stages"]
+__all__ = ["fuse", "lower", "one_shot", "overlap", "quantize", "shard", "split_stages"]

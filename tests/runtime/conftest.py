@@ -30,7 +30,7 @@ from mnemoc.codegen import Emission, emit
 from mnemoc.ir import sizes
 from mnemoc.ir.build import build
 from mnemoc.ir.model import load_model, read_config
-from mnemoc.ir.passes import fuse, lower, overlap, shard, split_stages
+from mnemoc.ir.passes import fuse, lower, one_shot, overlap, shard, split_stages
 from mnemoc.runtime.executor.workers import NurseryProcess
 from mnemoc.runtime.init_model import Blueprint, init_model
 from mnemoc.speeds import Swap
@@ -133,6 +133,8 @@ def compile_plan(model: Path, plan: Plan, workload: Workload, directory: Path) -
     sharded = fuse(shard(source, tp=layout.tp, kvp=layout.kvp, ffn=layout.ffn))
     if plan.overlap_rows:
         sharded = overlap(sharded)
+    if plan.one_shot_rows:
+        sharded = one_shot(sharded)
     counts, roles = [s.num_layers for s in plan.stages], [s.role for s in plan.stages]
     planned = lower(split_stages(sharded, counts, roles), plan.target)
     seconds = sympy.Float(1e-6) * (sizes.T + sizes.QK / 1000 + sizes.KD / 1000)
