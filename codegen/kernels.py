@@ -17,7 +17,7 @@ from ..errors import BadInput
 from ..ir.ops.attention import LSE_BYTES, SPLIT_ROWS
 from ..ir.types import DTYPE_NAMES, E4M3, ITEMSIZE, TORCH_NAMES
 from ..tiles import Cut, Tile
-from .rowwise import LOAD_BYTES, head_tile, row_block, row_tile
+from .rowwise import LOAD_BYTES, head_tile, row_block, row_tile, widest_tile
 from .templating import render
 from .tiles import TILES, Choices, Tiles
 
@@ -217,6 +217,7 @@ def _rowwise(spec: KernelSpec, tiles: Tiles) -> dict[str, object]:
         "tail": LSE_BYTES // itemsize,
         "fp8_kv": spec.kv_dtype == FLOAT8,
         "rms": row_tile(spec.hidden, itemsize, cut("rms_norm", spec.hidden)),
+        "sum": widest_tile(spec.hidden, itemsize),
         "swiglu": row_block(spec.ffn, itemsize, cut("swiglu", spec.ffn)),
         "swiglu_row": row_tile(spec.ffn, itemsize, cut("swiglu_fp8", spec.ffn)),
         "quantize": row_tile(attention, itemsize, cut("quantize", attention)),

@@ -104,8 +104,8 @@ def test_rows_of_qwen2_5_7b_move_16_bytes_at_a_time() -> None:
     (loads,) = check([replace(spec_of("qwen2.5-7b", 1, "sm_90", fp8=True), sum_ranks=4)])
     assert loads["rms_norm"] == 2 * 2, "a row and its weights, two tiles"
     assert loads["add_rms_norm"] == 3 * 2
-    assert loads["all_reduce_add"] == (4 + 1) * 2, "of each of four ranks, and the residual"
-    assert loads["all_reduce_add_rms_norm"] == loads["all_reduce_add_rms_norm_fp8"] == (4 + 2) * 2
+    assert loads["all_reduce_add"] == 4 + 1, "one of each of four ranks, and of the residual"
+    assert loads["all_reduce_add_rms_norm"] == loads["all_reduce_add_rms_norm_fp8"] == 4 + 2
     assert (loads["swiglu"], loads["pack"], loads["merge"]) == (4, 1, 1 + 3)
     assert loads["rope_append"] == 2 + 4, "both halves of a head, and their cosines and sines"
 
