@@ -232,8 +232,9 @@ def predict(
       mnemoc predict llama-3-8b --cluster dgx-h100 --layout tp=8,spp=4,kvp=2 --prompt 1M
     """
     from . import pipeline
-    from .artifact import Layout, Precision
+    from .artifact import Precision
     from .codec import from_json, to_json
+    from .layout import Layout
     from .planner import Configuration
     from .planner.tell import tell
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .artifact import CONTIGUOUS, FFN_MODES, FP8, NCCL, NEVER_HALVED, PRECISIONS
+from .artifact import CONTIGUOUS, FP8, NCCL, NEVER_HALVED, PRECISIONS
 from .console import Progress, remark
 from .errors import BadInput, UsageError
+from .layout import FFN_MODES
 from .runtime.scheduling.policies import DEFAULT, POLICIES
 from .units import parse_count, parse_duration_s
 

@@ -81,7 +81,7 @@ class Steps:
             answered_s = time.perf_counter()
             for done in dones:
                 flights.settle(done, now_s)
-            flights.deliver()
+            flights.clients.deliver()
             settled_s = time.perf_counter()
             micro_batch = self._nobody.micro_batch
             if len(micro_batch.decodes) + len(micro_batch.chunks) == self._requests:

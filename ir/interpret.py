@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .graph import Call, Function, Module, Op, Program, sources_and_copies
+from .graph import Call, Function, Module, Op, Program, layers_ahead, sources_and_copies
 from .ops import OPS
 from .ops.attention import merge_partials
 from .ops.dense import halves
@@ -162,9 +162,9 @@ class _Site:
         """This rank's piece of each source, joined along dim 0."""
         dim, axis = next(((i, axis) for i, axis in enumerate(op.type.axes) if axis), (None, ""))
         ranks, rank = self._place(axis) if axis else (1, 0)
-        pieces = []
+        layer, pieces = self.layer + layers_ahead(op), []
         for source, copies in zip(*sources_and_copies(op), strict=True):
-            whole = self.interpreter.weights[str(source).format(layer=self.layer)]
+            whole = self.interpreter.weights[str(source).format(layer=layer)]
             if dim is not None:
                 whole = np.split(whole, ranks // copies, axis=dim)[rank // copies]
             pieces.append(whole.astype(self.dtype))

@@ -341,7 +341,7 @@ def _stage_times(plan: Plan, blocks: Blocks) -> list[Floats]:
     final = len(plan.stages) - 1
     result = []
     for s, stage in enumerate(plan.stages):
-        seconds = blocks["step"] + blocks["rotation"] + stage.num_layers * blocks["layer"]
+        seconds = blocks["step"] + blocks["entry"] + stage.num_layers * blocks["layer"]
         if s == 0:
             seconds = seconds + blocks["embed"]
         seconds = seconds + blocks["head" if s == final else "hop"]

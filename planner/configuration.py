@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..artifact import AUTO, Layout, Precision, Workload
+from ..artifact import AUTO, Precision, Workload
 from ..errors import BadInput, UsageError
 from ..ir.model import ModelSpec
+from ..layout import Layout
 from .chunks import Riders
 from .cluster import Cluster
 from .cost import links_of

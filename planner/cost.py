@@ -32,8 +32,9 @@ Max(device time, ops·overhead.launch) with ops·overhead.launch_captured inside
 all that remains where launches are captured in a graph, as they are unless the plan is eager. Where the host
 is the device (a CPU) there is one figure, and it is all inside.
 
-Blocks `embed`, `rotation`, `layer` and `head` are the functions of the module; `step` is what every
-micro-batch costs a stage beside its ops (host time), `hop` sends [T, hidden] to the next stage: α + bytes/β.
+Blocks `embed`, `layer` and `head` are the functions of the module; `entry` is what every stage begins with
+(`counting`), `step` what every micro-batch costs it beside its ops (host time), `hop` sends [T, hidden] to
+the next stage: α + bytes/β.
 In the head is, too, what each sequence that gets a token costs beside all ops (`overhead.row`): to sample and
 hand it out, and what kernels take longer over several sequences than over one as long as all of them.
 
@@ -64,8 +65,9 @@ import sympy
 from numpy.typing import NDArray
 from sympy.printing.pycode import PythonCodePrinter
 
-from ..artifact import LENT, Layout
+from ..artifact import LENT
 from ..ir.sizes import SYMBOLS, R
+from ..layout import Layout
 from .chunks import Floats, Sizes
 from .cluster import Cluster
 from .counting import BASIS, HALVES, Row, Task, row_of

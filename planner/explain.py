@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterator
 from operator import itemgetter
 
-from ..artifact import Alternative, Layout, Marginal
+from ..alternatives import Alternative, Marginal
+from ..layout import Layout
 from ..units import format_duration
 from .candidate import make_candidate
 from .outlook import NEVER, Outlook

@@ -28,8 +28,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..artifact import NEVER_HALVED, ChunkRule, Layout, Memory, Workload
+from ..artifact import NEVER_HALVED, ChunkRule, Memory, Workload
 from ..ir.model import ModelSpec
+from ..layout import Layout
 from .candidate import best_chunks, make_candidate
 from .chunks import Floats, Riders, Sizes, decode_sizes, prefill_sizes
 from .cluster import Cluster

@@ -10,13 +10,14 @@ from functools import cache
 
 import numpy as np
 
-from ..artifact import AUTO, FP8, NCCL, NEVER_HALVED, Layout, Precision, Workload
+from ..artifact import AUTO, FP8, NCCL, NEVER_HALVED, Precision, Workload
 from ..ir.build import build
 from ..ir.graph import Module
 from ..ir.model import ModelSpec
-from ..ir.passes import fuse, one_shot, quantize, shard
+from ..ir.passes import carry, fuse, one_shot, quantize, shard
 from ..ir.passes import overlap as overlap_pass
 from ..ir.types import DTYPE_NAMES, ITEMSIZE
+from ..layout import Layout
 from .chunks import (
     Floats,
     Grid,
@@ -34,6 +35,7 @@ from .cluster import Cluster
 from .cost import (
     Links,
     StageFormulas,
+    Totals,
     choosing,
     links_of,
     one_shot_rows,
@@ -50,11 +52,23 @@ from .workload import total_tokens
 
 def one_layer(spec: ModelSpec, cluster: Cluster, cached: int) -> tuple[float, int]:
     """Seconds of a layer of the unsharded model for one row after `cached` tokens, and its launches."""
-    module = fuse(shard(build(spec, "float32"), tp=1, kvp=1))
+    totals, tasks = _unsharded(spec, cluster)
+    seconds = totals(decode_sizes(Riders(1, cached, 1)))["layer"]
+    return float(seconds), sum(task.launches for task in tasks["layer"])
+
+
+def whole_layers(spec: ModelSpec, cluster: Cluster, rows: Sequence[float]) -> list[float]:
+    """Seconds of a layer of the unsharded model for so many rows of a prompt's beginning."""
+    T, nothing = np.array(rows), np.zeros(len(rows))
+    sizes = Sizes(T, nothing, T * (T + 1) / 2, T, nothing, nothing)
+    return [float(seconds) for seconds in _unsharded(spec, cluster)[0](sizes)["layer"]]
+
+
+def _unsharded(spec: ModelSpec, cluster: Cluster) -> tuple[Totals, Mapping[str, Sequence[Task]]]:
+    module = carry(fuse(shard(build(spec, "float32"), tp=1, kvp=1)))
     tasks = count(module)
     terms = price_terms(tasks, cluster, "float32", module.mesh, Links("intra", "intra"))
-    seconds = tabulate(terms)(decode_sizes(Riders(1, cached, 1)))["layer"]
-    return float(seconds), sum(task.launches for task in tasks["layer"])
+    return tabulate(terms), tasks
 
 
 def process_groups(layout: Layout) -> int:
@@ -107,8 +121,8 @@ class Pricer:
         def module(mesh: Mesh) -> Module:
             fused = fuse(shard(source, tp=mesh.tp, kvp=mesh.kvp, ffn=mesh.ffn))
             typed = quantize(fused) if precision.weights == FP8 else fused
-            halved = overlap_pass(typed) if mesh.halves else typed
-            return one_shot(halved) if mesh.one_shot else halved
+            carried = carry(overlap_pass(typed) if mesh.halves else typed)
+            return one_shot(carried) if mesh.one_shot else carried
 
         @cache
         def tasks(mesh: Mesh) -> tuple[Mapping[str, tuple[Task, ...]], Footprint]:

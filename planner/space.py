@@ -32,9 +32,10 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from ..artifact import CONTIGUOUS, FFN_MODES, NCCL, NEVER_HALVED, Layout, Workload
+from ..artifact import CONTIGUOUS, NCCL, NEVER_HALVED, Workload
 from ..errors import BadInput, UsageError
 from ..ir.model import ModelSpec
+from ..layout import FFN_MODES, Layout
 from .chunks import Riders, Spread, chunk_unit
 from .cluster import Cluster
 from .workload import total_tokens

@@ -13,9 +13,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..artifact import AUTO, Layout, Point, Precision, Workload
+from ..alternatives import Point
+from ..artifact import AUTO, Precision, Workload
 from ..errors import BadInput, UsageError
 from ..ir.model import ModelSpec
+from ..layout import Layout
 from .cluster import TARGETS, Cluster
 from .precision import check_precision
 from .price import Pricer

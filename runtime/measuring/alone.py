@@ -25,8 +25,9 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from ...artifact import Layout, Plan
+from ...artifact import Plan
 from ...errors import BadInput
+from ...layout import Layout
 from ...units import format_bytes
 from ..rank.comm import Comm, connect
 from ..rank.shared import Shared, placed

@@ -14,7 +14,7 @@ from typing import Any
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from ...artifact import Layout
+from ...layout import Layout
 from .shared import Shared
 
 STORE_FD = "MNEMOC_STORE_FD"

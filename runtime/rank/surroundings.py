@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ...artifact import LENT, Layout, Plan
+from ...artifact import LENT, Plan
+from ...layout import Layout
 from . import cores
 from .comm import Comm, connect
 from .settings import Settings

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ..protocol.messages import Copies, MorePages, Run
 from .cost import Load
+from .pipeline import Expected
 
 
 @dataclass(eq=False, slots=True)
@@ -118,17 +119,11 @@ Change = Admitted | MorePages | Copies | int
 
 
 class MicroBatch(NamedTuple):
-    """What one step computes. decodes: sids; loads: of each KVP group that has rows in it."""
+    """What one step computes. decodes: sids; loads: of each KVP group that has rows in it; expected: how long
+    that will take."""
 
     decodes: tuple[int, ...]
     chunks: tuple[Chunk, ...]
     loads: Mapping[int, Load]
     changes: tuple[Change, ...]
-
-    @property
-    def groups(self) -> frozenset[int]:
-        return frozenset(self.loads)
-
-    @property
-    def tokens(self) -> int:
-        return len(self.decodes) + sum(chunk.rows for chunk in self.chunks)
+    expected: Expected = Expected()

@@ -1,11 +1,4 @@
-"""KV pages of every group: who holds which, which can be found again, which go to host memory. Pure integers.
-
-A page is free, or belongs to one admission that fills it, or is a *block*: filled to the end and known by the
-hash of its tokens and of all before them (`prefix`). Blocks are counted by those who read them; once nobody
-does they are idle, and serve whoever comes with the same prefix until their page is needed. Of idle blocks
-the one idle for longest goes first, and of one request's the last tokens before the first ones, so that
-what is left is a prefix. It goes to a host slot if somebody has come for it before, or waits to (whom it
-was taken from), and where it is quicker to read back than to compute again.
+"""KV pages of every group: who holds which, and which can be found again (`blocks`). Pure integers.
 
 A page that is given back may be given away at once, though micro-batches that read or write it are still on
 their way: it is one group's, whose ranks alone touch it, and they carry out steps in the order in which they
@@ -19,33 +12,19 @@ at the same home. The engine alone decides; workers are told of pages, once.
 from __future__ import annotations
 
 import itertools
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from ..protocol.messages import Copies, MorePages, Run
+from .blocks import Block, Group, Key
 from .growth import Growth
-from .job import Change
-from .pool import PagePool, runs_of
+from .job import Admitted, Change
+from .pool import runs_of
 
 TIDIED = 1024
 """Blocks of requests that have left, looked at in one go: about a millisecond's work."""
-
-Key = tuple[int, bytes]
-"""A block: its request's home, and its hash."""
-
-
-@dataclass(eq=False, slots=True)
-class Block:
-    """A filled page that can be found again. depth: tokens before it; readers: admissions that hold it.
-
-    wanted: whether it was found before, or somebody waits who will want it
-    """
-
-    page: int
-    depth: int
-    readers: int = 1
-    wanted: bool = False
 
 
 @dataclass(eq=False)
@@ -55,22 +34,6 @@ class _Held:
     home: int
     pages: list[list[int]]
     hashes: list[bytes] = field(default_factory=list)
-
-
-class _Group:
-    """The pages of one KVP group. idle: blocks without readers, the first to go first; host: key → slot."""
-
-    def __init__(self, num_pages: int, host_pages: int) -> None:
-        self.pool = PagePool(num_pages)
-        self.blocks: dict[Key, Block] = {}
-        self.idle: OrderedDict[Key, None] = OrderedDict()
-        self.host: OrderedDict[Key, int] = OrderedDict()
-        self.slots = list(range(host_pages - 1, -1, -1))
-
-    @property
-    def available(self) -> int:
-        """Pages that can be had: free ones, and those of idle blocks."""
-        return self.pool.num_free + len(self.idle)
 
 
 class PageBook:
@@ -92,12 +55,11 @@ class PageBook:
         self.growth = growth
         self.num_pages = num_pages
         self.page_size = page_size
-        self.swap_from = swap_from
         self.shares = growth.kvp == 1 or growth.stripe_tokens % page_size == 0
         self.changes: list[Change] = []
         self.swapped_out = self.swapped_in = 0
-        self._host_pages = host_pages
-        self._groups = [_Group(num_pages, host_pages) for _ in range(growth.kvp)]
+        self._group = partial(Group, num_pages, host_pages, swap_from)
+        self._groups = [self._group() for _ in range(growth.kvp)]
         self._held: dict[int, _Held] = {}
         self._leaving: deque[tuple[_Held, bool]] = deque()  # with no pages but their blocks'
 
@@ -107,10 +69,6 @@ class PageBook:
         """Pages of each shard of a request that holds `tokens` tokens."""
         shards = range(self.growth.shards(tokens))
         return [-(-self.growth.held(shard, tokens) // self.page_size) for shard in shards]
-
-    def fits_ever(self, tokens: int) -> bool:
-        """Whether the request would fit on groups that serve nobody else."""
-        return max(self.needs(tokens)) <= self.num_pages
 
     def found(self, home: int, hashes: Sequence[bytes], most: int) -> int:
         """How many of a prefix's first `most` pages are there, on device or host, for a request at this
@@ -240,7 +198,7 @@ class PageBook:
         returns: the request was preempted, and will want its blocks again
         """
         held = self._held.pop(sid)
-        self.changes.append(sid)
+        self._tell_over(sid)
         blocks = len(held.hashes) * self.page_size
         for shard, pages in enumerate(held.pages):
             pool = self._groups[self.growth.group(held.home, shard)].pool
@@ -271,8 +229,7 @@ class PageBook:
 
     def forget(self) -> None:
         """Nobody holds anything, and nothing can be found: as at the start."""
-        host_pages = self._host_pages
-        self._groups = [_Group(self.num_pages, host_pages) for _ in range(self.growth.kvp)]
+        self._groups = [self._group() for _ in range(self.growth.kvp)]
         self._held.clear()
         self._leaving.clear()
         self.changes = []
@@ -291,17 +248,21 @@ class PageBook:
                 at = self.growth.group(held.home, shard)
                 private[at] += pages[blocks[at] :]
         for number, group in enumerate(self._groups):
-            for key, block in group.blocks.items():
-                assert block.readers == readers[number, key], "a block counts its readers"
-                assert (key in group.idle) == (not block.readers), "idle is who has no readers"
-                assert key not in group.host, "a block is here or on the host"
-            used = [block.page for block in group.blocks.values()] + private[number]
-            assert len(set(used)) == len(used), "a page belongs to one"
-            assert len(used) + group.pool.num_free == self.num_pages, "no page is lost"
-            slots = [*group.slots, *group.host.values()]
-            assert sorted(slots) == list(range(self._host_pages)), "no slot is lost"
+            read = Counter({key: n for (at, key), n in readers.items() if at == number})
+            group.audit(read, private[number])
 
     # ------------------------------------------------------------------------------------ inside
+
+    def _tell_over(self, sid: int) -> None:
+        """Workers hear that an admission is over; or nothing at all, if nobody has told them of it yet."""
+        kept = list[Change]()
+        told = True
+        for change in self.changes:
+            if isinstance(change, Admitted) and change.sid == sid:
+                told = False
+            elif told or not (isinstance(change, MorePages) and change.id == sid):
+                kept.append(change)
+        self.changes = [*kept, sid] if told else kept
 
     def _read_back(self, away: list[tuple[int, Key, int, int]]) -> None:
         """Blocks from the host to pages. Their slots are free once the copies are ordered, not before."""
@@ -335,25 +296,8 @@ class PageBook:
 
     def _take(self, number: int, count: int) -> tuple[Run, ...]:
         """Pages of a group, of idle blocks where none are free."""
-        group = self._groups[number]
-        leaving: list[tuple[int, int]] = []
-        while group.pool.num_free < count:
-            key, _ = group.idle.popitem(last=False)
-            block = group.blocks.pop(key)
-            slot = self._slot(group, block)
-            if slot is not None:
-                group.host[key] = slot
-                leaving.append((block.page, slot))
-            group.pool.give(block.page, 1)
+        runs, leaving = self._groups[number].take(count)
         if leaving:
             self.swapped_out += len(leaving)
             self.changes.append(Copies(number, True, leaving))
-        return group.pool.take(count)
-
-    def _slot(self, group: _Group, block: Block) -> int | None:
-        """Where on the host an evicted block goes, if it is worth it; at need in the oldest one's place."""
-        if self.swap_from is None or block.depth < self.swap_from or not block.wanted:
-            return None
-        if group.slots:
-            return group.slots.pop()
-        return group.host.popitem(last=False)[1] if group.host else None
+        return runs

@@ -20,7 +20,7 @@ ALLOWED_S = 1e-9
 class Iteration(NamedTuple):
     """One micro-batch: its tokens, dispatch to last reply, and what of it the last stage was busy.
 
-    predicted_s: what cost.py says of it: 0 where nobody asked; chunks: (request, rows) of its prompts
+    predicted_s: of the same time, behind what was on its way; chunks: (request, rows) of its prompts
     """
 
     decodes: int
@@ -103,8 +103,8 @@ class Stats:
         job.late += 1
         return job.late == 1
 
-    def landed(self, micro_batch: MicroBatch, iteration: Iteration, took_s: float) -> None:
-        """A micro-batch has left the last stage. took_s: to be held against predicted_s"""
+    def landed(self, micro_batch: MicroBatch, iteration: Iteration) -> None:
+        """A micro-batch has left the last stage."""
         tallies, rows = self.tallies, iteration.decodes + iteration.prefill_tokens
         self.prompt_tokens += iteration.prefill_tokens
         self.iterations.append(iteration)
@@ -113,8 +113,10 @@ class Stats:
         self.parts.waiting += max(0.0, iteration.wall_s - iteration.busy_s)
         tallies.iteration_tokens_total.add(rows)
         tallies.iteration_time_seconds.add(iteration.wall_s)
-        if took_s > 0:
-            tallies.iteration_time_predicted_over_measured.add(iteration.predicted_s / took_s)
+        if iteration.wall_s > 0:
+            tallies.iteration_time_predicted_over_measured.add(
+                iteration.predicted_s / iteration.wall_s
+            )
 
     def ended(self, job: Job, handle: Handle, reason: FinishReason | None, now_s: float) -> None:
         """A request is over. reason: None if it failed"""

@@ -172,13 +172,13 @@ def test_the_summary_tells_where_a_baseline_is_faster(gpu: Load) -> None:
 def test_programs_of_the_plans_that_are_replayed_are_emitted_anywhere(
     name: str, gpu: Load, tmp_path: Path
 ) -> None:
-    from mnemoc import artifact
+    from mnemoc.folder import load_artifact
     from mnemoc.planner import load_cluster
 
     plans = gpu("plans")
     asked = plans.QUESTIONS[name]
     folder = plans.emit(name, "cuda:sm_90", load_cluster("dgx-h100"), tmp_path / "plan")
-    manifest, contents = artifact.load(folder)
+    manifest, contents = load_artifact(folder)
     stage = manifest.plan.layout.coordinates(asked.rank)[0]
     role = manifest.plan.stages[stage].role
     for path in (f"schedule/{role}.py", "cost.py", "kernels/attention_prefill.py"):

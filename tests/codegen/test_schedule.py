@@ -10,16 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from mnemoc.artifact import (
-    AUTO,
-    Layout,
-    Memory,
-    Optimality,
-    Plan,
-    Precision,
-    Prediction,
-    Stage,
-)
+from mnemoc.artifact import AUTO, Memory, Optimality, Plan, Precision, Prediction, Stage
 from mnemoc.codegen.emit import kernel_spec
 from mnemoc.codegen.kernels import render_kernels
 from mnemoc.codegen.schedule import render_schedule
@@ -29,7 +20,17 @@ from mnemoc.ir.build import build
 from mnemoc.ir.interpret import Chunk, Interpreter
 from mnemoc.ir.model import load_model
 from mnemoc.ir.ops.e4m3 import scaled
-from mnemoc.ir.passes import fuse, lower, one_shot, overlap, quantize, shard, split_stages
+from mnemoc.ir.passes import (
+    carry,
+    fuse,
+    lower,
+    one_shot,
+    overlap,
+    quantize,
+    shard,
+    split_stages,
+)
+from mnemoc.layout import Layout
 from mnemoc.microbatch import Batch, Segments
 from mnemoc.runtime.loader import ArtifactModules
 from mnemoc.runtime.rank.shared import Shared
@@ -83,10 +84,11 @@ def schedule(spec, layout, layers, **plan):
         module = quantize(module)
     if plan.overlap_rows:
         module = overlap(module)
+    names = [stage.role for stage in plan.stages]
+    module = carry(split_stages(module, layers, names))
     if plan.one_shot_rows:
         module = one_shot(module)
-    names = [stage.role for stage in plan.stages]
-    return plan, render_schedule(lower(split_stages(module, layers, names), plan.target), plan)
+    return plan, render_schedule(lower(module, plan.target), plan)
 
 
 def test_golden_text_of_both_stages_of_a_3d_layout(golden):

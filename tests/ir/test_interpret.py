@@ -11,7 +11,7 @@ from mnemoc.ir.build import build
 from mnemoc.ir.interpret import Chunk, Interpreter
 from mnemoc.ir.model import load_model
 from mnemoc.ir.ops.attention import merge_partials
-from mnemoc.ir.passes import fuse, lower, one_shot, overlap, shard, split_stages
+from mnemoc.ir.passes import carry, fuse, lower, one_shot, overlap, shard, split_stages
 from mnemoc.ir.verify import verify
 
 TINY = load_model("tiny-llama")
@@ -50,8 +50,8 @@ def apply(module, layers, tp, kvp, ffn, split, *, summed):
     names = [f"stage_{i}" for i in range(len(split))]
     assert sum(split) == layers
     halved = verify(overlap(verify(fuse(sharded))))
-    joined = verify(one_shot(halved)) if summed else halved
-    return verify(lower(verify(split_stages(joined, split, names)), "cpu"))
+    carried = verify(carry(verify(split_stages(halved, split, names))))
+    return verify(lower(verify(one_shot(carried)) if summed else carried, "cpu"))
 
 
 @st.composite

@@ -6,11 +6,12 @@ from functools import cache
 
 import numpy as np
 import pytest
-from mnemoc.artifact import NCCL, Layout, Plan, Workload
+from mnemoc.artifact import NCCL, Plan, Workload
 from mnemoc.errors import UsageError
 from mnemoc.ir.build import build
 from mnemoc.ir.model import load_model
 from mnemoc.ir.passes import fuse, one_shot, shard
+from mnemoc.layout import Layout
 from mnemoc.planner import load_cluster, make_plan
 from mnemoc.planner.check import violations
 from mnemoc.planner.chunks import Sizes

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from mnemoc.artifact import Layout
+from mnemoc.layout import Layout
 from mnemoc.runtime.measuring.replay import Replay
 from mnemoc.runtime.measuring.walk import Asked, MicroBatch
 from mnemoc.runtime.protocol.messages import Admission, Step
