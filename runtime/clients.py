@@ -15,7 +15,7 @@ from .request import Ended, Event, FinishReason, Handle, Progress, Request, Toke
 from .scheduling.job import Admitted, Chunk, Job
 from .scheduling.prefix import page_hash
 from .scheduling.scheduler import Scheduler
-from .telemetry.stats import Stats
+from .telemetry.stats import ALLOWED_S, Stats
 from .telemetry.witness import Witness
 
 NOT_ASKED: tuple[None, Top] = (None, ())
@@ -101,6 +101,7 @@ class Clients:
                 handles[job.id].logits_bytes.append(rows)
         outbox, eos = self._outbox, self._eos
         likely = {sid: (logprob, top) for sid, logprob, top in done.logprobs}
+        before: dict[float, int] = {}  # later tokens, by when the one before came
         going_on = []
         for sid, id in done.tokens:
             if (job := running.get(sid)) is None:
@@ -108,10 +109,13 @@ class Clients:
             handle, index = handles[job.id], job.tokens
             request = handle.request
             job.tokens = count = index + 1
-            if not index:
+            if index:
+                before_s = handle.token_times_s[-1]
+                before[before_s] = before.get(before_s, 0) + 1
+                broken = job.late_s(now_s) > ALLOWED_S and self._stats.late_token(job)
+            else:
                 job.first_token_s = now_s
-            broken = self._stats.token(job, handle, now_s)
-            if not index:
+                broken = self._stats.first_token(job, handle, now_s)
                 self.witness.first_token(job, handle)
             if broken:
                 self.witness.broken(job, handle)
@@ -128,6 +132,7 @@ class Clients:
                 self._over(job, handle, finish, None, now_s)
                 self._scheduler.drop(job)
                 self._forget(job.id)
+        self._stats.later_tokens(before, now_s)
         return going_on
 
     def progress(self, chunks: Iterable[Chunk], now_s: float) -> None:

@@ -12,7 +12,6 @@ When workers die or hang, fresh ones are started, and requests that were running
 from __future__ import annotations
 
 import dataclasses
-import gc
 import itertools
 import logging
 import secrets
@@ -24,6 +23,7 @@ from typing import cast
 from ..artifact import Manifest, Plan
 from ..errors import BadInput, MnemocError, RuntimeFault
 from ..folder import load_artifact
+from . import collector
 from .dispatch import Dispatch
 from .executor.launcher import Launcher
 from .executor.workers import Up, Workers
@@ -152,8 +152,7 @@ class Engine:
         except BaseException:
             engine.close()
             raise
-        gc.collect()
-        gc.freeze()  # else the collector goes through all modules again and again, in the midst of steps
+        collector.keep_out()
         return engine
 
     def prepare(self, request: Request) -> Prepared:

@@ -11,7 +11,7 @@ was taken from), and where it is quicker to read back than to compute again.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..protocol.messages import Run
@@ -23,11 +23,13 @@ Key = tuple[int, bytes]
 
 @dataclass(eq=False, slots=True)
 class Block:
-    """A filled page that can be found again. depth: tokens before it; readers: admissions that hold it.
+    """A filled page that can be found again, by its key. depth: tokens before it; readers: admissions that
+    hold it.
 
     wanted: whether it was found before, or somebody waits who will want it
     """
 
+    key: Key
     page: int
     depth: int
     readers: int = 1
@@ -35,15 +37,19 @@ class Block:
 
 
 class Group:
-    """pool: its free pages; blocks: by key; idle: those without readers, the first to go first; host: key →
-    slot; slots: free ones"""
+    """pool: its free pages; blocks: by home, then by hash; idle: those without readers, the first to go
+    first; host: key → slot; slots: free ones"""
 
-    def __init__(self, num_pages: int, host_pages: int, swap_from: int | None) -> None:
-        """swap_from: tokens before a block from which on it is quicker to read back than to compute again;
+    def __init__(
+        self, number: int, groups: int, num_pages: int, host_pages: int, swap_from: int | None
+    ) -> None:
+        """groups: how many there are, each some requests' home
+        swap_from: tokens before a block from which on it is quicker to read back than to compute again;
         None: never"""
+        self.number = number
         self.pool = PagePool(num_pages)
-        self.blocks: dict[Key, Block] = {}
-        self.idle: OrderedDict[Key, None] = OrderedDict()
+        self.blocks: list[dict[bytes, Block]] = [{} for _ in range(groups)]
+        self.idle: OrderedDict[Block, None] = OrderedDict()
         self.host: OrderedDict[Key, int] = OrderedDict()
         self.slots = list(range(host_pages - 1, -1, -1))
         self._num_pages, self._host_pages, self._swap_from = num_pages, host_pages, swap_from
@@ -57,11 +63,12 @@ class Group:
         """Pages, of idle blocks where none are free, and what of those is to be copied: page and slot."""
         leaving: list[tuple[int, int]] = []
         while self.pool.num_free < count:
-            key, _ = self.idle.popitem(last=False)
-            block = self.blocks.pop(key)
+            block, _ = self.idle.popitem(last=False)
+            home, digest = block.key
+            del self.blocks[home][digest]
             slot = self._slot(block)
             if slot is not None:
-                self.host[key] = slot
+                self.host[block.key] = slot
                 leaving.append((block.page, slot))
             self.pool.give(block.page, 1)
         return self.pool.take(count), leaving
@@ -74,16 +81,23 @@ class Group:
             return self.slots.pop()
         return self.host.popitem(last=False)[1] if self.host else None
 
-    def audit(self, readers: Mapping[Key, int], private: Sequence[int]) -> None:
+    def audit(self, readers: Mapping[Block, int], private: Sequence[int]) -> None:
         """Assert that all fits together. readers: of each block, counted anew; private: pages of admissions
         that are no blocks"""
-        assert readers.keys() <= self.blocks.keys(), "what is read is a block"
-        for key, block in self.blocks.items():
-            assert block.readers == readers.get(key, 0), "a block counts its readers"
-            assert (key in self.idle) == (not block.readers), "idle is who has no readers"
+        known = {block: key for key, block in self._by_key()}
+        assert readers.keys() <= known.keys(), "what is read is a block"
+        for block, key in known.items():
+            assert block.key == key, "a block is found by its key"
+            assert block.readers == readers.get(block, 0), "a block counts its readers"
+            assert (block in self.idle) == (not block.readers), "idle is who has no readers"
             assert key not in self.host, "a block is here or on the host"
-        used = [*(block.page for block in self.blocks.values()), *private]
+        used = [*(block.page for block in known), *private]
         assert len(set(used)) == len(used), "a page belongs to one"
         assert len(used) + self.pool.num_free == self._num_pages, "no page is lost"
         slots = [*self.slots, *self.host.values()]
         assert sorted(slots) == list(range(self._host_pages)), "no slot is lost"
+
+    def _by_key(self) -> Iterator[tuple[Key, Block]]:
+        for home, blocks in enumerate(self.blocks):
+            for digest, block in blocks.items():
+                yield (home, digest), block

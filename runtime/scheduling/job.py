@@ -75,6 +75,11 @@ class Job:
         first_s = now_s if self.first_token_s is None else self.first_token_s
         return first_s + self.tokens * self.tbt_s - now_s
 
+    def late_s(self, now_s: float) -> float:
+        """By how much its latest token is behind its promise, if it came now; below zero: it is not."""
+        assert self.first_token_s is not None, "it has one"
+        return now_s - self.first_token_s - (self.tokens - 1) * self.tbt_s
+
     def eta_s(self, left_s: float, now_s: float) -> float:
         """The plan's estimate of what is left of the prompt, corrected by the pace so far."""
         predicted_s = self.whole_s - left_s

@@ -18,7 +18,7 @@ chunk does not fit and nobody else has rows, it goes all the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -241,6 +241,30 @@ def chunk_loads(growth: Growth, job: Job, rows: int, ends: bool) -> dict[int, Lo
         load = loads[growth.group(job.home, shard)] = Load()
         load.add_chunk(growth, shard, job.issued, rows, ends)
     return loads
+
+
+def add_decodes(growth: Growth, jobs: Collection[Job], loads: dict[int, Load]) -> None:
+    """What the next row of each is to each group, in few steps: there are thousands of these a second."""
+    if growth.kvp == 1 and jobs:
+        load = loads.setdefault(0, Load())
+        load.T += len(jobs)
+        load.R += len(jobs)
+        load.KD += sum([job.cached for job in jobs]) + len(jobs)
+        return
+    one_group = 0 if growth.helix else growth.stripe_tokens
+    for job in jobs:
+        cached = job.cached
+        if cached < one_group:  # the common case
+            load = loads.get(job.home)
+            if load is None:
+                load = loads[job.home] = Load()
+            load.T += 1
+            load.R += 1
+            load.KD += cached + 1
+        else:
+            for shard in range(growth.seen_by(cached + 1)):
+                load = loads.setdefault(growth.group(job.home, shard), Load())
+                load.add_decode(growth, shard, cached)
 
 
 def _rounded(rows: int) -> int:

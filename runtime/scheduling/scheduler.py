@@ -12,7 +12,6 @@ somebody always finishes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
@@ -24,7 +23,7 @@ from .growth import Growth
 from .islands import Island, Islands
 from .job import Chunk, Job, MicroBatch
 from .overrun import Overrun
-from .packing import Adaptive, Packing
+from .packing import Adaptive, Packing, add_decodes
 from .pages import PageBook
 from .pipeline import Pipeline
 from .policies import DEFAULT, Policy
@@ -203,34 +202,23 @@ class Scheduler:
                 self._ready[sid] = job
 
     def _take_decodes(self, loads: dict[int, Load], island: Island) -> list[Job]:
-        taken = self._islands.on(island, self._ready.values())
+        taken, ready = self._islands.on(island, self._ready.values()), len(self._ready)
         for job in [job for job in taken if job.cached >= job.covered]:
             if job.sid in self._ready:  # and not preempted meanwhile
                 self._extend(job)
-        taken = [job for job in taken if job.sid in self._ready]
+        if len(self._ready) < ready:
+            taken = [job for job in taken if job.sid in self._ready]
         del taken[self.plan.max_batch :]
         if len(taken) == len(self._ready):
             self._ready.clear()
         else:
             for job in taken:
                 del self._ready[job.sid]
-        growth, page_size = self.growth, self.plan.page_size
-        one_group = math.inf if growth.kvp == 1 else 0 if growth.helix else growth.stripe_tokens
+        add_decodes(self.growth, taken, loads)
+        page_size = self.plan.page_size
         for job in taken:
-            cached = job.cached
-            if cached < one_group:  # the common case, in few steps: thousands of these a second
-                load = loads.get(job.home)
-                if load is None:
-                    load = loads[job.home] = Load()
-                load.T += 1
-                load.R += 1
-                load.KD += cached + 1
-            else:
-                for shard in range(growth.seen_by(cached + 1)):
-                    load = loads.setdefault(growth.group(job.home, shard), Load())
-                    load.add_decode(growth, shard, cached)
-            job.cached = cached + 1
-            if not job.cached % page_size and job.hashes is not None:
+            job.cached = cached = job.cached + 1
+            if not cached % page_size and job.hashes is not None:
                 self.filled.append(job)
         return taken
 

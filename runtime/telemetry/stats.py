@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -86,19 +87,24 @@ class Stats:
         """Begin again."""
         self.__init__()  # type: ignore[misc]
 
-    def token(self, job: Job, handle: Handle, now_s: float) -> bool:
-        """A token came, `job.tokens` with it; whether it is the first of its request to break a promise."""
+    def first_token(self, job: Job, handle: Handle, now_s: float) -> bool:
+        """It came; whether too late."""
         self.generated_tokens += 1
-        if job.tokens == 1:
-            ttft_s = now_s - job.arrival_s
-            self.tallies.time_to_first_token_seconds.add(ttft_s)
-            if handle.predicted_ttft_s is not None:
-                ratio = handle.predicted_ttft_s / max(ttft_s, ALLOWED_S)
-                self.tallies.ttft_predicted_over_measured.add(ratio)
-            return ttft_s > job.deadline_s
-        self.tallies.inter_token_latency_seconds.add(now_s - handle.token_times_s[-1])
-        if job.ahead_s(now_s) - job.tbt_s >= -ALLOWED_S:
-            return False
+        ttft_s = now_s - job.arrival_s
+        self.tallies.time_to_first_token_seconds.add(ttft_s)
+        if handle.predicted_ttft_s is not None:
+            ratio = handle.predicted_ttft_s / max(ttft_s, ALLOWED_S)
+            self.tallies.ttft_predicted_over_measured.add(ratio)
+        return ttft_s > job.deadline_s
+
+    def later_tokens(self, before: Mapping[float, int], now_s: float) -> None:
+        """They came. before: how many there are, by when the token before each came"""
+        for before_s, count in before.items():
+            self.generated_tokens += count
+            self.tallies.inter_token_latency_seconds.add(now_s - before_s, count)
+
+    def late_token(self, job: Job) -> bool:
+        """A later token came behind its promise; whether it is the first of its request."""
         self.late_tokens += 1
         job.late += 1
         return job.late == 1
