@@ -186,7 +186,7 @@ def test_a_rank_holds_what_the_plan_says(
     lonely: None,
 ) -> None:
     """Weights and KV to the byte; no more than what is said of a step, and not much less."""
-    workload = Workload(12_000, 1e3, 1e3, output_tokens=8, concurrency=concurrency)
+    workload = Workload(10_000, 1e3, 1e3, output_tokens=8, concurrency=concurrency)
     model = models(family, num_hidden_layers=3 * layout.spp)  # of fewer, stages need less
     plan = planned(model, workload, layout, overlap)
     directory, steps = compiled(model, plan, workload), steps_of(plan, workload)
