@@ -21,6 +21,9 @@ CONTIGUOUS = "contiguous"
 NEVER_HALVED = "off"
 """In place of the rows from which chunks go through layers in two halves."""
 
+NCCL = "nccl"
+"""In place of what pays: every sum over tensor-parallel ranks is NCCL's."""
+
 LENT = 32
 """What computes beside messages leaves one of so many multiprocessors to them. (NCCL's kernels need places of
 their own at once: behind a grid that holds all places until it ends, nothing would travel meanwhile.)"""
@@ -171,6 +174,8 @@ class Plan:
         max_batch + 1 may want logits.
     overlap_rows: chunks of at least so many rows that are on several KVP groups go through layers in two
         halves, so that one's partial results travel while the other is computed; 0: none do
+    one_shot_rows: sums over tp of at most so many rows are made by the kernel that reads them next, an add or
+        an add and norm, from the peers' memory; NCCL makes all others
     precision: what is not kept as dtype; eager: kernels are launched one by one, not by CUDA graphs.
     binding: the constraint without which the objective would be better: a name of the program, or "none".
     marginals, frontier: what else could be had and at what price; the frontier only where asked for.
@@ -198,6 +203,7 @@ class Plan:
     eager: bool = False
     host_pages: int = 0
     overlap_rows: int = 0
+    one_shot_rows: int = 0
 
     @property
     def gpus(self) -> int:

@@ -109,7 +109,7 @@ def predict(model: str, cluster: str, asked: Configuration) -> tuple[ModelSpec, 
 def apply(planned: Planned) -> tuple[Module, Module]:
     """The model's module before planning, and the same sharded, fused, staged and lowered."""
     from .ir.build import build
-    from .ir.passes import carry, fuse, lower, overlap, quantize, shard, split_stages
+    from .ir.passes import carry, fuse, lower, one_shot, overlap, quantize, shard, split_stages
     from .ir.verify import verify
 
     layout, stages, precision = planned.plan.layout, planned.plan.stages, planned.plan.precision
@@ -120,7 +120,8 @@ def apply(planned: Planned) -> tuple[Module, Module]:
     halved = verify(overlap(typed)) if planned.plan.overlap_rows else typed
     counts, roles = [s.num_layers for s in stages], [s.role for s in stages]
     carried = verify(carry(verify(split_stages(halved, counts, roles))))
-    return source, verify(lower(carried, planned.plan.target))
+    summed = verify(one_shot(carried)) if planned.plan.one_shot_rows else carried
+    return source, verify(lower(summed, planned.plan.target))
 
 
 def emit(planned: Planned, out: Path, progress: Progress = _silent) -> Manifest:

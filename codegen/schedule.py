@@ -11,13 +11,15 @@ from dataclasses import dataclass
 
 from ..artifact import Plan
 from ..ir.graph import Function, Module, Op, Program, layers_ahead, sources_and_copies
+from ..ir.ops.one_shot import SUMMED
 from ..ir.text import print_op
 from ..ir.types import TORCH_NAMES
 from .step import BATCH_INPUTS, MERGES, Stepping, step_lines
 from .templating import render
 
 _EXCHANGES = {"exchange", "exchange_scatter"}
-_COLLECTIVES = {"all_gather", *MERGES, *_EXCHANGES}  # those that schedule/collectives.py serves
+_ONE_SHOT = {f"all_reduce_{name}" for name in SUMMED}
+_COLLECTIVES = {"all_gather", *MERGES, *_EXCHANGES, *_ONE_SHOT}  # served by schedule/collectives.py
 _WIDTH = 100
 
 
@@ -30,6 +32,8 @@ def render_schedule(module: Module, plan: Plan) -> dict[str, str]:
             "schedule/collectives.py.j2",
             used=used,
             merges=bool(used & MERGES),
+            summed=(summed := [name for name in SUMMED if f"all_reduce_{name}" in used]),
+            norms=[name for name in summed if name != "add"],
             peers=plan.layout.kvp - 1,
         )
     for index, program in enumerate(module.programs):
@@ -64,6 +68,7 @@ def _render_stage(module: Module, program: Program, index: int, plan: Plan) -> s
         dtype=plan.dtype,
         kv_dtype=_kv_dtype(ops),
         kv_shape=_kv_shape(ops, module, plan),
+        shared=_shared(ops, plan),
         parameters=list(parameters.values()),
         functions=[_function(function, module) for function in used],
         arriving=_arriving(program),
@@ -145,6 +150,11 @@ class _Function:
         partial = self.function.types[name].partial
         return partial is not None and partial.kind == "sent"
 
+    def turn(self, name: str) -> object:
+        """Of a partial sum that the ranks read in place, which buffer it goes to; None of any other value."""
+        readers = (op for op in self.function.ops if op.name in _ONE_SHOT and name in op.operands)
+        return next((op.attrs["turn"] for op in readers if op.operands[_summand(op)] == name), None)
+
     def is_read(self, name: str) -> bool:
         return any(name in op.operands for op in self.function.ops) or name in self.function.returns
 
@@ -175,10 +185,20 @@ def _embed(op: Op, f: _Function) -> list[str]:
     ]
 
 
+def _summand(op: Op) -> int:
+    """Which operand of an op that sums over ranks is the partial sum."""
+    return SUMMED[op.name.removeprefix("all_reduce_")]
+
+
 def _linear(op: Op, f: _Function) -> list[str]:
+    result = op.results[0].name
+    if (turn := f.turn(result)) is not None:
+        x, weight = (f.ref(name) for name in op.operands)
+        room = f"collectives.room({x}, {turn}, comm)"
+        return [f"{result} = torch.mm({x}, {weight}.t(), out={room})"]
     library = "F." if op.attrs["kernel"] == "torch" else ""
     operands = ", ".join(f.ref(name) for name in op.operands)
-    return [f"{op.results[0].name} = {library}linear({operands})"]
+    return [f"{result} = {library}linear({operands})"]
 
 
 def _linear_fp8(op: Op, f: _Function) -> list[str]:
@@ -189,11 +209,13 @@ def _linear_fp8(op: Op, f: _Function) -> list[str]:
     """
     x, x_scale, weight, w_scale, *bias = (f.ref(name) for name in op.operands)
     operands = ", ".join((x, f"{weight}.t()", x_scale, f"{w_scale}.t()", *bias))
-    dtype = TORCH_NAMES[str(op.attrs["dtype"])]
+    dtype, result = TORCH_NAMES[str(op.attrs["dtype"])], op.results[0].name
+    turn = f.turn(result)
+    room = "" if turn is None else f" out=collectives.room({x}, {turn}, comm),"
     return [
-        f"{op.results[0].name} = torch._scaled_mm(",
+        f"{result} = torch._scaled_mm(",
         f"    {operands},",
-        f"    out_dtype=torch.{dtype}, use_fast_accum=True,",
+        f"    out_dtype=torch.{dtype}, use_fast_accum=True,{room}",
         ")",
     ]
 
@@ -270,6 +292,13 @@ def _all_reduce(op: Op, f: _Function) -> list[str]:
     return [f"dist.all_reduce({x}, group=comm.{op.attrs['axis']})", f"{op.results[0].name} = {x}"]
 
 
+def _sum(op: Op, f: _Function) -> list[str]:
+    """A sum that is completed by the op that reads it: from the peers' memory, or by NCCL first."""
+    given = ", ".join([*map(f.ref, op.operands), str(op.attrs["turn"]), "comm"])
+    results = ", ".join(value.name for value in op.results)
+    return [f"{results} = collectives.{op.name}({given})"]
+
+
 _EMIT: Mapping[str, Callable[[Op, _Function], list[str]]] = {
     "embed": _embed,
     "rotary": _call("rotary({0})"),
@@ -295,6 +324,7 @@ _EMIT: Mapping[str, Callable[[Op, _Function], list[str]]] = {
     "merge": _merge,
     "merge_scatter": _merge_scatter,
     "all_reduce": _all_reduce,
+    **dict.fromkeys(_ONE_SHOT, _sum),
     "all_gather": _call("collectives.all_gather({0}, {dim}, comm.{axis})"),
 }
 
@@ -345,6 +375,12 @@ def _kv_shape(ops: list[Op], module: Module, plan: Plan) -> tuple[object, ...]:
     cache = next(op for op in ops if op.name == "cache")
     _, _, heads, dim = cache.type.local_shape(module.mesh)
     return heads, plan.num_pages, plan.page_size, dim
+
+
+def _shared(ops: list[Op], plan: Plan) -> tuple[object, ...] | None:
+    """The memory that the stage's ranks read of one another, where they do."""
+    sums = (op for op in ops if op.name in _ONE_SHOT)
+    return next(((2, plan.one_shot_rows, op.type.shape[1]) for op in sums), None)
 
 
 def _imports(ops: list[Op]) -> list[str]:

@@ -120,14 +120,17 @@ class Interpreter:
         self, op: Op, args: list[list[Array]], sites: list[_Site]
     ) -> list[tuple[Array, ...]]:
         definition = OPS[op.name]
-        if definition.evaluate is not None:
-            return [definition.evaluate(op, a, s) for a, s in zip(args, sites, strict=True)]
-        assert definition.collective is not None
-        results: dict[int, tuple[Array, ...]] = {}
-        for peers in self._along(str(op.attrs["axis"])):
-            shared = definition.collective(op, [args[i] for i in peers])
-            results.update(zip(peers, shared, strict=True))
-        return [results[i] for i in range(len(self.ranks))]
+        given: Sequence[Sequence[Array]] = args
+        if definition.collective is not None:
+            found: dict[int, tuple[Array, ...]] = {}
+            for peers in self._along(str(op.attrs["axis"])):
+                shared = definition.collective(op, [args[i] for i in peers])
+                found.update(zip(peers, shared, strict=True))
+            given = collected = [found[i] for i in range(len(self.ranks))]
+            if definition.evaluate is None:
+                return collected
+        assert definition.evaluate is not None
+        return [definition.evaluate(op, a, s) for a, s in zip(given, sites, strict=True)]
 
     def _along(self, axis: str) -> Sequence[list[int]]:
         """The ranks, as indices, in one list for each collective over the axis, in its order."""

@@ -80,6 +80,11 @@ class Cluster:
         return round(self["devices_per_node"])
 
     @property
+    def switched(self) -> int:
+        """Devices behind one switch, by which each reads any other's memory over all of its links; or 0."""
+        return round(self["links.intra.switched"]) if "links.intra.switched" in self.numbers else 0
+
+    @property
     def devices(self) -> int:
         return self.nodes * self.devices_per_node
 

@@ -196,6 +196,15 @@ def overlapping(search: Search, found: Finding) -> Iterator[str]:
         )
 
 
+def summing(search: Search, found: Finding) -> Iterator[str]:
+    """From how many rows on sums over tp are NCCL's."""
+    if rows := search.pricer.one_shot_rows(found.outlook.layout):
+        yield (
+            f"Sums over tp of up to {rows:,} rows, as of decodes, are made from the peers' memory by the "
+            "kernel that normalises them; NCCL makes the others."
+        )
+
+
 def halves_lose(search: Search, found: Finding) -> bool:
     """Whether halves, worth it for chunks at the middle of the context, are not for the chosen ones."""
     return found.outlook.overlap_rows > 0 and _whole_s(search, found) <= found.ttft_s

@@ -13,7 +13,7 @@ workspace       of kernels: on a GPU the partial results of split keys (`SPLIT_R
 communication   partial results on their way to and from the peers; the pieces of what is gathered; the next
                 micro-batch's rows, which arrive meanwhile; rows sent on, of which the runtime keeps p + 1
                 micro-batches until they have left; and what the communication library allocates for
-                itself per process group
+                itself per process group, and the buffers that tp peers read
 
 A rank needs most at one moment of its program: `Moment` is one, and `Footprint.step` takes the dearest for
 each micro-batch. Every stage is counted as if it embedded, had the head and sent on. Rows still on
@@ -232,6 +232,7 @@ def _made(op: Op, function: Function, mesh: Mesh, target: str) -> Size:
         "cache",
         "merge_heads",
         "all_reduce",
+        "all_reduce_add",
         "merge",
         "merge_scatter",
         "halve",

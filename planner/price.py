@@ -10,12 +10,13 @@ from functools import cache
 
 import numpy as np
 
-from ..artifact import AUTO, FP8, NEVER_HALVED, Precision, Workload
+from ..artifact import AUTO, FP8, NCCL, NEVER_HALVED, Precision, Workload
 from ..ir.build import build
 from ..ir.graph import Module
 from ..ir.model import ModelSpec
-from ..ir.passes import carry, fuse, quantize, shard
+from ..ir.passes import carry, fuse, one_shot, quantize, shard
 from ..ir.passes import overlap as overlap_pass
+from ..ir.types import DTYPE_NAMES, ITEMSIZE
 from ..layout import Layout
 from .chunks import (
     Floats,
@@ -37,6 +38,7 @@ from .cost import (
     Totals,
     choosing,
     links_of,
+    one_shot_rows,
     price_terms,
     stage_formulas,
     tabulate,
@@ -80,12 +82,16 @@ WORTH = 0.01
 
 @dataclass(frozen=True)
 class Mesh:
-    """What a module is sharded for; halves: with a layer in halves beside the whole one."""
+    """What a module is sharded for.
+
+    halves: with a layer in halves beside the whole one; one_shot: with sums that may be made in one shot
+    """
 
     tp: int
     kvp: int
     ffn: str
     halves: bool = False
+    one_shot: bool = False
 
 
 class Pricer:
@@ -101,10 +107,13 @@ class Pricer:
         *,
         eager: bool = False,
         overlap: int | str | None = None,
+        all_reduce: str | None = None,
     ) -> None:
-        """overlap: rows from which chunks go through layers in halves, NEVER_HALVED, or None: as pays."""
+        """overlap: rows from which chunks go through layers in halves, NEVER_HALVED, or None: as pays;
+        all_reduce: NCCL, or None: for few rows one shot, where that pays.
+        """
         self.spec, self.cluster, self.dtype, self.workload = spec, cluster, dtype, workload
-        self.precision, self.overlap = precision, overlap
+        self.precision, self.overlap, self.all_reduce = precision, overlap, all_reduce
         self.grid: Grid = make_grid(workload.context)
         source = build(spec, dtype, precision.kv_cache)
 
@@ -112,7 +121,8 @@ class Pricer:
         def module(mesh: Mesh) -> Module:
             fused = fuse(shard(source, tp=mesh.tp, kvp=mesh.kvp, ffn=mesh.ffn))
             typed = quantize(fused) if precision.weights == FP8 else fused
-            return carry(overlap_pass(typed) if mesh.halves else typed)
+            carried = carry(overlap_pass(typed) if mesh.halves else typed)
+            return one_shot(carried) if mesh.one_shot else carried
 
         @cache
         def tasks(mesh: Mesh) -> tuple[Mapping[str, tuple[Task, ...]], Footprint]:
@@ -165,7 +175,7 @@ class Pricer:
         if layout.kvp == 1 or never:
             return self.whole_wiring(layout)
         kvp = layout.kvp if layout.helix else 2  # repeated: all one to a rank
-        mesh = Mesh(layout.tp, kvp, layout.ffn, halves=True)
+        mesh = self._mesh(layout, kvp, halves=True)
         both = self._wiring(mesh, links_of(layout, self.cluster))
         rows = self.overlap if isinstance(self.overlap, int) else self._rows(both, layout.kvp)
         return self._halved(both, rows) if rows else self.whole_wiring(layout)
@@ -173,7 +183,25 @@ class Pricer:
     def whole_wiring(self, layout: Layout) -> Wiring:
         """In which no chunk goes in halves."""
         kvp = layout.kvp if layout.helix else min(layout.kvp, 2)
-        return self._wiring(Mesh(layout.tp, kvp, layout.ffn), links_of(layout, self.cluster))
+        return self._wiring(self._mesh(layout, kvp), links_of(layout, self.cluster))
+
+    def _mesh(self, layout: Layout, kvp: int, *, halves: bool = False) -> Mesh:
+        summed = self.one_shot_rows(layout) > 0
+        return Mesh(layout.tp, kvp, layout.ffn, halves, summed)
+
+    def one_shot_rows(self, layout: Layout) -> int:
+        """As in `artifact.Plan`. Helix sums over the ranks of all groups, which need not share a node."""
+        if self.all_reduce == NCCL or layout.helix:
+            return 0
+        return one_shot_rows(self.cluster, layout.tp, self._row_bytes)
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.spec.hidden * ITEMSIZE[DTYPE_NAMES[self.dtype]]
+
+    def shared_bytes(self, layout: Layout) -> int:
+        """The two buffers that a rank's tp peers read."""
+        return 2 * self.one_shot_rows(layout) * self._row_bytes
 
     def _rows(self, both: Wiring, kvp: int) -> int:
         """The least chunk of the menu that halves make faster by WORTH, and all above it; 0 if none.
@@ -245,7 +273,7 @@ class Pricer:
             kept=kept(
                 self.workload.context,
                 growth,
-                self.communication_bytes(process_groups(layout)),
+                self.communication_bytes(process_groups(layout)) + self.shared_bytes(layout),
             ),
             footprint=wiring.footprint,
             overlap_rows=wiring.overlap_rows,

@@ -82,9 +82,16 @@ class WhatIf:
         devices = devices_asked(cluster, nodes=nodes, gpus=gpus)
         self.degrees = check_pins(spec, cluster, devices, self.pinned)
         self.promise = Promise(workload.ttft_s, workload.tbt_s, devices)
-        overlap = self.pinned.get("overlap")
+        reduce = self.pinned.get("all_reduce")
         pricer = Pricer(
-            spec, cluster, self.dtype, workload, precision, eager=eager, overlap=overlap
+            spec,
+            cluster,
+            self.dtype,
+            workload,
+            precision,
+            eager=eager,
+            overlap=self.pinned.get("overlap"),
+            all_reduce=None if reduce is None else str(reduce),
         )
         self.search = Search(pricer, self.pinned)
         self.search.layouts(devices)

@@ -95,7 +95,7 @@ class Stage:
         peers = [layout.rank(stage, group, tp_rank) for group in range(layout.kvp)]
         rows = plan.overlap_rows
         self.batches = Batches(growth, plan.page_size, peers, self.device, rows)
-        self.comm = given.connect(plan, self.device)
+        self.comm = given.connect(plan, self.program, self.device)
         self._eos = frozenset(manifest.model["eos"])
         self._max_sends = layout.spp + 1
         self._sends: deque[Any] = deque()

@@ -246,10 +246,10 @@ def chunk_loads(growth: Growth, job: Job, rows: int, ends: bool) -> dict[int, Lo
 def add_decodes(growth: Growth, jobs: Collection[Job], loads: dict[int, Load]) -> None:
     """What the next row of each is to each group, in few steps: there are thousands of these a second."""
     if growth.kvp == 1 and jobs:
-        whole = loads.setdefault(0, Load())
-        whole.T += len(jobs)
-        whole.R += len(jobs)
-        whole.KD += sum([job.cached for job in jobs]) + len(jobs)
+        only = loads.setdefault(0, Load())
+        only.T += len(jobs)
+        only.R += len(jobs)
+        only.KD += sum([job.cached for job in jobs]) + len(jobs)
         return
     one_group = 0 if growth.helix else growth.stripe_tokens
     for job in jobs:

@@ -29,7 +29,7 @@ from mnemoc.folder import load_artifact, write_artifact
 from mnemoc.ir import sizes
 from mnemoc.ir.build import build
 from mnemoc.ir.model import load_model, read_config
-from mnemoc.ir.passes import carry, fuse, lower, overlap, shard, split_stages
+from mnemoc.ir.passes import carry, fuse, lower, one_shot, overlap, shard, split_stages
 from mnemoc.layout import Layout
 from mnemoc.runtime.executor.workers import NurseryProcess
 from mnemoc.runtime.init_model import Blueprint, init_model
@@ -134,7 +134,8 @@ def compile_plan(model: Path, plan: Plan, workload: Workload, directory: Path) -
     if plan.overlap_rows:
         sharded = overlap(sharded)
     counts, roles = [s.num_layers for s in plan.stages], [s.role for s in plan.stages]
-    planned = lower(carry(split_stages(sharded, counts, roles)), plan.target)
+    carried = carry(split_stages(sharded, counts, roles))
+    planned = lower(one_shot(carried) if plan.one_shot_rows else carried, plan.target)
     seconds = sympy.Float(1e-6) * (sizes.T + sizes.QK / 1000 + sizes.KD / 1000)
     halves = ("halves",) if plan.overlap_rows else ()
     names = ("step", "embed", "entry", "layer", *halves, "head", "hop")

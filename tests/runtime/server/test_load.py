@@ -147,9 +147,9 @@ def test_requests_leave_no_memory_behind(served: Served, client: ModuleType) -> 
 def test_a_client_that_does_not_read_holds_nobody_up_and_misses_nothing(
     served: Served, client: ModuleType
 ) -> None:
-    """A thousand tokens are more than fit between server and client, in events as long as these."""
+    """With all that is told of each token, an answer has more than fits between server and client."""
     body = {"prompt": [9] * 20, "max_tokens": 1000, "ignore_eos": True, "temperature": 0}
-    long = {"request_id": "s" * 128, "stream_options": {"continuous_usage_stats": True}}
+    long = {"logprobs": 20, "stream_options": {"continuous_usage_stats": True}}
     whole = asyncio.run(ask(served, client, **body)).json["choices"][0]["text"]
     asked = client.post({**body, **long, "stream": True})
     with client.stalled(served.port, asked) as slow:
