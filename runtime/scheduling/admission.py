@@ -187,7 +187,9 @@ class Admission:
             return False
         for victim in victims:
             preempt(victim)
-            if any(self.book.available(group) >= needs for group in groups):
+            while self.book.tidy():  # all that it leaves counts, before the next one has to go
+                pass
+            if self._choice(job, prefilling.values()) is not None:
                 return True
         return False
 

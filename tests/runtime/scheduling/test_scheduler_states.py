@@ -342,13 +342,17 @@ STEPS = int(os.environ.get("MNEMOC_STATE_STEPS", "5000"))
 """Rules tried in all; a minute is enough for 100,000."""
 
 
-def test_whatever_happens_pages_are_right_and_everybody_finishes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests that leave are tidied up three pages at a time, so that they are seen half gone; prompts of
     some forty tokens are long, so that two of them could be in a micro-batch."""
     monkeypatch.setattr("mnemoc.runtime.scheduling.pages.TIDIED", 3)
     monkeypatch.setattr("mnemoc.runtime.scheduling.scheduler.LONG_ITERATIONS", 0.5)
+
+
+def test_whatever_happens_pages_are_right_and_everybody_finishes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small_steps(monkeypatch)
     run_state_machine_as_test(
         Serving,
         settings=settings(
@@ -358,3 +362,14 @@ def test_whatever_happens_pages_are_right_and_everybody_finishes(
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_who_makes_way_leaves_all_its_pages_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by the machine above: while some of them were looked through, nobody ran, and nobody could."""
+    small_steps(monkeypatch)
+    serving = Serving()
+    serving.begin("one group", "lars", host_pages=0, pages=PAGES, tbt_s=0.003)
+    serving.arrive(family=0, prompt=94, new=1, shares=False, hurry=0.01, priority=0)
+    serving.arrive(family=0, prompt=69, new=1, shares=True, hurry=0.01, priority=0)
+    serving.teardown()
+    assert serving.scheduler.counts.preemptions, "one made way"
