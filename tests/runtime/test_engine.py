@@ -100,7 +100,10 @@ def test_a_request_that_can_never_run_is_refused_at_once(engine: Engine) -> None
 def test_chunks_follow_one_another_through_the_stages_without_gaps(
     models: Callable[..., Path], plans: Callable[..., Path], nursery: NurseryProcess
 ) -> None:
-    """Two stages that sleep for as long as a chunk would take: m chunks take m + 1 naps, not 2·m."""
+    """Two stages that sleep for as long as a chunk would take: m chunks take m + 1 naps, not 2·m.
+
+    The best of three: the machine may be busy.
+    """
     nap_s, num_chunks = 0.05, 12
     model = models("llama")
     directory = plans(model, spp=2, chunks=(ChunkRule(0, 4096, 10, 1, nap_s),))
@@ -113,6 +116,6 @@ def test_chunks_follow_one_another_through_the_stages_without_gaps(
         files[path] = "".join(lines).encode()
     artifact.write(directory, manifest, files)
     with Engine.start(directory, model, nursery=nursery) as engine:
-        handle = engine.submit(Request((1,) * 10 * num_chunks, 1)).result()
-    assert handle.ttft_s is not None
-    assert (num_chunks + 1) * nap_s <= handle.ttft_s < 1.5 * num_chunks * nap_s
+        asked = [Request((token,) * 10 * num_chunks, 1) for token in (1, 2, 3)]
+        ttft_s = min(engine.submit(request).result().ttft_s or 0.0 for request in asked)
+    assert (num_chunks + 1) * nap_s <= ttft_s < 1.5 * num_chunks * nap_s
