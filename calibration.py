@@ -1,13 +1,15 @@
 """`mnemoc calibrate`: this machine → a cluster file whose figures were measured on it.
 
-First the kernels that plans emit, by size, on one core and on all at once; what a whole layer takes beyond
-them is the cost of its launches. Then the engine, running a small plan on one core: its time between tokens
-beyond what all this explains is the overhead of an iteration, and of each request in it.
+First the kernels that plans emit, by size, on one core and on all at once; what a whole layer of one row
+takes beyond them is the cost of its launches, what one of many rows takes beyond both is that of its
+products. Then the engine, running a small plan on one core: its time between tokens beyond what all this
+explains is the overhead of an iteration, and of each request in it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import statistics
 import tempfile
@@ -16,8 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import artifact, pipeline
+from . import pipeline
 from .artifact import Workload
+from .folder import load_artifact
 
 if TYPE_CHECKING:
     from .console import Progress
@@ -76,6 +79,9 @@ def calibrate(
         figures = _figures(measured, source)
         free = _write(work / "free.toml", figures)
         figures["overhead.launch"] = (_launch_s(spec, free, measured.layer_s), "s", source)
+        launched = _write(work / "launched.toml", figures)
+        products = _products(spec, launched, measured)
+        figures["efficiency.matmul"] = (rising(products, measured.peak_flops), "rows", source)
         provisional = _write(work / "local.toml", figures)
         weights = Blueprint({}, spec.tensors(), spec.dtype, spec.vocab, None, ())
         init_model(weights, work / "model", seed=0, max_shard_bytes=1 << 30)
@@ -190,6 +196,24 @@ def _launch_s(spec: ModelSpec, cluster: Cluster, layer_s: float) -> float:
     return max(0.0, layer_s - explained_s) / launches
 
 
+def _products(spec: ModelSpec, cluster: Cluster, measured: Figures) -> Points:
+    """FLOP/s of a layer's products among all else that it does, by rows: what a layer takes beyond what is
+    explained is theirs. Alone they find their inputs in the first caches, and memory that is theirs already.
+    """
+    from .planner import whole_layers
+
+    weights = (s for name, s in spec.tensors().items() if ".layers.0." in name and len(s) == 2)
+    row_flops = 2 * sum(map(math.prod, weights))
+    explained = whole_layers(spec, cluster, [rows for rows, _ in measured.matmul])
+    found = []
+    for (rows, rate), (_, layer_s), explained_s in zip(
+        measured.matmul, measured.layers_s, explained, strict=True
+    ):
+        alone_s = rows * row_flops / rate
+        found.append((rows, rows * row_flops / max(alone_s / 2, alone_s + layer_s - explained_s)))
+    return found
+
+
 def beside_kernels(
     directory: Path, weights: Path, prompt: int = 256, tokens: int = 48
 ) -> tuple[float, float]:
@@ -200,7 +224,7 @@ def beside_kernels(
     from .runtime import Engine, Request, Sampling
     from .runtime.loader import ArtifactModules
 
-    _, contents = artifact.load(directory)
+    _, contents = load_artifact(directory)
     cost = ArtifactModules(directory, contents, ("cost",)).load("cost")
     request = Request(tuple(i % 256 for i in range(prompt)), tokens, Sampling(ignore_eos=True))
     beyond_s: dict[int, list[float]] = {1: [], CROWD: []}

@@ -110,8 +110,10 @@ def _config(path: Path) -> dict[str, Any]:
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot read: {error}", where=path) from error
+    except OSError as error:
+        raise BadInput(f"cannot read: {error.strerror}", where=path) from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"not UTF-8: {error}", where=path) from error
 
 
 # ------------------------------------------------------------------------------ what templates call

@@ -232,12 +232,15 @@ def predict(
       mnemoc predict llama-3-8b --cluster dgx-h100 --layout tp=8,spp=4,kvp=2 --prompt 1M
     """
     from . import pipeline
-    from .artifact import Layout, Precision
+    from .artifact import Precision
     from .codec import from_json, to_json
+    from .layout import Layout
     from .planner import Configuration
     from .planner.tell import tell
 
-    stripe, overlap = layout.pop("stripe", None), layout.pop("overlap", None)
+    stripe, overlap, all_reduce = (
+        layout.pop(name, None) for name in ("stripe", "overlap", "all_reduce")
+    )
     pinned = from_json(Layout, {"tp": 1, "spp": 1, "kvp": 1} | layout, "--layout")
     precision = Precision(quantization or "auto", kv_cache_dtype)
     asked = Configuration(
@@ -251,6 +254,7 @@ def predict(
         precision=precision,
         stripe=stripe,
         overlap=overlap,
+        all_reduce=None if all_reduce is None else str(all_reduce),
         eager=enforce_eager,
     )
     with console.progress_bar() as progress:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from pygments.lexer import Lexer
     from rich.console import Console
 
-    from .artifact import Frontier, Plan, Workload
+    from .alternatives import Frontier
+    from .artifact import Plan, Workload
 
 SCREEN_WIDTH = 110  # of a plan, where stdout is no terminal
 

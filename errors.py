@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .artifact import Frontier, Relaxation
+    from .alternatives import Frontier, Relaxation
 
 
 class MnemocError(Exception):

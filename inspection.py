@@ -26,9 +26,9 @@ def show(directory: Path, what: tuple[str, ...], in_browser: bool) -> None:
       mnemoc show plan/ kernel attention_prefill
       mnemoc show plan/ report --open
     """
-    from . import artifact
+    from .folder import load_artifact
 
-    manifest, contents = artifact.load(directory)
+    manifest, contents = load_artifact(directory)
     if in_browser and what != ("report",):
         raise UsageError("--open is for the report", do=f"mnemoc show {directory} report --open")
     if what == ("report",):

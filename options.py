@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .artifact import CONTIGUOUS, FFN_MODES, FP8, NEVER_HALVED, PRECISIONS
+from .artifact import CONTIGUOUS, FP8, NCCL, NEVER_HALVED, PRECISIONS
 from .console import Progress, remark
 from .errors import BadInput, UsageError
+from .layout import FFN_MODES
 from .runtime.scheduling.policies import DEFAULT, POLICIES
 from .units import parse_count, parse_duration_s
 
@@ -214,7 +215,7 @@ def duration(_context: click.Context, param: click.Parameter, value: str | None)
 def pins(
     _context: click.Context, param: click.Parameter, value: str | None
 ) -> dict[str, int | str]:
-    """What of the layout to pin: tp=8,spp=4,kvp=4,ffn=helix,stripe=64K,overlap=256 or a part of it."""
+    """What of the layout to pin of tp=8,spp=4,kvp=4,ffn=helix,stripe=64K,overlap=256,all_reduce=nccl."""
     result: dict[str, int | str] = {}
     for item in value.split(",") if value else ():
         axis, _, text = item.strip().partition("=")
@@ -225,7 +226,8 @@ def pins(
                 where=param.opts[0],
                 got=value,
                 do=f"write tp=8,spp=4,kvp=4 and, if you like, ffn={' or ffn='.join(FFN_MODES)}, "
-                f"stripe=64K or stripe={CONTIGUOUS}, and overlap=256 or overlap={NEVER_HALVED}",
+                f"stripe=64K or stripe={CONTIGUOUS}, overlap=256 or overlap={NEVER_HALVED}, and "
+                f"all_reduce={NCCL}",
             )
         result[axis] = pinned
     return result
@@ -235,7 +237,12 @@ def _pin(axis: str, text: str, what: str) -> int | str | None:
     """One item's value; None if it is none."""
     if axis in AXES:
         return int(text) if text.isdecimal() and int(text) > 0 else None
-    names = {"ffn": FFN_MODES, "stripe": (CONTIGUOUS,), "overlap": (NEVER_HALVED,)}.get(axis, ())
+    names = {
+        "ffn": FFN_MODES,
+        "stripe": (CONTIGUOUS,),
+        "overlap": (NEVER_HALVED,),
+        "all_reduce": (NCCL,),
+    }.get(axis, ())
     if axis in ("stripe", "overlap") and text and text not in names:
         return parse_count(text, what)
     return text if text in names else None

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import artifact
 from .artifact import AUTO, FP8, Manifest, Plan, Precision, Workload
 from .codec import from_json, to_json
+from .folder import MANIFEST, load_artifact, refuse_if_taken, write_artifact
+from .layout import Layout
 
 if TYPE_CHECKING:
     from .codegen import Export, Launch
@@ -108,7 +109,7 @@ def predict(model: str, cluster: str, asked: Configuration) -> tuple[ModelSpec, 
 def apply(planned: Planned) -> tuple[Module, Module]:
     """The model's module before planning, and the same sharded, fused, staged and lowered."""
     from .ir.build import build
-    from .ir.passes import fuse, lower, overlap, quantize, shard, split_stages
+    from .ir.passes import carry, fuse, lower, one_shot, overlap, quantize, shard, split_stages
     from .ir.verify import verify
 
     layout, stages, precision = planned.plan.layout, planned.plan.stages, planned.plan.precision
@@ -118,14 +119,16 @@ def apply(planned: Planned) -> tuple[Module, Module]:
     typed = verify(quantize(fused)) if precision.weights == FP8 else fused
     halved = verify(overlap(typed)) if planned.plan.overlap_rows else typed
     counts, roles = [s.num_layers for s in stages], [s.role for s in stages]
-    return source, verify(lower(verify(split_stages(halved, counts, roles)), planned.plan.target))
+    carried = verify(carry(verify(split_stages(halved, counts, roles))))
+    summed = verify(one_shot(carried)) if planned.plan.one_shot_rows else carried
+    return source, verify(lower(summed, planned.plan.target))
 
 
 def emit(planned: Planned, out: Path, progress: Progress = _silent) -> Manifest:
     """Write the plan's artifact to `out`, whole or not at all."""
     from .codegen import render_launch
 
-    artifact.refuse_if_taken(out)
+    refuse_if_taken(out)
     manifest = Manifest(
         model=to_json(planned.spec),
         cluster=planned.cluster.describe(),
@@ -134,7 +137,7 @@ def emit(planned: Planned, out: Path, progress: Progress = _silent) -> Manifest:
     )
     source, module = apply(planned)
     files = _files(planned, source, module, progress) | render_launch(launch_of(planned))
-    return artifact.write(out, manifest, {**files, "report.html": _report(planned, module)})
+    return write_artifact(out, manifest, {**files, "report.html": _report(planned, module)})
 
 
 def dump(planned: Planned, what: Sequence[str], progress: Progress = _silent) -> dict[str, str]:
@@ -212,8 +215,8 @@ def export(directory: Path, engine: str) -> Export:
     from .codegen import export as write
     from .ir.model import ModelSpec
 
-    manifest, _ = artifact.load(directory)
-    spec = from_json(ModelSpec, manifest.model, str(directory / artifact.MANIFEST))
+    manifest, _ = load_artifact(directory)
+    spec = from_json(ModelSpec, manifest.model, str(directory / MANIFEST))
     per_node = int(manifest.cluster["numbers"]["devices_per_node"]["value"])
     return write(engine, Subject(spec, manifest.workload, manifest.plan, per_node))
 
@@ -229,7 +232,7 @@ class Verification:
     first_mismatch:     index of the first greedy token that differs, or None
     """
 
-    layout: artifact.Layout
+    layout: Layout
     prompt_tokens: int
     output_tokens: int
     checked_rows: int
@@ -274,8 +277,8 @@ def verify(
     from .ir.model import ModelSpec
     from .runtime import Engine, Request, Sampling
 
-    manifest, _ = artifact.load(directory)
-    spec = from_json(ModelSpec, manifest.model, str(directory / artifact.MANIFEST))
+    manifest, _ = load_artifact(directory)
+    spec = from_json(ModelSpec, manifest.model, str(directory / MANIFEST))
     if prompt_ids is None:
         length = max(1, min(VERIFY_TOKENS, manifest.workload.context))
         prompt_ids = np.random.default_rng(0).integers(0, spec.vocab, length).tolist()

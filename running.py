@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import artifact
 from .artifact import Manifest
 from .console import Progress
+from .folder import load_artifact
 from .runtime import Engine, Handle, Request, Sampling, Token
 from .runtime.loader import ArtifactModules
 from .runtime.scheduling.cost import Load, PlanCost, PrefillTime
@@ -51,7 +51,7 @@ def run_prompt(
     trace_out: Path | None = None,
 ) -> Outcome:
     """Start the plan's workers, run the prompt, hand text to `write` as it becomes certain."""
-    manifest, contents = artifact.load(directory)
+    manifest, contents = load_artifact(directory)
     tokenizer = Tokenizer(weights)
     request = Request(tokenizer.encode(prompt), max_tokens, sampling)
     cost = PlanCost(ArtifactModules(directory, contents, ["cost.py"]).load("cost"))

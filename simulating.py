@@ -67,8 +67,8 @@ def simulate(
     Example:
       mnemoc simulate plan/ --workload paper-mix --qps 0.5 --perfetto trace.json.gz
     """
-    from . import artifact
     from .codec import to_json
+    from .folder import load_artifact
     from .runtime.loader import ArtifactModules
     from .runtime.simulation import (
         OURS,
@@ -91,7 +91,7 @@ def simulate(
         raise UsageError(
             "the baselines are first come, first served", where="--policy", do="leave it out"
         )
-    manifest, contents = artifact.load(directory)
+    manifest, contents = load_artifact(directory)
     cost = ArtifactModules(directory, contents, ["cost.py"]).load("cost")
     found: Result | Capacity | None
     with ExitStack() as stack:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .artifact import FP8, Marginal, Memory, Plan, Precision
+from .alternatives import Marginal
+from .artifact import FP8, Memory, Plan, Precision
 from .units import format_count, format_duration
 
 _PARTS = {"kv": "KV", "activation": "activations"}

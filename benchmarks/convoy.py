@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mnemoc import artifact
+from mnemoc.folder import load_artifact
 from mnemoc.runtime import Engine, Handle, Request, Sampling
 from mnemoc.runtime.scheduling.scheduler import MIN_DEADLINE_S
 from mnemoc.runtime.simulation.baselines import FixedChunk, WholePrefill
@@ -176,7 +176,7 @@ def main() -> None:
         model, plan = make_model(work / "model", **SMALL_MODEL), work / "plan"
         layout, tbt = "tp=1,spp=1,kvp=1", f"{TBT_S * 1e3:.4g}ms"
         made = make_plan(plan, model, work / "local.toml", layout, LONG_TOKENS, 64, tbt=tbt)
-        budget = artifact.load(plan)[0].plan.chunk_at(0)
+        budget = load_artifact(plan)[0].plan.chunk_at(0)
         contenders = {
             "alone": Contender(short=False),
             "idle": Contender(long=False),

@@ -175,13 +175,43 @@ def write_report(name: str, title: str, figures: Sequence[Figure], runs: Mapping
     RESULTS.mkdir(exist_ok=True)
     where = machine()
     body = {"machine": where, "figures": [vars(figure) for figure in figures], "runs": runs}
-    (RESULTS / f"{name}.json").write_text(json.dumps(body, indent=1) + "\n")
+    (RESULTS / f"{name}.json").write_text(_readable(body) + "\n")
+    text = as_page(title, figures, where)
+    (RESULTS / f"{name}.md").write_text(text)
+    say(text)
+
+
+def as_page(title: str, figures: Sequence[Figure], where: Mapping[str, Any]) -> str:
+    """The report to read. where: as of `machine`"""
     host = ", ".join(f"{key} {value}" for key, value in where.items())
     rows = [f"| {f.name} | {f.value:.3g} {f.unit} | {f.aim} | {f.detail} |" for f in figures]
     table = ["| figure | measured | aim | from |", "| --- | --- | --- | --- |", *rows]
-    text = "\n".join([f"# {title}", "", f"Measured on: {host}.", "", *table, ""])
-    (RESULTS / f"{name}.md").write_text(text)
-    say(text)
+    return "\n".join([f"# {title}", "", f"Measured on: {host}.", "", *table, ""])
+
+
+def _readable(value: Any, indent: str = "") -> str:
+    """JSON in which whatever holds nothing further is one line: a measurement, not a number; six digits."""
+    entries = value.values() if isinstance(value, Mapping) else value
+    if not isinstance(value, (Mapping, list, tuple)) or not any(
+        isinstance(entry, (Mapping, list, tuple)) for entry in entries
+    ):
+        return json.dumps(_rounded(value))
+    deeper = indent + " "
+    lines = [_readable(entry, deeper) for entry in entries]
+    opening, closing = "[]"
+    if isinstance(value, Mapping):
+        lines = [f"{json.dumps(key)}: {line}" for key, line in zip(value, lines, strict=True)]
+        opening, closing = "{}"
+    body = f",\n{deeper}".join(lines)
+    return f"{opening}\n{deeper}{body}\n{indent}{closing}"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _rounded(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(entry) for entry in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def say(text: str) -> None:

@@ -1,8 +1,8 @@
 """Two hosts in network namespaces: how long until a fault is noticed, and until requests are answered again.
 
-A server made from a plan's own launch files, its workers under torchrun on both hosts; a worker is killed, or
-a host's link is cut and healed once that was noticed. Noticed: until /health is 503. Back: from then on,
-until a request that was sent at once is answered.
+A server made from a plan's own launch files, its workers under torchrun on both hosts; a worker is killed or
+stopped (SIGSTOP), or a host's link is cut and healed once that was noticed. Noticed: until /health is 503.
+Back: from then on, until a request that was sent at once is answered.
 """
 
 from __future__ import annotations
@@ -80,13 +80,16 @@ def answered(url: str) -> float:
     return time.monotonic() - begun_s
 
 
-def kill_worker(host: Host) -> None:
-    """SIGKILL to the one that runs there."""
+SIGNALS = {"worker killed": signal.SIGKILL, "worker stopped": signal.SIGSTOP}
+
+
+def signal_worker(host: Host, number: signal.Signals) -> None:
+    """To the one that runs there."""
     for pid in host.processes():
         with contextlib.suppress(psutil.NoSuchProcess):
             words = psutil.Process(pid).cmdline()
             if words[-2:] == ["-m", "mnemoc.runtime.rank.worker"] and "--nnodes" not in words:
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, number)
                 return
     raise SystemExit("no worker runs there")
 
@@ -100,12 +103,12 @@ def main() -> None:
         plan, model = make_plan(folder)
         url = start(plan, model, pair, folder / "log")
         until(url, 200)
-        taken: dict[str, list[tuple[float, float]]] = {"worker killed": [], "link cut": []}
+        taken: dict[str, list[tuple[float, float]]] = {kind: [] for kind in (*SIGNALS, "link cut")}
         for number in range(asked.repeats):
             for kind, times in taken.items():
-                host = pair[number % 2] if kind == "worker killed" else pair[1]
-                if kind == "worker killed":
-                    kill_worker(host)
+                host = pair[number % 2] if kind in SIGNALS else pair[1]
+                if kind in SIGNALS:
+                    signal_worker(host, SIGNALS[kind])
                 else:
                     host.cut()
                 noticed_s = until(url, 503)

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from mnemoc.artifact import CONTIGUOUS, Layout, Workload
+from mnemoc.artifact import CONTIGUOUS, Workload
 from mnemoc.ir.model import ModelSpec, load_model
+from mnemoc.layout import Layout
 from mnemoc.planner import (
     Cluster,
     Configuration,

@@ -4,12 +4,12 @@
 
 Nothing computes: micro-batches come back as soon as they are sent, with a token for whoever wants one. What
 is timed is the engine's own work per step, scheduler, pages and clients included: to dispatch it, and to
-settle it.
+settle it. Its collector is set as the engine sets it.
 """
 
 from __future__ import annotations
 
-import gc
+import itertools
 import json
 import statistics
 import tempfile
@@ -19,12 +19,14 @@ from pathlib import Path
 from types import ModuleType
 
 from mnemoc.artifact import Manifest
-from mnemoc.runtime import Request, Sampling
+from mnemoc.runtime import Request, Sampling, collector
 from mnemoc.runtime.flights import Flights
 from mnemoc.runtime.protocol.messages import Done
 from mnemoc.runtime.request import Handle, Promise
 from mnemoc.runtime.scheduling.cost import PlanCost
+from mnemoc.runtime.scheduling.forecast import Forecast
 from mnemoc.runtime.scheduling.job import MicroBatch
+from mnemoc.runtime.scheduling.prefix import page_hashes
 from mnemoc.runtime.scheduling.scheduler import Scheduler
 from mnemoc.runtime.simulation import Asked, Limits, Simulation, Trace, survey
 from mnemoc.runtime.telemetry.stats import Stats
@@ -40,6 +42,8 @@ PATIENT = Promise(tbt_s=10.0)
 """So that all are past their prompts soon."""
 LONGEST = 10_000_000
 FAR = Setup("llama-3-8b", "dgx-h100", 128, 0.03, tp=8, spp=4, kvp=4, context=LONGEST)
+QUEUE, FORECASTS = 40, 50
+"""Prompts that wait, and forecasts of when all of them will come."""
 HOURS_QPS = (0.5, 1.0)
 MANY, MANY_QPS = 10**6, 1000.0
 SHARES = (0.1, 0.5, 1.0)
@@ -62,32 +66,59 @@ class Steps:
     def __init__(self, manifest: Manifest, cost: ModuleType, prompts: Sequence[int]) -> None:
         self.dispatch_s: list[float] = []
         self.settle_s: list[float] = []
-        self._requests = len(prompts)
+        self._ids, self._now_s = itertools.count(), 0.0
         self._nobody = Nobody()
-        scheduler = Scheduler(manifest.plan, PlanCost(cost), manifest.workload)
-        self._flights = Flights(manifest, scheduler, self._nobody, Stats())
+        self._scheduler = Scheduler(manifest.plan, PlanCost(cost), manifest.workload)
+        self._flights = Flights(manifest, self._scheduler, self._nobody, Stats())
+        self._forecast = Forecast(self._scheduler, PlanCost(cost))
         self._step_s = manifest.workload.tbt_s
-        for id, prompt in enumerate(prompts):
-            request = Request(range(prompt), OUTPUT, SAMPLING, promise=PATIENT)
-            self._flights.accept([Handle(request, id, 0.0, _ignore, _ignore, 0)], 0.0)
+        for prompt in prompts:
+            self.come(prompt)
+
+    def come(
+        self, prompt: int, output: int = OUTPUT, hashes: Sequence[bytes] | None = None
+    ) -> float:
+        """A request; seconds to take it on."""
+        request = Request(range(prompt), output, SAMPLING, promise=PATIENT)
+        handle = Handle(request, next(self._ids), self._now_s, _ignore, _ignore, 0, hashes)
+        began_s = time.perf_counter()
+        self._flights.accept([handle], self._now_s)
+        return time.perf_counter() - began_s
+
+    def step(self) -> tuple[float, float] | None:
+        """Seconds to dispatch it and to settle it; None: nobody is left."""
+        flights = self._flights
+        began_s = time.perf_counter()
+        if not flights.dispatch(self._now_s):
+            return None
+        sent_s = time.perf_counter()
+        dones = self._dones()
+        answered_s = time.perf_counter()
+        for done in dones:
+            flights.settle(done, self._now_s)
+        flights.clients.deliver()
+        settled_s = time.perf_counter()
+        self._now_s += self._step_s
+        return sent_s - began_s, settled_s - answered_s
 
     def run(self, steps: int) -> None:
-        now_s, flights = 0.0, self._flights
+        requests = len(self._scheduler.running) + len(self._scheduler.waiting)
         while len(self.dispatch_s) < steps:
-            began_s = time.perf_counter()
-            assert flights.dispatch(now_s), "there is always something to do"
-            sent_s = time.perf_counter()
-            dones = self._dones()
-            answered_s = time.perf_counter()
-            for done in dones:
-                flights.settle(done, now_s)
-            flights.deliver()
-            settled_s = time.perf_counter()
+            took_s = self.step()
+            assert took_s is not None, "there is always something to do"
             micro_batch = self._nobody.micro_batch
-            if len(micro_batch.decodes) + len(micro_batch.chunks) == self._requests:
-                self.dispatch_s.append(sent_s - began_s)
-                self.settle_s.append(settled_s - answered_s)
-            now_s += self._step_s
+            if len(micro_batch.decodes) + len(micro_batch.chunks) == requests:
+                self.dispatch_s.append(took_s[0])
+                self.settle_s.append(took_s[1])
+
+    def forecasts_s(self, count: int) -> list[float]:
+        """Seconds that each takes, to the very last prompt."""
+        found_s = []
+        for _ in range(count):
+            began_s = time.perf_counter()
+            self._forecast.look(self._now_s, ())
+            found_s.append(time.perf_counter() - began_s)
+        return found_s
 
     def _dones(self) -> list[Done]:
         """What the groups answer; the first one to answer has all tokens."""
@@ -114,6 +145,19 @@ class Steps:
 
 def _ignore(what: object) -> None:
     """Nobody cancels; nobody listens."""
+
+
+def hit(steps: Steps, page_size: int) -> Figure:
+    """The longest prompt again, once it has been computed: all of it is found in pages."""
+    hashes = page_hashes(range(LONGEST), page_size)
+    steps.come(LONGEST, 1, hashes)
+    while steps.step() is not None:
+        pass
+    steps.come(LONGEST, 1, hashes)
+    took_s = steps.step()
+    assert took_s is not None, "its last token is to be computed"
+    detail = f"{len(hashes):,} pages of {page_size} tokens"
+    return Figure(f"the step that finds {LONGEST:,} tokens", sum(took_s) * 1e3, "ms", "-", detail)
 
 
 def hour(qps: float) -> Figure:
@@ -171,14 +215,20 @@ def _rss_mib() -> float:
 
 def main() -> None:
     made = SMALL.made(), FAR.made()
-    gc.collect()
-    gc.freeze()  # the planner and its modules, which no engine has, are nothing to look through
+    collector.keep_out()
     many = Steps(*made[0], [500] * RUNNING + [LONG])
     many.run(STEPS)
     long = Steps(*made[1], [LONGEST])
     long.run(5 * STEPS)
     figures = many.figures(f"a step of {RUNNING:,} decodes and a chunk", "≤ 1 ms")
     figures += long.figures("a step of one request of 10 M tokens", "≤ 100 µs")
+    for _ in range(QUEUE):
+        many.come(LONG)
+    crowded_s = many.forecasts_s(FORECASTS)
+    detail = f"worst {max(crowded_s) * 1e3:.3g} ms of {FORECASTS}"
+    name = f"a forecast beside {RUNNING:,} decodes, {QUEUE} long prompts waiting, median"
+    figures.append(Figure(name, statistics.median(crowded_s) * 1e3, "ms", "-", detail))
+    figures.append(hit(Steps(*made[1], []), made[1][0].plan.page_size))
     say("steps are timed")
     figures += [hour(qps) for qps in HOURS_QPS]
     say("hours are simulated")
@@ -189,6 +239,7 @@ def main() -> None:
         "many_settle_s": many.settle_s,
         "long_dispatch_s": long.dispatch_s,
         "long_settle_s": long.settle_s,
+        "crowded_forecast_s": crowded_s,
         "rss_mib": rss_mib,
     }
     write_report("scheduling", "What the engine itself costs", [*figures, flat], runs)

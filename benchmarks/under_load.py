@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from mnemoc import artifact
+from mnemoc.folder import load_artifact, write_artifact
 from mnemoc.runtime import Engine
 
 from .crowd import Asked, alone, follow_ups, make_crowd, serve, wrong
@@ -60,7 +60,7 @@ def invented_cluster(path: Path) -> Path:
 def tight_plan(out: Path, model: Path, cluster: Path, layout: str) -> Path:
     """A plan with less room than it would have: in memory, in a micro-batch, and in a stripe."""
     make_plan(out, model, cluster, layout, CONTEXT, OUTPUT)
-    manifest, contents = artifact.load(out)
+    manifest, contents = load_artifact(out)
     plan = manifest.plan
     groups, page = plan.layout.kvp, plan.page_size
     plan = dataclasses.replace(
@@ -71,7 +71,7 @@ def tight_plan(out: Path, model: Path, cluster: Path, layout: str) -> Path:
         max_rows=72,
         stripe_tokens=plan.stripe_tokens if groups == 1 else -(-48 // page) * page,
     )
-    artifact.write(out, dataclasses.replace(manifest, plan=plan), contents)
+    write_artifact(out, dataclasses.replace(manifest, plan=plan), contents)
     return out
 
 

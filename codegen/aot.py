@@ -43,7 +43,7 @@ ARGUMENTS: Mapping[str, str] = {
     **dict.fromkeys(("x", "residual", "total", "weight", "gate_up", "y"), "*"),
     **dict.fromkeys(("packed",), "*"),
     **dict.fromkeys(("rot", "lse", "packed_lse", "parts", "part_lses", "scale"), "*fp32"),
-    **dict.fromkeys(("slots", "peer_rows"), "*i64"),
+    **dict.fromkeys(("slots", "peer_rows", "addresses"), "*i64"),
     **dict.fromkeys(("rows", "kv_len", "past", "pages", "plan", "ends", "table"), "*i32"),
     **dict.fromkeys(("k", "v"), "cache"),
 }

@@ -92,4 +92,5 @@ def kernel_spec(spec: ModelSpec, plan: Plan) -> KernelSpec:
         kv_dtype=FLOAT8 if plan.precision.kv_cache == FP8 else plan.dtype,
         fp8=plan.precision.weights == FP8,
         peers=max(1, plan.layout.kvp - 1),
+        sum_ranks=tp if plan.one_shot_rows else 1,
     )

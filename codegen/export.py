@@ -23,10 +23,11 @@ import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ..artifact import Layout, Plan, Workload
+from ..artifact import Plan, Workload
 from ..errors import UsageError
 from ..ir.model import ModelSpec
 from ..ir.types import DTYPE_NAMES, ITEMSIZE
+from ..layout import Layout
 from ..units import format_bytes
 from .templating import render
 

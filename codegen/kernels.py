@@ -17,7 +17,7 @@ from ..errors import BadInput
 from ..ir.ops.attention import LSE_BYTES, SPLIT_ROWS
 from ..ir.types import DTYPE_NAMES, E4M3, ITEMSIZE, TORCH_NAMES
 from ..tiles import Cut, Tile
-from .rowwise import LOAD_BYTES, head_tile, row_block, row_tile
+from .rowwise import LOAD_BYTES, head_tile, row_block, row_tile, widest_tile
 from .templating import render
 from .tiles import TILES, Choices, Tiles
 
@@ -53,6 +53,7 @@ _FILES = {
     },
 }
 _COMPILED = {"attention_decode.c": "torch/attention_decode.c"}
+_ONE_SHOT = {"all_reduce.py": "triton/all_reduce.py"}
 _FP8 = {name: f"triton/{name}" for name in ("quantize.py", "swiglu_fp8.py")}
 
 
@@ -82,6 +83,7 @@ class KernelSpec:
     inv_freq: rotary frequencies [head_dim / 2], exact float32 values; attention_factor: scales cos and sin
     kv_dtype: of the cache: dtype, unless it says "float8_e4m3fn"; fp8: products are of 8-bit floats
     peers: of a KVP group, whose partial results it merges
+    sum_ranks: of tp, whose partial sums its kernels add up themselves; 1: they do not
     """
 
     target: str
@@ -100,11 +102,13 @@ class KernelSpec:
     kv_dtype: str = ""
     fp8: bool = False
     peers: int = 1
+    sum_ranks: int = 1
 
     def __post_init__(self) -> None:
         if not self.kv_dtype:
             object.__setattr__(self, "kv_dtype", self.dtype)
         assert self.kv_dtype in (self.dtype, FLOAT8)
+        assert self.target != "cpu" or self.sum_ranks == 1, "CPUs read no memory of their peers"
         assert self.target != "cpu" or not (self.fp8 or self.kv_dtype == FLOAT8), "no fp8 on CPUs"
         assert self.num_heads % self.num_kv_heads == 0, "query heads come in groups"
         assert len(self.inv_freq) * 2 == self.head_dim, "one frequency for each pair"
@@ -132,6 +136,8 @@ def render_kernels(spec: KernelSpec, tiles: Tiles | None = None) -> dict[str, st
         files = {**files, **_COMPILED}
     if spec.fp8:
         files = {**files, **_FP8}
+    if spec.sum_ranks > 1:
+        files = {**files, **_ONE_SHOT}
     return {f"kernels/{name}": render(f"{file}.j2", **values) for name, file in files.items()}
 
 
@@ -211,6 +217,7 @@ def _rowwise(spec: KernelSpec, tiles: Tiles) -> dict[str, object]:
         "tail": LSE_BYTES // itemsize,
         "fp8_kv": spec.kv_dtype == FLOAT8,
         "rms": row_tile(spec.hidden, itemsize, cut("rms_norm", spec.hidden)),
+        "sum": widest_tile(spec.hidden, itemsize),
         "swiglu": row_block(spec.ffn, itemsize, cut("swiglu", spec.ffn)),
         "swiglu_row": row_tile(spec.ffn, itemsize, cut("swiglu_fp8", spec.ffn)),
         "quantize": row_tile(attention, itemsize, cut("quantize", attention)),

@@ -47,6 +47,19 @@ def row_tile(width: int, itemsize: int, cut: Cut | None = None) -> RowTile:
     return min(held, key=badness)
 
 
+MOST_WARPS = 32
+"""Of a program."""
+
+
+def widest_tile(width: int, itemsize: int) -> RowTile:
+    """The tile of a row that few programs have, each a multiprocessor to itself: all of its loads at once.
+
+    What idles costs nothing there, but every load that waits for another one's registers a latency more.
+    """
+    tiles = [_tile(width, itemsize, warps) for warps in (1, 2, 4, 8, 16, MOST_WARPS)]
+    return next((tile for tile in tiles if tile.pieces == 1), tiles[-1])
+
+
 def _tile(width: int, itemsize: int, warps: int) -> RowTile:
     piece = 32 * warps * LOAD_BYTES // itemsize
     return RowTile(piece, -(-width // piece), warps)

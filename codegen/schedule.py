@@ -10,15 +10,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..artifact import Plan
-from ..ir.graph import Call, Function, Module, Op, Program, sources_and_copies
-from ..ir.text import print_call, print_op
+from ..ir.graph import Function, Module, Op, Program, layers_ahead, sources_and_copies
+from ..ir.ops.one_shot import SUMMED
+from ..ir.text import print_op
 from ..ir.types import TORCH_NAMES
+from .step import BATCH_INPUTS, MERGES, Stepping, step_lines
 from .templating import render
 
-_BATCH_INPUTS = ("ids", "pos", "last")
-_MERGES = {"merge", "merge_scatter"}
 _EXCHANGES = {"exchange", "exchange_scatter"}
-_COLLECTIVES = {"all_gather", *_MERGES, *_EXCHANGES}  # those that schedule/collectives.py serves
+_ONE_SHOT = {f"all_reduce_{name}" for name in SUMMED}
+_COLLECTIVES = {"all_gather", *MERGES, *_EXCHANGES, *_ONE_SHOT}  # served by schedule/collectives.py
 _WIDTH = 100
 
 
@@ -30,7 +31,9 @@ def render_schedule(module: Module, plan: Plan) -> dict[str, str]:
         files["schedule/collectives.py"] = render(
             "schedule/collectives.py.j2",
             used=used,
-            merges=bool(used & _MERGES),
+            merges=bool(used & MERGES),
+            summed=(summed := [name for name in SUMMED if f"all_reduce_{name}" in used]),
+            norms=[name for name in summed if name != "add"],
             peers=plan.layout.kvp - 1,
         )
     for index, program in enumerate(module.programs):
@@ -43,12 +46,12 @@ def _render_stage(module: Module, program: Program, index: int, plan: Plan) -> s
     names = dict.fromkeys(name for call in program.calls for name in call.functions)
     used = [module.functions[name] for name in names]
     layers = {call.function for call in program.calls if call.layers}
-    parameters = [
-        _parameter(op, call in layers, module)
+    parameters = {
+        (op.results[0].name, call in layers): _parameter(op, call in layers, module)
         for call in dict.fromkeys(call.function for call in program.calls)
         for op in module.functions[call].ops
         if op.name == "param"
-    ]
+    }
     ops = [op for function in used for op in function.ops]
     last_layer = stage.first_layer + stage.num_layers - 1
     return render(
@@ -65,11 +68,12 @@ def _render_stage(module: Module, program: Program, index: int, plan: Plan) -> s
         dtype=plan.dtype,
         kv_dtype=_kv_dtype(ops),
         kv_shape=_kv_shape(ops, module, plan),
-        parameters=parameters,
+        shared=_shared(ops, plan),
+        parameters=list(parameters.values()),
         functions=[_function(function, module) for function in used],
         arriving=_arriving(program),
         step_doc=_step_doc(index, len(module.programs)),
-        step=_step(module, program, plan.target),
+        step=step_lines(Stepping(module, program, stage, plan.target, _arguments)),
         sends=program.returns[0] if index < len(module.programs) - 1 else None,
     )
 
@@ -96,11 +100,14 @@ def _arguments(function: Function) -> list[str]:
     """What an emitted function takes: only what its ops need, in a fixed order."""
     names = {op.name for op in function.ops}
     arguments = []
-    if "param" in names:
+    params = [op for op in function.ops if op.name == "param"]
+    if params:
         arguments.append("w")
+    if any(map(layers_ahead, params)):
+        arguments.append("next_w")
     if "cache" in names:
         arguments += ["k_cache", "v_cache", "batch", "decode", "prefill"]
-    if names & _MERGES:
+    if names & MERGES:
         arguments.append("swaps")
     if "halve" in names:
         arguments += ["second_prefill", "second_swaps"]
@@ -121,15 +128,17 @@ def _comment(op: Op) -> list[str]:
 
 @dataclass(frozen=True)
 class _Function:
-    """The function being emitted: which names are weights."""
+    """The function being emitted: which names are weights, and of which layer."""
 
     function: Function
     mesh: Mapping[str, int]
 
     def ref(self, name: str) -> str:
-        """How the emitted code says a value: weights live in `w`."""
-        weights = {op.results[0].name for op in self.function.ops if op.name == "param"}
-        return f"w.{name}" if name in weights else name
+        """How the emitted code says a value: weights live in `w`, the next layer's in `next_w`."""
+        weights = {op.results[0].name: op for op in self.function.ops if op.name == "param"}
+        if name not in weights:
+            return name
+        return f"next_w.{name}" if layers_ahead(weights[name]) else f"w.{name}"
 
     def half(self, name: str) -> object:
         """Of attention, which half a result of it is."""
@@ -140,6 +149,11 @@ class _Function:
         """Whether a partial result is on its way already."""
         partial = self.function.types[name].partial
         return partial is not None and partial.kind == "sent"
+
+    def turn(self, name: str) -> object:
+        """Of a partial sum that the ranks read in place, which buffer it goes to; None of any other value."""
+        readers = (op for op in self.function.ops if op.name in _ONE_SHOT and name in op.operands)
+        return next((op.attrs["turn"] for op in readers if op.operands[_summand(op)] == name), None)
 
     def is_read(self, name: str) -> bool:
         return any(name in op.operands for op in self.function.ops) or name in self.function.returns
@@ -171,10 +185,20 @@ def _embed(op: Op, f: _Function) -> list[str]:
     ]
 
 
+def _summand(op: Op) -> int:
+    """Which operand of an op that sums over ranks is the partial sum."""
+    return SUMMED[op.name.removeprefix("all_reduce_")]
+
+
 def _linear(op: Op, f: _Function) -> list[str]:
+    result = op.results[0].name
+    if (turn := f.turn(result)) is not None:
+        x, weight = (f.ref(name) for name in op.operands)
+        room = f"collectives.room({x}, {turn}, comm)"
+        return [f"{result} = torch.mm({x}, {weight}.t(), out={room})"]
     library = "F." if op.attrs["kernel"] == "torch" else ""
     operands = ", ".join(f.ref(name) for name in op.operands)
-    return [f"{op.results[0].name} = {library}linear({operands})"]
+    return [f"{result} = {library}linear({operands})"]
 
 
 def _linear_fp8(op: Op, f: _Function) -> list[str]:
@@ -185,11 +209,13 @@ def _linear_fp8(op: Op, f: _Function) -> list[str]:
     """
     x, x_scale, weight, w_scale, *bias = (f.ref(name) for name in op.operands)
     operands = ", ".join((x, f"{weight}.t()", x_scale, f"{w_scale}.t()", *bias))
-    dtype = TORCH_NAMES[str(op.attrs["dtype"])]
+    dtype, result = TORCH_NAMES[str(op.attrs["dtype"])], op.results[0].name
+    turn = f.turn(result)
+    room = "" if turn is None else f" out=collectives.room({x}, {turn}, comm),"
     return [
-        f"{op.results[0].name} = torch._scaled_mm(",
+        f"{result} = torch._scaled_mm(",
         f"    {operands},",
-        f"    out_dtype=torch.{dtype}, use_fast_accum=True,",
+        f"    out_dtype=torch.{dtype}, use_fast_accum=True,{room}",
         ")",
     ]
 
@@ -266,6 +292,13 @@ def _all_reduce(op: Op, f: _Function) -> list[str]:
     return [f"dist.all_reduce({x}, group=comm.{op.attrs['axis']})", f"{op.results[0].name} = {x}"]
 
 
+def _sum(op: Op, f: _Function) -> list[str]:
+    """A sum that is completed by the op that reads it: from the peers' memory, or by NCCL first."""
+    given = ", ".join([*map(f.ref, op.operands), str(op.attrs["turn"]), "comm"])
+    results = ", ".join(value.name for value in op.results)
+    return [f"{results} = collectives.{op.name}({given})"]
+
+
 _EMIT: Mapping[str, Callable[[Op, _Function], list[str]]] = {
     "embed": _embed,
     "rotary": _call("rotary({0})"),
@@ -291,6 +324,7 @@ _EMIT: Mapping[str, Callable[[Op, _Function], list[str]]] = {
     "merge": _merge,
     "merge_scatter": _merge_scatter,
     "all_reduce": _all_reduce,
+    **dict.fromkeys(_ONE_SHOT, _sum),
     "all_gather": _call("collectives.all_gather({0}, {dim}, comm.{axis})"),
 }
 
@@ -300,77 +334,12 @@ _EMIT: Mapping[str, Callable[[Op, _Function], list[str]]] = {
 
 def _arriving(program: Program) -> dict[str, object] | None:
     """What comes from the stage before, if there is one."""
-    rows = [value for value in program.params if value.name not in _BATCH_INPUTS]
+    rows = [value for value in program.params if value.name not in BATCH_INPUTS]
     if not rows:
         return None
     (value,) = rows
     dtype, width = TORCH_NAMES[value.type.dtype], value.type.shape[1]
     return {"name": value.name, "type": str(value.type), "dtype": dtype, "width": width}
-
-
-def _step(module: Module, program: Program, target: str) -> list[str]:
-    """The stage's program: the calls, one after the other."""
-    lines = [
-        "decode = batch.decode and attention_decode.prepare(batch.decode)",
-        "prefill = batch.prefill and attention_prefill.prepare(batch.prefill)",
-    ]
-    called = [module.functions[call.function] for call in program.calls]
-    halved = any(call.halved for call in program.calls)
-    if any(op.name in _MERGES for function in called for op in function.ops):
-        rows = "batch.halves[0]" if halved else "batch.pos.shape[0]"
-        lines.append(f"swaps = collectives.prepare(batch.exchange, {rows}, comm.kvp)")
-    if halved:
-        beside = "_beside" if target != "cpu" else ""  # a CPU has no device to share
-        lines += [
-            "if batch.second is not None:",
-            f"    second_prefill = attention_prefill.prepare{beside}(batch.second.prefill)",
-            "    exchange, rows = batch.second.exchange, batch.halves[1]",
-            "    second_swaps = collectives.prepare(exchange, rows, comm.kvp)",
-        ]
-    for call in program.calls:
-        lines += _call_lines(call, module)
-    (result,) = program.returns
-    return [*lines, f"return {result}"]
-
-
-def _call_lines(call: Call, module: Module) -> list[str]:
-    function = module.functions[call.function]
-    values = [f"batch.{name}" if name in _BATCH_INPUTS else name for name in call.operands]
-    results = ", ".join(call.results)
-    lines = [f"# {print_call(call)}"]
-    if call.layers is None:
-        if any(name == "last" for name in call.operands):
-            lines += ["if batch.last.shape[0] == 0:", "    return None  # no row wants logits"]
-        given = [*_arguments(function)[: -len(values)], *values]
-        return [*lines, f"{results} = {call.function}({', '.join(given)})"]
-    rows = [*call.results, *values[len(call.results) :]]
-
-    def called(function: Function) -> str:
-        given = [*_arguments(function)[: -len(values)], *rows]
-        names = ["layer_w" if name == "w" else name for name in given]
-        return f"{results} = {function.name}({', '.join(names)})"
-
-    if call.halved is None:
-        body = [f"    {called(function)}"]
-    else:
-        body = [
-            "    if batch.second is None:",
-            f"        {called(function)}",
-            "    else:",
-            *_wrapped(called(module.functions[call.halved])),
-        ]
-    return [
-        *lines,
-        f"{results} = {', '.join(values[: len(call.results)])}",
-        "for layer_w, (k_cache, v_cache) in zip(w.layers, kv, strict=True):",
-        *body,
-    ]
-
-
-def _wrapped(call: str) -> list[str]:
-    """A long call on three lines."""
-    head, _, given = call.partition("(")
-    return [f"        {head}(", f"            {given[:-1]}", "        )"]
 
 
 def _step_doc(index: int, count: int) -> str:
@@ -406,6 +375,12 @@ def _kv_shape(ops: list[Op], module: Module, plan: Plan) -> tuple[object, ...]:
     cache = next(op for op in ops if op.name == "cache")
     _, _, heads, dim = cache.type.local_shape(module.mesh)
     return heads, plan.num_pages, plan.page_size, dim
+
+
+def _shared(ops: list[Op], plan: Plan) -> tuple[object, ...] | None:
+    """The memory that the stage's ranks read of one another, where they do."""
+    sums = (op for op in ops if op.name in _ONE_SHOT)
+    return next(((2, plan.one_shot_rows, op.type.shape[1]) for op in sums), None)
 
 
 def _imports(ops: list[Op]) -> list[str]:

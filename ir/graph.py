@@ -125,6 +125,13 @@ def sources_and_copies(param: Op) -> tuple[tuple[str, ...], tuple[int, ...]]:
     return tuple(map(str, sources)), tuple(map(int, copies or (1,) * len(sources)))
 
 
+def layers_ahead(param: Op) -> int:
+    """How many layers on from the one that runs is that whose weight a `param` is."""
+    ahead = param.attrs.get("ahead", 0)
+    assert isinstance(ahead, int)
+    return ahead
+
+
 def view(function: Function) -> networkx.MultiDiGraph:
     """The function as a networkx multigraph: op indices (or parameter names) as nodes, one edge per use.
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .graph import Call, Function, Module, Op, Program, sources_and_copies
+from .graph import Call, Function, Module, Op, Program, layers_ahead, sources_and_copies
 from .ops import OPS
 from .ops.attention import merge_partials
 from .ops.dense import halves
@@ -120,14 +120,17 @@ class Interpreter:
         self, op: Op, args: list[list[Array]], sites: list[_Site]
     ) -> list[tuple[Array, ...]]:
         definition = OPS[op.name]
-        if definition.evaluate is not None:
-            return [definition.evaluate(op, a, s) for a, s in zip(args, sites, strict=True)]
-        assert definition.collective is not None
-        results: dict[int, tuple[Array, ...]] = {}
-        for peers in self._along(str(op.attrs["axis"])):
-            shared = definition.collective(op, [args[i] for i in peers])
-            results.update(zip(peers, shared, strict=True))
-        return [results[i] for i in range(len(self.ranks))]
+        given: Sequence[Sequence[Array]] = args
+        if definition.collective is not None:
+            found: dict[int, tuple[Array, ...]] = {}
+            for peers in self._along(str(op.attrs["axis"])):
+                shared = definition.collective(op, [args[i] for i in peers])
+                found.update(zip(peers, shared, strict=True))
+            given = collected = [found[i] for i in range(len(self.ranks))]
+            if definition.evaluate is None:
+                return collected
+        assert definition.evaluate is not None
+        return [definition.evaluate(op, a, s) for a, s in zip(given, sites, strict=True)]
 
     def _along(self, axis: str) -> Sequence[list[int]]:
         """The ranks, as indices, in one list for each collective over the axis, in its order."""
@@ -159,9 +162,9 @@ class _Site:
         """This rank's piece of each source, joined along dim 0."""
         dim, axis = next(((i, axis) for i, axis in enumerate(op.type.axes) if axis), (None, ""))
         ranks, rank = self._place(axis) if axis else (1, 0)
-        pieces = []
+        layer, pieces = self.layer + layers_ahead(op), []
         for source, copies in zip(*sources_and_copies(op), strict=True):
-            whole = self.interpreter.weights[str(source).format(layer=self.layer)]
+            whole = self.interpreter.weights[str(source).format(layer=layer)]
             if dim is not None:
                 whole = np.split(whole, ranks // copies, axis=dim)[rank // copies]
             pieces.append(whole.astype(self.dtype))

@@ -8,7 +8,7 @@ A function is valid if
     every placement is over tp, over kvp, or over tp_kvp
 A program is valid if
     every call names a function, its operands are defined and of the function's parameter types
-    the results of a call that is repeated over layers fit the operands that they replace
+    the results of a call that is repeated over several layers fit the operands that they replace
     what a call names for halves is a function of the same parameter and result types
 """
 
@@ -125,7 +125,7 @@ def _verify_call(
         first, end = call.layers
         if not 0 <= first <= end:
             raise VerifyError(f"{where}: the layers {first}:{end} are no range")
-        if function.result_types != given[: len(function.returns)]:
+        if call.count > 1 and function.result_types != given[: len(function.returns)]:
             raise VerifyError(f"{where} is repeated, but its results do not fit its operands")
 
 

@@ -1,6 +1,7 @@
 """Model, cluster and promise → plan: cost model, chunk schedule, program for HiGHS, explanation."""
 
-from .cluster import CALIBRATED, Cluster, clusters, load_cluster, measured_path, write_cluster
+from .cluster import CALIBRATED, Cluster
+from .cluster_files import clusters, load_cluster, measured_path, write_cluster
 from .configuration import Configuration
 from .cost import StageFormulas
 from .curves import through
@@ -8,7 +9,7 @@ from .evidence import Estimate
 from .forecast import Forecast, forecast
 from .frontier import frontier
 from .plan import Made, make_plan, plan_of
-from .price import one_layer
+from .price import one_layer, whole_layers
 from .speeds import OPS as SPEED_UNITS
 from .timeline import make_timeline
 from .what_if import Answer, WhatIf
@@ -34,5 +35,6 @@ __all__ = [
     "one_layer",
     "plan_of",
     "through",
+    "whole_layers",
     "write_cluster",
 ]

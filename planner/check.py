@@ -39,6 +39,7 @@ def violations(
     return (
         *_layout(plan, spec, cluster),
         *_overlap(plan, formulas),
+        *_sums(plan, spec, cluster),
         *_rules(plan, workload),
         *_pages(plan, workload),
         *_memory(plan, spec, cluster),
@@ -73,6 +74,20 @@ def _overlap(plan: Plan, formulas: StageFormulas) -> Iterator[str]:
         yield f"chunks of {plan.overlap_rows} rows go in halves, priced is {priced}"
     if plan.overlap_rows and (plan.layout.kvp == 1 or plan.overlap_rows < 2):
         yield f"halves of {plan.overlap_rows} rows on {plan.layout}"
+
+
+def _sums(plan: Plan, spec: ModelSpec, cluster: Cluster) -> Iterator[str]:
+    """Sums are read from the peers' memory where all of it can be, and where NCCL is no faster."""
+    rows, tp = plan.one_shot_rows, plan.layout.tp
+    if rows == 0:
+        return
+    if plan.layout.helix or tp > cluster.switched:
+        yield f"ranks of {plan.layout} cannot read one another's memory"
+    moved_s = rows * spec.hidden * ITEM_BYTES[plan.dtype] / cluster["links.intra.bandwidth"]
+    moved_s, alpha = moved_s / cluster["efficiency.link"], cluster["links.intra.latency"]
+    summed_s = 2 * (math.ceil(math.log2(tp)) * alpha + (1 - 1 / tp) * moved_s)
+    if 2 * alpha + (tp - 1) * moved_s > summed_s:
+        yield f"{rows} rows are read from {tp} ranks where NCCL sums them sooner"
 
 
 def _rules(plan: Plan, workload: Workload) -> Iterator[str]:
@@ -169,6 +184,7 @@ def _step_memory(
     kept = 8 * workload.context * workload.concurrency + 4 * plan.promised_pages
     groups = sum(degree > 1 for degree in (layout.tp, layout.spp, layout.kvp)) + layout.helix
     library = groups * cluster.communicator_bytes if groups else 0
+    library += 2 * plan.one_shot_rows * spec.hidden * item  # what tp peers read
     held = plan.memory
     planned = held.activation_bytes + held.workspace_bytes + held.communication_bytes
     for what, rows in (("FFN", in_ffn), ("merge", in_merge)):
@@ -325,7 +341,7 @@ def _stage_times(plan: Plan, blocks: Blocks) -> list[Floats]:
     final = len(plan.stages) - 1
     result = []
     for s, stage in enumerate(plan.stages):
-        seconds = blocks["step"] + blocks["rotation"] + stage.num_layers * blocks["layer"]
+        seconds = blocks["step"] + blocks["entry"] + stage.num_layers * blocks["layer"]
         if s == 0:
             seconds = seconds + blocks["embed"]
         seconds = seconds + blocks["head" if s == final else "hop"]

@@ -8,14 +8,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..artifact import AUTO, Layout, Precision, Workload
+from ..artifact import AUTO, Precision, Workload
 from ..errors import BadInput, UsageError
 from ..ir.model import ModelSpec
+from ..layout import Layout
 from .chunks import Riders
 from .cluster import Cluster
 from .cost import links_of
 from .precision import check_precision
-from .space import Growth, check_overlap, check_stripe, growths, layouts, page_size
+from .space import (
+    Growth,
+    check_all_reduce,
+    check_overlap,
+    check_stripe,
+    growths,
+    layouts,
+    page_size,
+)
 
 RINGS = ("striped", "contiguous")
 
@@ -28,6 +37,7 @@ class Configuration:
     ring: how the prompt lies on them, one of RINGS (see `forecast`)
     stripe: of KVP growth, in tokens, or "contiguous" (see `space`); None: as a plan would choose
     overlap: rows from which chunks go through layers in halves, or "off"; None: as a plan would choose
+    all_reduce: "nccl", or None: for few rows one shot, as a plan would choose
     eager: kernels launched one by one, not by CUDA graphs
     """
 
@@ -42,6 +52,7 @@ class Configuration:
     precision: Precision = AUTO
     stripe: int | str | None = None
     overlap: int | str | None = None
+    all_reduce: str | None = None
     eager: bool = False
 
     @property
@@ -71,6 +82,8 @@ def check_configuration(spec: ModelSpec, cluster: Cluster, asked: Configuration)
     check_precision(cluster, asked.precision)
     if asked.stripe is not None:
         check_stripe(asked.stripe, layout.kvp)
+    if asked.all_reduce is not None:
+        check_all_reduce(asked.all_reduce)
     if asked.overlap is not None:
         check_overlap(asked.overlap, layout.kvp)
     layouts(spec, cluster, cluster.devices, dataclasses.asdict(layout))

@@ -8,6 +8,8 @@ grain (see `curves` and `ir.ops.Work`):
     decode                Max(flops/(peak·e), (bytes + h·g)/(bandwidth·e_b))
     memory                (bytes + h·g)/(bandwidth·e)
     all_reduce            2·⌈log2 n⌉·α + 2·(n − 1)/n·bytes/β        up and down a tree; ring traffic
+    one_shot              Min(all_reduce, 2·α + (n − 1)·bytes/β)     all meet, then read all rows
+                          (by the kernel that reads the sum next; see `passes.one_shot`)
     all_gather            ⌈log2 n⌉·α + (n − 1)/n·bytes/β
                           over tp × kvp: over tp, and of 1/tp of the bytes over kvp, each on its own link
     exchange              α (where there are peers) + bytes/β        pairwise, all at once
@@ -30,8 +32,9 @@ Max(device time, ops·overhead.launch) with ops·overhead.launch_captured inside
 all that remains where launches are captured in a graph, as they are unless the plan is eager. Where the host
 is the device (a CPU) there is one figure, and it is all inside.
 
-Blocks `embed`, `rotation`, `layer` and `head` are the functions of the module; `step` is what every
-micro-batch costs a stage beside its ops (host time), `hop` sends [T, hidden] to the next stage: α + bytes/β.
+Blocks `embed`, `layer` and `head` are the functions of the module; `entry` is what every stage begins with
+(`counting`), `step` what every micro-batch costs it beside its ops (host time), `hop` sends [T, hidden] to
+the next stage: α + bytes/β.
 In the head is, too, what each sequence that gets a token costs beside all ops (`overhead.row`): to sample and
 hand it out, and what kernels take longer over several sequences than over one as long as all of them.
 
@@ -62,8 +65,9 @@ import sympy
 from numpy.typing import NDArray
 from sympy.printing.pycode import PythonCodePrinter
 
-from ..artifact import LENT, Layout
+from ..artifact import LENT
 from ..ir.sizes import SYMBOLS, R
+from ..layout import Layout
 from .chunks import Floats, Sizes
 from .cluster import Cluster
 from .counting import BASIS, HALVES, Row, Task, row_of
@@ -98,16 +102,22 @@ class Links:
 
 @dataclass(frozen=True)
 class Term:
-    """Seconds of one work: the larger of two affine functions, or one alone. beside, transfers: see Task."""
+    """Seconds of one work: the larger of two affine functions, or one alone. beside, transfers: see Task.
+
+    lesser: the smaller of two
+    """
 
     part: str
     rows: tuple[Row, ...]
     beside: int = 0
     transfers: bool = False
+    lesser: bool = False
 
     def seconds(self) -> sympy.Expr:
         sides = [_expression(row) for row in self.rows]
-        return sides[0] if len(sides) == 1 else sympy.Max(*sides, evaluate=False)
+        if len(sides) == 1:
+            return sides[0]
+        return (sympy.Min if self.lesser else sympy.Max)(*sides, evaluate=False)
 
 
 @dataclass(frozen=True)
@@ -222,7 +232,8 @@ def tabulate(terms: Terms) -> Totals:
 
     With a block of halves where terms have one: which is it that counts is to be chosen (`choosing`).
     """
-    uppers, lowers = (np.array(rows) for rows in zip(*_tabled(terms), strict=True))
+    uppers, lowers, signs = (np.array(rows) for rows in zip(*_tabled(terms), strict=True))
+    lesser = np.flatnonzero(signs < 0)
     ranges, at = {}, 0
     for name, block in terms.items():
         groups = [range(at, at := at + len(rows)) for rows in _grouped(block)]
@@ -236,6 +247,7 @@ def tabulate(terms: Terms) -> Totals:
         columns += [np.minimum(gate, 1) for gate in (sizes.QK, sizes.KD, sizes.X)]
         table = np.stack(columns).reshape(len(columns), -1)
         seconds = np.maximum(uppers @ table, lowers @ table)
+        seconds[lesser] *= -1
         totals = {}
         for name, (alone, beside) in ranges.items():
             total = seconds[alone].sum(axis=0)
@@ -248,23 +260,33 @@ def tabulate(terms: Terms) -> Totals:
     return evaluate
 
 
-def _tabled(terms: Terms) -> Iterator[tuple[Row, Row]]:
+Larger = tuple[Row, Row, int]
+"""Two affine functions and what the larger is multiplied by: −1 where it is −Max(−a, −b), the smaller."""
+
+
+def _tabled(terms: Terms) -> Iterator[Larger]:
     for block in terms.values():
         for rows in _grouped(block):
             yield from rows
 
 
-def _grouped(block: Block) -> list[list[tuple[Row, Row]]]:
+def _grouped(block: Block) -> list[list[Larger]]:
     """What runs alone, and for each transfer what runs beside it, and itself: rows of a table."""
     alone = [term for term in block.computing if not term.beside]
     groups = [alone, *(group for t, beside in block.transfers for group in (beside, (t,)))]
     return [_fewest(group) for group in groups]
 
 
-def _fewest(terms: Sequence[Term]) -> list[tuple[Row, Row]]:
-    """Each maximum by itself, and all that is affine as one."""
+def _fewest(terms: Sequence[Term]) -> list[Larger]:
+    """Each maximum or minimum by itself, and all that is affine as one."""
     plain = _sum(*((1.0, term.rows[0]) for term in terms if len(term.rows) == 1))
-    return [(t.rows[0], t.rows[1]) for t in terms if len(t.rows) == 2] + [(plain, plain)]
+    found: list[Larger] = []
+    for term in terms:
+        if len(term.rows) == 2:
+            sign = -1 if term.lesser else 1
+            a, b = (_sum((sign, row)) for row in term.rows)
+            found.append((a, b, sign))
+    return [*found, (plain, plain, 1)]
 
 
 def compile_totals(formulas: StageFormulas) -> Totals:
@@ -383,6 +405,8 @@ class _Pricer:
         return at_once / self.cluster["memory.shared_bandwidth"]
 
     def _remote(self, task: Task, axis: str) -> Term:
+        if task.resource == "one_shot":
+            return self._one_shot(task, axis)
         latency_s, byte_s, share = 0.0, 0.0, 1.0
         for name in axis.split("_"):
             alpha, beta = self._link(name)
@@ -396,8 +420,30 @@ class _Pricer:
             byte_s += beta
         return Term(task.part, (_sum((latency_s, task.grain), (byte_s, task.bytes)),))
 
+    def _one_shot(self, task: Task, axis: str) -> Term:
+        (summed,) = self._remote(replace(task, resource="all_reduce"), axis).rows
+        alpha, beta = self._link(axis)
+        read = _sum((2 * alpha, task.grain), ((self.mesh[axis] - 1) * beta, task.bytes))
+        return Term(task.part, (summed, read), lesser=True)
+
     def _link(self, axis: str) -> tuple[float, float]:
-        """Seconds of latency, and per byte, of the link that an axis crosses."""
-        link = self.links[axis]
-        rate = self.cluster[f"links.{link}.bandwidth"] * self.cluster["efficiency.link"]
-        return self.cluster[f"links.{link}.latency"], 1 / rate
+        return _link(self.cluster, self.links[axis])
+
+
+def _link(cluster: Cluster, link: str) -> tuple[float, float]:
+    """Seconds of latency, and per byte, of a link."""
+    rate = cluster[f"links.{link}.bandwidth"] * cluster["efficiency.link"]
+    return cluster[f"links.{link}.latency"], 1 / rate
+
+
+def one_shot_rows(cluster: Cluster, tp: int, row_bytes: int) -> int:
+    """The most rows of which a sum over so many ranks is quicker read than made by all_reduce; 0: none.
+
+    Where not all of them are behind one switch, each would have to reach the others over parts of its links.
+    """
+    if tp < 2 or cluster.target == "cpu" or tp > cluster.switched:
+        return 0
+    alpha, beta = _link(cluster, "intra")
+    saved_s = 2 * (math.ceil(math.log2(tp)) - 1) * alpha
+    longer_s = ((tp - 1) - 2 * (tp - 1) / tp) * beta * row_bytes
+    return math.ceil(saved_s / longer_s) - 1 if longer_s > 0 else 0

@@ -6,6 +6,7 @@ it, or the end of the one before, and its merge: all but sums over KVP ranks, wh
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -20,12 +21,13 @@ HALVES = "halves"
 
 FUNCTIONS = {
     "embed": "embed",
-    "rotation": "rotation",
+    "rotation": "entry",
+    "layer_entry": "entry",
     "layer": "layer",
     "layer_halves": HALVES,
     "head": "head",
 }
-"""Function of the module → block."""
+"""Function of the module → block. A stage's last layer counts as any other: it stores a norm's rows less."""
 
 Row = tuple[float, ...]
 """Coefficients of an affine size or time: of 1, of each symbol, and of `any_of` those that gate."""
@@ -54,16 +56,16 @@ class Task:
 def count(module: Module) -> Mapping[str, tuple[Task, ...]]:
     """What one rank does in each function of a sharded, fused module, and in a hop."""
     mesh = module.mesh
-    tasks: dict[str, tuple[Task, ...]] = {}
+    tasks: dict[str, tuple[Task, ...]] = defaultdict(tuple)
     for name, block in FUNCTIONS.items():
         if name in module.functions:
             function = module.functions[name]
             done = [list(_tasks(works(op, function, mesh))) for op in function.ops]
             _put_beside(function, done)
-            tasks[block] = tuple(task for op_tasks in done for task in op_tasks)
+            tasks[block] += tuple(task for op_tasks in done for task in op_tasks)
     hidden = module.functions["embed"].result_types[0].local_bytes(mesh)
     tasks["hop"] = tuple(_tasks((Work("communication", "hop", 0, hidden, "spp"),)))
-    return tasks
+    return dict(tasks)
 
 
 def _put_beside(function: Function, done: list[list[Task]]) -> None:

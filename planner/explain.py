@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterator
 from operator import itemgetter
 
-from ..artifact import Alternative, Layout, Marginal
+from ..alternatives import Alternative, Marginal
+from ..layout import Layout
 from ..units import format_duration
 from .candidate import make_candidate
 from .outlook import NEVER, Outlook
@@ -192,6 +193,15 @@ def overlapping(search: Search, found: Finding) -> Iterator[str]:
             f"Chunks of {rows:,} rows or more on several groups go through layers in two halves: one's "
             f"partial results travel while the other is computed. Whole, TTFT would be "
             f"{format_duration(whole_s)} ({whole_s / found.ttft_s - 1:+.1%})."
+        )
+
+
+def summing(search: Search, found: Finding) -> Iterator[str]:
+    """From how many rows on sums over tp are NCCL's."""
+    if rows := search.pricer.one_shot_rows(found.outlook.layout):
+        yield (
+            f"Sums over tp of up to {rows:,} rows, as of decodes, are made from the peers' memory by the "
+            "kernel that normalises them; NCCL makes the others."
         )
 
 

@@ -4,7 +4,7 @@ Weights and KV pages are there always. What a micro-batch of T rows (R of them w
 swapped with KVP peers, KV cached keys read by its chunks) needs beside them comes and goes, in three parts:
 
 activation      what ops make. A function's values live until it returns, for its names hold them; with them
-                the stage's first rows, the current layer's input, and the rotation of the positions
+                the stage's first rows, what the function was given, and the rotation of the positions
 workspace       of kernels: on a GPU the partial results of split keys (`SPLIT_ROWS`); on a CPU the copies in
                 which attention lays its rows out anew and, where a request's pages are scattered, one layer's
                 keys and values gathered. The batch itself and the next one, which is prepared meanwhile:
@@ -13,7 +13,7 @@ workspace       of kernels: on a GPU the partial results of split keys (`SPLIT_R
 communication   partial results on their way to and from the peers; the pieces of what is gathered; the next
                 micro-batch's rows, which arrive meanwhile; rows sent on, of which the runtime keeps p + 1
                 micro-batches until they have left; and what the communication library allocates for
-                itself per process group
+                itself per process group, and the buffers that tp peers read
 
 A rank needs most at one moment of its program: `Moment` is one, and `Footprint.step` takes the dearest for
 each micro-batch. Every stage is counted as if it embedded, had the head and sent on. Rows still on
@@ -172,12 +172,12 @@ def footprint(module: Module, target: str) -> Footprint:
     _, two, kv_heads, dim = cache.local_shape(mesh)
     (row,), (rotation,) = (functions[name].result_types for name in ("embed", "rotation"))
     row_bytes = row.local_bytes(mesh)
-    carried = 2 * row_bytes + rotation.local_bytes(mesh)
+    held = row_bytes + rotation.local_bytes(mesh)
     moments = [
         moment
         for function in functions.values()
         if function.name != "rotation"
-        for moment in _moments(function, mesh, target, carried)
+        for moment in _moments(function, mesh, target, held + _given(function, mesh))
     ]
     return Footprint(
         embed=_weight_bytes(functions["embed"], mesh),
@@ -187,6 +187,12 @@ def footprint(module: Module, target: str) -> Footprint:
         moments=_dearest(moments),
         per_sent_row=int(sympy.expand(row_bytes).coeff(T)),
     )
+
+
+def _given(function: Function, mesh: Mesh) -> Size:
+    """Rows that a function takes, with what is known of each; ids and rotations are counted elsewhere."""
+    types = (value.type for value in function.params)
+    return sum(t.local_bytes(mesh) for t in types if _has_rows(t.shape) and len(t.shape) == 2)
 
 
 def _dearest(moments: list[Moment]) -> tuple[Moment, ...]:
@@ -226,6 +232,7 @@ def _made(op: Op, function: Function, mesh: Mesh, target: str) -> Size:
         "cache",
         "merge_heads",
         "all_reduce",
+        "all_reduce_add",
         "merge",
         "merge_scatter",
         "halve",

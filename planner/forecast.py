@@ -28,8 +28,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..artifact import NEVER_HALVED, ChunkRule, Layout, Memory, Workload
+from ..artifact import NEVER_HALVED, ChunkRule, Memory, Workload
 from ..ir.model import ModelSpec
+from ..layout import Layout
 from .candidate import best_chunks, make_candidate
 from .chunks import Floats, Riders, Sizes, decode_sizes, prefill_sizes
 from .cluster import Cluster
@@ -51,7 +52,7 @@ Parts = Mapping[str, float]
 class Forecast:
     """The answer. chunks: (first token, tokens of each chunk) where the size changes.
 
-    stripe_tokens, overlap_rows: as in `artifact.Plan`
+    stripe_tokens, overlap_rows, one_shot_rows: as in `artifact.Plan`
     dtype: of all that the configuration's precision leaves alone
     """
 
@@ -63,6 +64,7 @@ class Forecast:
     chunks: tuple[tuple[int, int], ...]
     stripe_tokens: int
     overlap_rows: int
+    one_shot_rows: int
     uses: tuple[Use, ...]
     notes: tuple[str, ...]
     dtype: str
@@ -81,7 +83,14 @@ def forecast(spec: ModelSpec, cluster: Cluster, asked: Configuration) -> Forecas
         NEVER_HALVED if asked.cp > 1 else asked.overlap
     )  # a ring's keys travel, not its results
     pricer = Pricer(
-        spec, cluster, dtype, workload, asked.precision, eager=asked.eager, overlap=overlap
+        spec,
+        cluster,
+        dtype,
+        workload,
+        asked.precision,
+        eager=asked.eager,
+        overlap=overlap,
+        all_reduce=asked.all_reduce,
     )
     if asked.cp > 1:
         return _ring(pricer, asked)
@@ -227,6 +236,7 @@ def _answer(
         chunks=_changes(*chunks),
         stripe_tokens=outlook.growth.stripe,
         overlap_rows=outlook.overlap_rows,
+        one_shot_rows=pricer.one_shot_rows(asked.layout),
         uses=uses,
         notes=tuple(_notes(pricer, asked, memory)),
         dtype=pricer.dtype,

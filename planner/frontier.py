@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from ..artifact import Frontier, Point
+from ..alternatives import Frontier, Point
 from .what_if import WhatIf
 
 STEP = 0.01

@@ -18,8 +18,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..artifact import Frontier, Layout, Relaxation
+from ..alternatives import Frontier, Relaxation
 from ..errors import Infeasible
+from ..layout import Layout
 from ..units import format_bytes, format_duration
 from .candidate import Candidate, best_chunks
 from .outlook import NEVER

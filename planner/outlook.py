@@ -2,7 +2,7 @@
 
 A stage's time for one micro-batch, from the formulas of `cost`, with λ its layers:
 
-    τ_s = step + rotation + λ_s·layer + [s first]·embed + [s last and R > 0]·head + [s not last]·hop
+    τ_s = step + entry + λ_s·layer + [s first]·embed + [s last and R > 0]·head + [s not last]·hop
 
 **TTFT.** Chunks pass the p stages one behind the other. A chunk's way through the pipeline's critical path
 counts its slowest stage once, and the p − 1 further steps down cost at most the slowest of all, so
@@ -39,7 +39,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifact import Layout
+from ..layout import Layout
 from .chunks import Floats, Samples, Sizes, decode_sizes
 from .cost import Terms
 from .footprint import Footprint, Kept, Step
@@ -164,7 +164,7 @@ class Outlook:
     @cached_property
     def flat(self) -> Floats:
         """What each stage pays whatever its layers, less the hop: [5, B, C]."""
-        return np.asarray(self.blocks["step"] + self.blocks["rotation"])
+        return np.asarray(self.blocks["step"] + self.blocks["entry"])
 
     def slowest(self, split: tuple[int, ...]) -> Floats:
         """Seconds of the slowest stage, hop and all: [5, B, C]."""
@@ -230,7 +230,7 @@ class Outlook:
 
 def crossing(blocks: Seconds, stages: Count, layers: int) -> Floats:
     """A micro-batch's way through all stages, one after the other."""
-    each = blocks["step"] + blocks["rotation"]
+    each = blocks["step"] + blocks["entry"]
     once = blocks["embed"] + layers * blocks["layer"] + blocks["head"]
     return np.asarray(stages * each + once + (stages - 1) * blocks["hop"])
 
@@ -240,6 +240,6 @@ def balanced(blocks: Seconds, more: Floats | float, stages: Count, layers: int) 
 
     more: what they share beside the embedding and the layers
     """
-    layer, flat = blocks["layer"], blocks["step"] + blocks["rotation"]
+    layer, flat = blocks["layer"], blocks["step"] + blocks["entry"]
     mean = flat + (blocks["embed"] + more + layers * layer) / stages
     return np.asarray(np.maximum(mean, flat + np.ceil(layers / stages) * layer))

@@ -11,7 +11,16 @@ from ..speeds import Swap
 from .check import violations
 from .cluster import CALIBRATED, Cluster
 from .cost import StageFormulas
-from .explain import alternatives, binding, dealing, halves_lose, marginals, overlapping, why
+from .explain import (
+    alternatives,
+    binding,
+    dealing,
+    halves_lose,
+    marginals,
+    overlapping,
+    summing,
+    why,
+)
 from .frontier import frontier
 from .infeasible import infeasible
 from .precision import precision_notes
@@ -105,6 +114,7 @@ def plan_of(question: WhatIf, *, pareto: bool = False) -> Made:
             why(search, found, promise, workload.objective),
             *dealing(search, found, promise),
             *overlapping(search, found),
+            *summing(search, found),
             *workload_notes(spec, workload),
             *precision_notes(cluster, question.precision),
             *_sources(cluster, outlook.gpus),
@@ -113,6 +123,7 @@ def plan_of(question: WhatIf, *, pareto: bool = False) -> Made:
         eager=question.eager,
         host_pages=host_pages(found, cluster),
         overlap_rows=outlook.overlap_rows,
+        one_shot_rows=pricer.one_shot_rows(outlook.layout),
     )
     wrong = violations(plan, spec, cluster, workload, formulas)
     if wrong:

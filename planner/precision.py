@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from ..artifact import FP8, PRECISIONS, Precision
 from ..errors import BadInput, UsageError
-from .cluster import Cluster, clusters, load_cluster
+from .cluster import Cluster
+from .cluster_files import clusters, load_cluster
 
 PEAK = "peak.float8"
 

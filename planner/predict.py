@@ -158,7 +158,7 @@ def _blocks(stage: int, split: tuple[int, ...], heads: bool, hops: bool) -> Mapp
     last = len(split) - 1
     return {
         "step": 1,
-        "rotation": 1,
+        "entry": 1,
         "layer": split[stage],
         "embed": int(stage == 0),
         "head": int(stage == last and heads),

@@ -10,12 +10,14 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-from ..artifact import AUTO, FP8, NEVER_HALVED, Layout, Precision, Workload
+from ..artifact import AUTO, FP8, NCCL, NEVER_HALVED, Precision, Workload
 from ..ir.build import build
 from ..ir.graph import Module
 from ..ir.model import ModelSpec
-from ..ir.passes import fuse, quantize, shard
+from ..ir.passes import carry, fuse, one_shot, quantize, shard
 from ..ir.passes import overlap as overlap_pass
+from ..ir.types import DTYPE_NAMES, ITEMSIZE
+from ..layout import Layout
 from .chunks import (
     Floats,
     Grid,
@@ -33,8 +35,10 @@ from .cluster import Cluster
 from .cost import (
     Links,
     StageFormulas,
+    Totals,
     choosing,
     links_of,
+    one_shot_rows,
     price_terms,
     stage_formulas,
     tabulate,
@@ -48,11 +52,23 @@ from .workload import total_tokens
 
 def one_layer(spec: ModelSpec, cluster: Cluster, cached: int) -> tuple[float, int]:
     """Seconds of a layer of the unsharded model for one row after `cached` tokens, and its launches."""
-    module = fuse(shard(build(spec, "float32"), tp=1, kvp=1))
+    totals, tasks = _unsharded(spec, cluster)
+    seconds = totals(decode_sizes(Riders(1, cached, 1)))["layer"]
+    return float(seconds), sum(task.launches for task in tasks["layer"])
+
+
+def whole_layers(spec: ModelSpec, cluster: Cluster, rows: Sequence[float]) -> list[float]:
+    """Seconds of a layer of the unsharded model for so many rows of a prompt's beginning."""
+    T, nothing = np.array(rows), np.zeros(len(rows))
+    sizes = Sizes(T, nothing, T * (T + 1) / 2, T, nothing, nothing)
+    return [float(seconds) for seconds in _unsharded(spec, cluster)[0](sizes)["layer"]]
+
+
+def _unsharded(spec: ModelSpec, cluster: Cluster) -> tuple[Totals, Mapping[str, Sequence[Task]]]:
+    module = carry(fuse(shard(build(spec, "float32"), tp=1, kvp=1)))
     tasks = count(module)
     terms = price_terms(tasks, cluster, "float32", module.mesh, Links("intra", "intra"))
-    seconds = tabulate(terms)(decode_sizes(Riders(1, cached, 1)))["layer"]
-    return float(seconds), sum(task.launches for task in tasks["layer"])
+    return tabulate(terms), tasks
 
 
 def process_groups(layout: Layout) -> int:
@@ -66,12 +82,16 @@ WORTH = 0.01
 
 @dataclass(frozen=True)
 class Mesh:
-    """What a module is sharded for; halves: with a layer in halves beside the whole one."""
+    """What a module is sharded for.
+
+    halves: with a layer in halves beside the whole one; one_shot: with sums that may be made in one shot
+    """
 
     tp: int
     kvp: int
     ffn: str
     halves: bool = False
+    one_shot: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +109,8 @@ def counted(spec: ModelSpec, dtype: str, precision: Precision, mesh: Mesh, targe
     source = _source(spec, dtype, precision.kv_cache)
     fused = fuse(shard(source, tp=mesh.tp, kvp=mesh.kvp, ffn=mesh.ffn))
     typed = quantize(fused) if precision.weights == FP8 else fused
-    module = overlap_pass(typed) if mesh.halves else typed
+    carried = carry(overlap_pass(typed) if mesh.halves else typed)
+    module = one_shot(carried) if mesh.one_shot else carried
     return Counted(count(module), footprint(module, target), module.mesh)
 
 
@@ -111,10 +132,13 @@ class Pricer:
         *,
         eager: bool = False,
         overlap: int | str | None = None,
+        all_reduce: str | None = None,
     ) -> None:
-        """overlap: rows from which chunks go through layers in halves, NEVER_HALVED, or None: as pays."""
+        """overlap: rows from which chunks go through layers in halves, NEVER_HALVED, or None: as pays;
+        all_reduce: NCCL, or None: for few rows one shot, where that pays.
+        """
         self.spec, self.cluster, self.dtype, self.workload = spec, cluster, dtype, workload
-        self.precision, self.overlap = precision, overlap
+        self.precision, self.overlap, self.all_reduce = precision, overlap, all_reduce
         self.grid: Grid = make_grid(workload.context)
 
         @cache
@@ -163,7 +187,7 @@ class Pricer:
         if layout.kvp == 1 or never:
             return self.whole_wiring(layout)
         kvp = layout.kvp if layout.helix else 2  # repeated: all one to a rank
-        mesh = Mesh(layout.tp, kvp, layout.ffn, halves=True)
+        mesh = self._mesh(layout, kvp, halves=True)
         both = self._wiring(mesh, links_of(layout, self.cluster))
         rows = self.overlap if isinstance(self.overlap, int) else self._rows(both, layout.kvp)
         return self._halved(both, rows) if rows else self.whole_wiring(layout)
@@ -171,7 +195,25 @@ class Pricer:
     def whole_wiring(self, layout: Layout) -> Wiring:
         """In which no chunk goes in halves."""
         kvp = layout.kvp if layout.helix else min(layout.kvp, 2)
-        return self._wiring(Mesh(layout.tp, kvp, layout.ffn), links_of(layout, self.cluster))
+        return self._wiring(self._mesh(layout, kvp), links_of(layout, self.cluster))
+
+    def _mesh(self, layout: Layout, kvp: int, *, halves: bool = False) -> Mesh:
+        summed = self.one_shot_rows(layout) > 0
+        return Mesh(layout.tp, kvp, layout.ffn, halves, summed)
+
+    def one_shot_rows(self, layout: Layout) -> int:
+        """As in `artifact.Plan`. Helix sums over the ranks of all groups, which need not share a node."""
+        if self.all_reduce == NCCL or layout.helix:
+            return 0
+        return one_shot_rows(self.cluster, layout.tp, self._row_bytes)
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.spec.hidden * ITEMSIZE[DTYPE_NAMES[self.dtype]]
+
+    def shared_bytes(self, layout: Layout) -> int:
+        """The two buffers that a rank's tp peers read."""
+        return 2 * self.one_shot_rows(layout) * self._row_bytes
 
     def _rows(self, both: Wiring, kvp: int) -> int:
         """The least chunk of the menu that halves make faster by WORTH, and all above it; 0 if none.
@@ -243,7 +285,7 @@ class Pricer:
             kept=kept(
                 self.workload.context,
                 growth,
-                self.communication_bytes(process_groups(layout)),
+                self.communication_bytes(process_groups(layout)) + self.shared_bytes(layout),
             ),
             footprint=wiring.footprint,
             overlap_rows=wiring.overlap_rows,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from ..artifact import Frontier, Layout, Workload
+from ..alternatives import Frontier
+from ..artifact import Workload
+from ..layout import Layout
 from ..units import format_duration
 
 _ROWS = 12

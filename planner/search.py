@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifact import Layout
+from ..layout import Layout
 from .candidate import Candidate, best_chunks, make_candidate, useful
 from .outlook import NEVER, Outlook
 from .price import Pricer

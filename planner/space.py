@@ -32,9 +32,10 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from ..artifact import CONTIGUOUS, FFN_MODES, NEVER_HALVED, Layout, Workload
+from ..artifact import CONTIGUOUS, NCCL, NEVER_HALVED, Workload
 from ..errors import BadInput, UsageError
 from ..ir.model import ModelSpec
+from ..layout import FFN_MODES, Layout
 from .chunks import Riders, Spread, chunk_unit
 from .cluster import Cluster
 from .workload import total_tokens
@@ -44,7 +45,7 @@ ROUNDS = (4, 32)
 
 Pins = Mapping[str, int | str]
 """What is not to be chosen: degrees by axis, "ffn" by name, "stripe" in tokens or CONTIGUOUS,
-"overlap" in rows or NEVER_HALVED.
+"overlap" in rows or NEVER_HALVED, "all_reduce" as NCCL.
 """
 
 
@@ -142,10 +143,13 @@ def check_pins(spec: ModelSpec, cluster: Cluster, devices: int, pinned: Pins) ->
         if axis == "overlap":
             check_overlap(degree, pinned.get("kvp"))
             continue
+        if axis == "all_reduce":
+            check_all_reduce(degree)
+            continue
         if axis not in AXES:
             raise UsageError(
                 f"unknown axis {axis!r}",
-                do=f"pin {', '.join((*AXES, 'ffn', 'stripe', 'overlap'))}",
+                do=f"pin {', '.join((*AXES, 'ffn', 'stripe', 'overlap', 'all_reduce'))}",
             )
         if not isinstance(degree, int) or degree < 1:
             raise UsageError(f"{axis} must be at least 1", got=degree)
@@ -190,6 +194,12 @@ def check_overlap(rows: int | str, kvp: int | str | None) -> None:
         )
     if kvp == 1 and rows != NEVER_HALVED:
         raise UsageError("overlap needs kvp of at least 2", got=f"overlap={rows}, kvp=1")
+
+
+def check_all_reduce(whose: int | str) -> None:
+    """UsageError if it is not NCCL, the only kind that can be pinned: the other pays or does not."""
+    if whose != NCCL:
+        raise UsageError("unknown all_reduce", got=whose, do=f"give {NCCL}, or leave it out")
 
 
 def _refusal(t: int, spec: ModelSpec, cluster: Cluster) -> str | None:

@@ -38,6 +38,8 @@ def tell(model: str, cluster: str, asked: Configuration, said: Forecast) -> Iter
         yield f"  growth  a request {growth_words(asked.layout.kvp, said.stripe_tokens, tokens)}"
     if said.overlap_rows:
         yield f"  halves  chunks of {said.overlap_rows:,} rows or more, one's messages beside the other"
+    if said.one_shot_rows:
+        yield f"  sums    of up to {said.one_shot_rows:,} rows over tp in one shot, NCCL's above"
     yield ""
     yield "rests on"
     for use in said.uses:

@@ -13,9 +13,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..artifact import AUTO, Layout, Point, Precision, Workload
+from ..alternatives import Point
+from ..artifact import AUTO, Precision, Workload
 from ..errors import BadInput, UsageError
 from ..ir.model import ModelSpec
+from ..layout import Layout
 from .cluster import TARGETS, Cluster
 from .precision import check_precision
 from .price import Pricer
@@ -80,9 +82,16 @@ class WhatIf:
         devices = devices_asked(cluster, nodes=nodes, gpus=gpus)
         self.degrees = check_pins(spec, cluster, devices, self.pinned)
         self.promise = Promise(workload.ttft_s, workload.tbt_s, devices)
-        overlap = self.pinned.get("overlap")
+        reduce = self.pinned.get("all_reduce")
         pricer = Pricer(
-            spec, cluster, self.dtype, workload, precision, eager=eager, overlap=overlap
+            spec,
+            cluster,
+            self.dtype,
+            workload,
+            precision,
+            eager=eager,
+            overlap=self.pinned.get("overlap"),
+            all_reduce=None if reduce is None else str(reduce),
         )
         self.search = Search(pricer, self.pinned)
         self.search.layouts(devices)

@@ -12,25 +12,23 @@ When workers die or hang, fresh ones are started, and requests that were running
 from __future__ import annotations
 
 import dataclasses
-import gc
 import itertools
 import logging
-import queue
 import secrets
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import cast
 
-from .. import artifact
 from ..artifact import Manifest, Plan
 from ..errors import BadInput, MnemocError, RuntimeFault
-from ..units import format_count
+from ..folder import load_artifact
+from . import collector
 from .dispatch import Dispatch
 from .executor.launcher import Launcher
-from .executor.workers import Down, Up, Workers
+from .executor.workers import Up, Workers
 from .flights import Flights
+from .inbox import Inbox
 from .loader import ArtifactModules
 from .protocol.messages import Done
 from .rank.weights import Checkpoint
@@ -39,6 +37,7 @@ from .request import Ended, Event, Handle, Prepared, Request, Sampling, now_s
 from .scheduling.cost import PlanCost
 from .scheduling.forecast import Forecast
 from .scheduling.growth import Growth
+from .scheduling.limits import Limits
 from .scheduling.packing import Packing
 from .scheduling.policies import DEFAULT, POLICIES
 from .scheduling.prefix import page_hashes
@@ -51,8 +50,6 @@ from .telemetry.witness import Witness
 WARM_UP_TOKENS = 64
 
 log = logging.getLogger("mnemoc")
-Message = Handle | Look | int | MnemocError
-"""A request, a wish for a snapshot, a request to cancel by its id, or why the engine is to end."""
 
 
 class Engine:
@@ -72,6 +69,7 @@ class Engine:
         self._recorder = recorder
         self._prefix_caching = prefix_caching
         self.vocab = int(manifest.model["vocab"])
+        self._limits = Limits.of(manifest)
         self.stats = Stats()
         self._scheduler = scheduler
         self._forecast = forecast
@@ -80,14 +78,11 @@ class Engine:
             manifest, scheduler, Dispatch(workers.send), self.stats, recorder, forecast
         )
         self._recovery = Recovery(manifest, self._flights, workers, step_timeout_s)
-        self._witness = self._flights.witness
-        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self._come: list[Handle] = []  # requests that have been read, and not yet accepted
+        self._witness = self._flights.clients.witness
+        self._inbox = Inbox(workers.wake)
         self._ids = itertools.count()
-        self._failed: MnemocError | None = None
         self._warm = False
         self._closing: MnemocError | None = None
-        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="mnemoc-engine", daemon=True)
 
     @classmethod
@@ -106,17 +101,18 @@ class Engine:
     ) -> Engine:
         """Verify the artifact, start the workers, load the weights, warm up; returns when all is ready.
 
-        nursery: where workers come from, `Outside` or a process that forks them, which several engines may
-            share; without one, such a process is made.
+        nursery: where workers come from, `Outside` or a process that forks them, for one engine after
+            another; without one, such a process is made.
         policy: whose prompt goes first, one of `policies.POLICIES`
         packing: another way to fill micro-batches than our own (`packing.Adaptive`), for comparison
         prefix_caching: whether requests share the pages of a common prefix
         trace_out: a file that gets what the engine did, for Perfetto, when it is closed
         step_timeout_s: a step that takes longer, and far longer than predicted, hangs: workers are replaced
+        Workers that others start again (`Launcher.tended`) are waited for when one dies; progress hears why.
         Raises BadInput for a plan or weights that do not fit, RuntimeFault if workers cannot start.
         """
         say = progress or (lambda message: None)
-        manifest, contents = artifact.load(Path(directory))
+        manifest, contents = load_artifact(Path(directory))
         Checkpoint.open(Path(weights))
         plan = manifest.plan
         cost = PlanCost(ArtifactModules(Path(directory), contents, ["cost.py"]).load("cost"))
@@ -128,35 +124,35 @@ class Engine:
             packing and packing(plan, Growth.of(plan)),
         )
         recorder = None
-        say(f"starting {plan.gpus} worker{'s' if plan.gpus > 1 else ''}")
         workers = Workers(Path(directory), Path(weights), plan.gpus, nursery)
+        begin = "waiting for" if workers.tended else "starting"
+        say(f"{begin} {plan.gpus} worker{'s' if plan.gpus > 1 else ''}")
         try:
             if trace_out is not None:
                 recorder = Recorder.open(trace_out, plan.layout, now_s(), log.warning)
+            forecast = Forecast(scheduler, cost)
+            engine = cls(
+                manifest, scheduler, workers, prefix_caching, forecast, recorder, step_timeout_s
+            )
+            engine.watched_by(_Start(say))
             say("loading weights")
             workers.spawn()
             while not workers.up:
-                for event in workers.poll(None):
-                    if isinstance(event, Down):
-                        raise event.error
+                engine.step()
         except BaseException:
             workers.close()
             if recorder is not None:
                 recorder.close(keep=False)
             raise
-        forecast = Forecast(scheduler, cost)
-        engine = cls(
-            manifest, scheduler, workers, prefix_caching, forecast, recorder, step_timeout_s
-        )
         engine._thread.start()
         try:
             say("warming up")
             engine._warm_up()
+            engine.watched_by(Witness())
         except BaseException:
             engine.close()
             raise
-        gc.collect()
-        gc.freeze()  # else the collector goes through all modules again and again, in the midst of steps
+        collector.keep_out()
         return engine
 
     def prepare(self, request: Request) -> Prepared:
@@ -164,7 +160,10 @@ class Engine:
 
         Raises BadInput for a request that can never be served.
         """
-        self._check(request)
+        why = self._limits.refusal(len(request.prompt_ids), request.max_tokens)
+        if why is not None:
+            raise why
+        request.check_ids(self.vocab)
         if request.sampling.temperature > 0 and request.sampling.seed is None:
             seeded = dataclasses.replace(request.sampling, seed=secrets.randbits(62))
             request = dataclasses.replace(request, sampling=seeded)
@@ -183,21 +182,21 @@ class Engine:
         """
         ready = request if isinstance(request, Prepared) else self.prepare(request)
         handle = Handle(
-            ready.request, next(self._ids), now_s(), self._tell, sink, self.vocab, ready.hashes
+            ready.request, next(self._ids), now_s(), self._inbox.put, sink, self.vocab, ready.hashes
         )
-        if not self._tell(handle):
-            raise cast(MnemocError, self._failed)
+        if not self._inbox.put(handle):
+            raise cast(MnemocError, self._inbox.closed)
         return handle
 
     @property
     def healthy(self) -> bool:
         """Whether the workers are up and the engine's loop runs."""
-        return self._workers.up and self._failed is None
+        return self._workers.up and self._inbox.closed is None
 
     @property
     def failure(self) -> MnemocError | None:
         """Why the engine has ended, if it has."""
-        return self._failed
+        return self._inbox.closed
 
     @property
     def num_running(self) -> int:
@@ -230,15 +229,15 @@ class Engine:
 
     def look(self, look: Look) -> bool:
         """Have a snapshot taken, soon, by the engine's thread; False if that has ended. From any thread."""
-        return self._tell(look)
+        return self._inbox.put(look)
 
     def watched_by(self, witness: Witness) -> None:
         """Tell it of all that happens from now on, in the engine's thread."""
-        self._witness = self._flights.witness = witness
+        self._witness = self._flights.clients.witness = witness
 
     def close(self, why: str = "the engine was closed") -> None:
         """End all requests and all workers. May be called twice. why: those that are not through yet"""
-        self._tell(RuntimeFault(why))
+        self._inbox.put(RuntimeFault(why))
         self._thread.join()
         if self._recorder is not None:
             self._recorder.close()
@@ -246,19 +245,14 @@ class Engine:
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def step(self, wait_s: float | None = None) -> None:
         """Schedule, dispatch, settle: fill the pipeline, then wait for what comes back."""
         while self._workers.up and self._flights.dispatch(now_s()):
             pass
-        self._flights.deliver()
+        self._flights.clients.deliver()
         events = self._workers.poll(wait_s)
         woke_s = now_s()
         for event in events:
@@ -267,8 +261,9 @@ class Engine:
                 self._flights.settle(event, now_s())
             elif isinstance(event, Up):
                 self.stats.restarts += 1
+                self._recovery.ready()
                 self._witness.back()
-            elif not self._warm:  # a plan that cannot take its first steps: no reason to try again
+            elif self._hopeless(event.error):
                 raise event.error
             else:
                 self.stats.deaths += 1
@@ -277,13 +272,17 @@ class Engine:
         self._recovery.look()
         self.stats.parts.settle += now_s() - woke_s
 
+    def _hopeless(self, error: MnemocError) -> bool:
+        """At the start: nobody starts the workers again, or it will be so each time."""
+        return not self._warm and (not self._workers.tended or isinstance(error, BadInput))
+
     def _warm_up(self) -> None:
         """Run something small on every KVP group: first steps compile and allocate, and are slow."""
         length = min(WARM_UP_TOKENS, self.manifest.workload.context)
         sampling = Sampling(ignore_eos=True)
         groups = range(self.manifest.plan.layout.kvp)
         requests = [Request((group % self.vocab,) * length, 2, sampling) for group in groups]
-        if self._scheduler.book.fits_ever(requests[0].kv_tokens):
+        if self._limits.refusal(length, requests[0].max_tokens) is None:
             for handle in [self.submit(request) for request in requests]:
                 handle.result()
         self.stats.clear()
@@ -302,67 +301,39 @@ class Engine:
             error = RuntimeFault(f"the engine failed: {type(bug).__name__}: {bug}")
             error.__cause__ = bug
         finally:
-            with self._lock:
-                self._failed = error
+            self._inbox.close(error)
             self._turn_away(error)
             self._workers.close()
 
     def _read_inbox(self) -> None:
-        while not self._inbox.empty():
-            message = self._inbox.get()
-            if isinstance(message, Handle):
-                self._come.append(message)
-                continue
-            self._accept()  # whatever follows may be about them
-            if isinstance(message, MnemocError):
+        for message in self._inbox.read():
+            if isinstance(message, list):
+                self._flights.accept(message, now_s())
+            elif isinstance(message, MnemocError):
                 self._closing = message
             elif isinstance(message, int):
-                self._flights.cancel(message)
+                self._flights.clients.cancel(message)
             else:
                 self._flights.look(message, now_s())
-        self._accept()
-
-    def _accept(self) -> None:
-        self._flights.accept(self._come, now_s())
-        self._come.clear()
 
     def _turn_away(self, error: MnemocError) -> None:
         """Nobody may wait for an engine that has ended: who was there, and who has just come."""
-        self._flights.fail_all(error)
-        self._flights.deliver()
-        while not self._inbox.empty():
-            message = self._inbox.get()
-            if isinstance(message, Handle):
-                self._come.append(message)
-            elif isinstance(message, Look):
+        self._flights.clients.fail_all(error)
+        self._flights.clients.deliver()
+        for message in self._inbox.rest():
+            if isinstance(message, Look):
                 self._flights.look(message, now_s())
-        for handle in self._come:
-            if handle.error is None and handle.finish_reason is None:
+            elif isinstance(message, Handle) and message.finish_reason is None:
                 ended = Ended(error)
-                handle.record(ended)
-                handle.hand_over(ended)
+                message.record(ended)
+                message.hand_over(ended)
 
-    def _tell(self, message: Message) -> bool:
-        """Put a message before the engine's thread; False if that has ended."""
-        with self._lock:
-            if self._failed is not None:
-                return False
-            self._inbox.put(message)
-            self._workers.wake()
-            return True
 
-    def _check(self, request: Request) -> None:
-        """Refuse at once what can never run."""
-        prompt, context = len(request.prompt_ids), self.manifest.workload.context
-        if prompt > context:
-            raise BadInput(
-                f"the prompt has {prompt} tokens, the plan is for {format_count(context)}",
-                do=f"shorten it, or plan with --context {prompt}",
-            )
-        if not self._scheduler.book.fits_ever(request.kv_tokens):
-            raise BadInput(
-                f"{prompt} prompt tokens and {request.max_tokens} new ones need more KV pages "
-                f"than the plan has",
-                do="shorten the prompt, lower max_tokens, or plan with a larger --context",
-            )
-        request.check_ids(self.vocab)
+class _Start(Witness):
+    """Until an engine has started, whoever waits for it is told why that takes long."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    def lost(self, error: MnemocError) -> None:
+        self._say(f"{error}; waiting until all workers are there again")

@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -22,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput
+from ..whole import whole_folder
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +60,7 @@ def init_model(
     max_shard_bytes: int,
     progress: Progress | None = None,
 ) -> None:
-    """Write the model: aside first, then renamed, so that nothing half-written is left.
+    """Write the model, whole or not at all.
 
     A tensor's values depend on the seed and its name only, not on how the file is cut in shards.
     At most one shard is in memory. BadInput: the folder exists and is not empty, or the vocabulary
@@ -76,21 +74,10 @@ def init_model(
         "tokenizer.json": byte_tokenizer(blueprint).to_str(),
         "tokenizer_config.json": _json(_tokenizer_config(blueprint)),
     }
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    except OSError as error:
-        raise BadInput(f"cannot write: {error.strerror}", where=directory) from error
-    try:
+    with whole_folder(directory) as aside:
         for name, text in small_files.items():
             (aside / name).write_text(text, encoding="utf-8")
         _write_weights(blueprint, aside, seed, max_shard_bytes, progress)
-        aside.chmod(0o755)
-        os.replace(aside, directory)
-    except OSError as error:
-        raise BadInput(f"cannot write: {error.strerror}", where=directory) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def shards(blueprint: Blueprint, max_shard_bytes: int) -> list[list[str]]:

@@ -38,9 +38,13 @@ class Recovery:
         self._step_timeout_s = step_timeout_s
         self._first_factor = 1 if manifest.plan.target == "cpu" else FIRST_STEPS
         self._restarts = self._guilty = 0
-        self._restarted_s = now_s()
+        self._up_s: float | None = None
         self._waited_s, self._looked_s = 0.0, now_s()
         self._factor = self._first_factor
+
+    def ready(self) -> None:
+        """The workers are up."""
+        self._up_s = now_s()
 
     def stepped(self) -> None:
         """A step came back."""
@@ -72,9 +76,9 @@ class Recovery:
 
     def restart(self, error: MnemocError) -> None:
         """The workers are gone. Raises RuntimeFault where fresh ones would be of no use."""
-        if now_s() - self._restarted_s > STEADY_S:
+        if self._up_s is not None and now_s() - self._up_s > STEADY_S:
             self._restarts = self._guilty = 0
-        self._restarted_s = now_s()
+        self._up_s = None
         if self._flights.replay(error):
             self._restarts = 0
             self._guilty += 1

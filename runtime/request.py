@@ -131,7 +131,8 @@ class Request:
             raise BadInput("max_tokens must be 1 or more", got=self.max_tokens)
         if self.sampling.min_tokens > self.max_tokens:
             raise BadInput(
-                f"min_tokens must be at most max_tokens, {self.max_tokens}",
+                f"must be at most max_tokens, {self.max_tokens}",
+                where="min_tokens",
                 got=self.sampling.min_tokens,
             )
 
@@ -140,7 +141,7 @@ class Request:
         sampling = self.sampling
         named: dict[str, Collection[int]] = {
             "prompt": self.prompt_ids,
-            "stop_ids": sampling.stop_ids,
+            "stop_token_ids": sampling.stop_ids,
             "logit_bias": [id for id, _ in sampling.logit_bias],
         }
         for where, ids in named.items():
@@ -149,7 +150,7 @@ class Request:
             raise BadInput(
                 "no token is left that does not end the answer",
                 where="min_tokens",
-                do="name fewer stop_ids",
+                do="name fewer stop_token_ids",
             )
 
     @property

@@ -7,11 +7,9 @@ import shutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mnemoc import artifact
+from mnemoc.alternatives import Alternative
 from mnemoc.artifact import (
-    Alternative,
     ChunkRule,
-    Layout,
     Manifest,
     Memory,
     Optimality,
@@ -22,6 +20,8 @@ from mnemoc.artifact import (
 )
 from mnemoc.codec import from_json
 from mnemoc.errors import BadInput
+from mnemoc.folder import load_artifact, write_artifact
+from mnemoc.layout import Layout
 
 PLAN = Plan(
     target="cpu",
@@ -47,18 +47,18 @@ FILES = {"cost.py": b"x = 1\n", "kernels/a.py": b"y = 2\n", "ir/model.mir": b"mo
 
 @pytest.fixture
 def folder(tmp_path):
-    artifact.write(tmp_path / "plan", MANIFEST, FILES)
+    write_artifact(tmp_path / "plan", MANIFEST, FILES)
     return tmp_path / "plan"
 
 
 def test_what_was_written_is_read_back(folder):
-    manifest, contents = artifact.load(folder)
+    manifest, contents = load_artifact(folder)
     assert contents == FILES
     assert dataclasses.replace(manifest, files={}) == MANIFEST
 
 
 def test_the_same_input_gives_the_same_bytes(folder, tmp_path):
-    artifact.write(tmp_path / "again", MANIFEST, dict(reversed(FILES.items())))
+    write_artifact(tmp_path / "again", MANIFEST, dict(reversed(FILES.items())))
     for path in (*FILES, "manifest.json"):
         assert (folder / path).read_bytes() == (tmp_path / "again" / path).read_bytes()
 
@@ -66,24 +66,24 @@ def test_the_same_input_gives_the_same_bytes(folder, tmp_path):
 @given(st.data())
 def test_any_changed_byte_of_any_file_is_refused(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("tamper") / "plan"
-    artifact.write(folder, MANIFEST, FILES)
+    write_artifact(folder, MANIFEST, FILES)
     path = folder / data.draw(st.sampled_from([*FILES, "manifest.json"]))
     original = path.read_bytes()
     at = data.draw(st.integers(0, len(original) - 1))
     changed = data.draw(st.integers(0, 255).filter(lambda byte: byte != original[at]))
     path.write_bytes(original[:at] + bytes([changed]) + original[at + 1 :])
     with pytest.raises(BadInput):
-        artifact.load(folder)
+        load_artifact(folder)
 
 
 def test_missing_and_added_files_are_refused(folder):
     (folder / "kernels" / "b.py").write_text("z = 3\n")
     with pytest.raises(BadInput, match="does not list"):
-        artifact.load(folder)
+        load_artifact(folder)
     (folder / "kernels" / "b.py").unlink()
     (folder / "cost.py").unlink()
     with pytest.raises(BadInput, match="missing from the plan"):
-        artifact.load(folder)
+        load_artifact(folder)
 
 
 def test_another_format_is_refused_by_its_number(folder):
@@ -91,30 +91,30 @@ def test_another_format_is_refused_by_its_number(folder):
     body = json.loads(path.read_text()) | {"format": 7}
     path.write_text(json.dumps(body))
     with pytest.raises(BadInput, match="format 7"):
-        artifact.load(folder)
+        load_artifact(folder)
 
 
 def test_a_folder_that_is_not_a_plan_is_neither_read_nor_overwritten(tmp_path):
     with pytest.raises(BadInput, match="not a plan"):
-        artifact.load(tmp_path / "nowhere")
+        load_artifact(tmp_path / "nowhere")
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(BadInput, match="exists and is not a plan"):
-        artifact.write(tmp_path, MANIFEST, FILES)
+        write_artifact(tmp_path, MANIFEST, FILES)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_plan_is_replaced_whole(folder):
-    artifact.write(folder, MANIFEST, {"cost.py": b"x = 2\n"})
-    assert artifact.load(folder)[1] == {"cost.py": b"x = 2\n"}
+    write_artifact(folder, MANIFEST, {"cost.py": b"x = 2\n"})
+    assert load_artifact(folder)[1] == {"cost.py": b"x = 2\n"}
 
 
 def test_nothing_is_left_behind_when_writing_fails(tmp_path):
     blocker = tmp_path / "file"
     blocker.write_text("")
     with pytest.raises(BadInput, match="cannot write"):
-        artifact.write(blocker / "plan", MANIFEST, FILES)
+        write_artifact(blocker / "plan", MANIFEST, FILES)
     with pytest.raises(TypeError):
-        artifact.write(tmp_path / "plan", MANIFEST, {"cost.py": b"", "kernels/a.py": None})
+        write_artifact(tmp_path / "plan", MANIFEST, {"cost.py": b"", "kernels/a.py": None})
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
@@ -149,4 +149,4 @@ def test_chunks_are_looked_up_by_what_is_cached():
 
 def test_a_copy_elsewhere_is_still_valid(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "moved")
-    assert artifact.load(tmp_path / "moved")[1] == FILES
+    assert load_artifact(tmp_path / "moved")[1] == FILES

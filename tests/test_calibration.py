@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from mnemoc.artifact import Layout
 from mnemoc.calibration import calibrate, rising, source_of
 from mnemoc.calibration_gpu import calibrate_gpu, shipped_name, write
 from mnemoc.errors import BadInput
 from mnemoc.ir.model import load_model
+from mnemoc.layout import Layout
 from mnemoc.planner import CALIBRATED, Cluster, Configuration, forecast, load_cluster
 from mnemoc.planner.evidence import kind
 from mnemoc.runtime.measuring.others import Watch

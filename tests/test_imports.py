@@ -12,14 +12,18 @@ import pytest
 
 ROOT = Path(mnemoc.__file__).parent
 LEAVES = {
+    "alternatives",
     "artifact",
     "codec",
     "errors",
+    "folder",
+    "layout",
     "microbatch",
     "speeds",
     "tiles",
     "timeline",
     "units",
+    "whole",
     "wording",
 }
 MAY_IMPORT = {

@@ -20,6 +20,7 @@ from .device import Run
 from .kernels import FP8, PAGE, has_fp8
 from .rowwise import Merge, RowKernels
 from .runner import Case, Figures, Section, Setup, say
+from .summing import Sums
 from .work import Heads
 
 MOST_CHILDREN = 8
@@ -74,6 +75,7 @@ def _calls(setup: Setup) -> Iterator[Run]:
     for shape in sizes.shapes:
         yield lambda shape=shape: list(RowKernels(setup, shape).errors(2))  # type: ignore[misc]
         yield lambda shape=shape: list(Merge(setup, shape).errors(2))  # type: ignore[misc]
+        yield lambda shape=shape: list(Sums(setup, shape).errors(2))  # type: ignore[misc]
     searching = tiles.search(setup)
     for candidate in searching.candidates():
         yield lambda candidate=candidate: searching.run_once(candidate)  # type: ignore[misc]

@@ -17,6 +17,7 @@ from .kernels import FP8, Cache, attention, has_fp8, kernel_spec, segments, type
 from .rowwise import Merge, RowKernels
 from .runner import Case, Figures, Section, Setup
 from .sizes import Row
+from .summing import Sums
 from .work import Heads
 
 LIMIT = 1e-2
@@ -124,7 +125,8 @@ def _cache(
 
 def _rowwise(setup: Setup, shape: Row, count: int) -> list[Figures]:
     """Errors of each row-wise kernel, of `count` rows of one rank of a model."""
-    found = [*RowKernels(setup, shape).errors(count), *Merge(setup, shape).errors(count)]
+    kinds = RowKernels(setup, shape), Merge(setup, shape), Sums(setup, shape)
+    found = [error for kind in kinds for error in kind.errors(count)]
     if has_fp8(setup.device.target):
         found += RowKernels(setup, shape, FP8).rope_errors(count)
     return [_verdict(setup, name, error) for name, error in found]

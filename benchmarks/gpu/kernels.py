@@ -34,6 +34,7 @@ def kernel_spec(
     qk_norm: bool = False,
     fp8: bool = False,
     peers: int = 1,
+    sum_ranks: int = 1,
 ) -> KernelSpec:
     """What kernels of these heads are specialised for; kv_dtype: dtype, unless the cache is in fp8."""
     values: dict[str, Any] = {
@@ -53,6 +54,7 @@ def kernel_spec(
         "attention_factor": 1.0,
         "fp8": fp8,
         "peers": peers,
+        "sum_ranks": sum_ranks,
     }
     return KernelSpec(**values)
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mnemoc import artifact, pipeline
+from mnemoc import pipeline
 from mnemoc.artifact import Manifest, Plan, Workload
 from mnemoc.calibration_gpu import SHIPPED
 from mnemoc.codec import from_json, to_json
@@ -21,6 +21,7 @@ from mnemoc.codegen.emit import kernel_spec
 from mnemoc.codegen.kernels import render_kernels
 from mnemoc.codegen.schedule import render_schedule
 from mnemoc.codegen.tiles import Tiles
+from mnemoc.folder import write_artifact
 from mnemoc.ir.model import load_model
 from mnemoc.planner import Cluster, StageFormulas, load_cluster
 from mnemoc.planner.price import Pricer
@@ -117,7 +118,7 @@ def emit(name: str, target: str, cluster: Cluster, out: Path, tiles: Tiles | Non
     }
     manifest = Manifest(to_json(spec), cluster.describe(), held.workload, plan)
     files = {path: text.encode() for path, text in texts.items()}
-    artifact.write(out, manifest, files)
+    write_artifact(out, manifest, files)
     return out
 
 

@@ -1,4 +1,4 @@
-"""The row-wise kernels and the merge: bytes per second as a share of what a copy reaches.
+"""The row-wise kernels, the merge and sums over ranks: bytes per second as a share of what a copy reaches.
 
 Few rows are bound by the launch, not by memory: their time is the figure that counts.
 """
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from .rowwise import Merge, RowKernels, Work
 from .runner import Case, Figures, Section, Setup
 from .sizes import Row
+from .summing import Sums
 from .timing import copies, race
 
 
@@ -25,7 +26,8 @@ def cases(setup: Setup) -> Sequence[Case]:
 
 
 def _case(setup: Setup, shape: Row, rows: int) -> list[Figures]:
-    works = [*RowKernels(setup, shape).works(rows), *Merge(setup, shape).works(rows)]
+    kinds = RowKernels(setup, shape), Merge(setup, shape), Sums(setup, shape)
+    works = [work for kind in kinds for work in kind.works(rows)]
     return [_measured(setup, shape, rows, work) for work in works]
 
 
@@ -46,4 +48,4 @@ def _measured(setup: Setup, shape: Row, rows: int, work: Work) -> Figures:
     }
 
 
-SECTION = Section("rows", "Row-wise kernels and the merge across KVP", cases)
+SECTION = Section("rows", "Row-wise kernels, the merge across KVP and sums over tp", cases)

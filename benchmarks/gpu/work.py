@@ -68,6 +68,16 @@ def add_rms_norm_bytes(rows: int, hidden: int, b: int) -> int:
     return 4 * rows * hidden * b + hidden * b
 
 
+def all_reduce_add_bytes(rows: int, ranks: int, hidden: int, b: int) -> int:
+    """Each rank's rows and the residual read, the sum written."""
+    return (ranks + 2) * rows * hidden * b
+
+
+def all_reduce_add_rms_norm_bytes(rows: int, ranks: int, hidden: int, b: int) -> int:
+    """The same, and its norm; the weights."""
+    return (ranks + 3) * rows * hidden * b + hidden * b
+
+
 def swiglu_bytes(rows: int, ffn: int, b: int) -> int:
     """Gate and up read, one output."""
     return 3 * rows * ffn * b

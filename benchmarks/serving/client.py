@@ -13,6 +13,8 @@ from typing import Any
 
 _AT_ONCE = struct.pack("ii", 1, 0)
 """SO_LINGER of a socket whose end is a reset."""
+SMALL_WINDOW, SMALL_SEGMENT = 4096, 536
+"""Bytes that a client who does not read has room for: the rest is with the server. Bytes of a TCP segment."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,19 @@ async def ask(port: int, request: bytes) -> Reply:
         return Reply(status, b"".join(parts), ttft_s, time.monotonic() - began_s)
     finally:
         writer.close()
+
+
+def stalled(port: int, request: bytes) -> socket.socket:
+    """A connection that has asked, for somebody who does not read.
+
+    With the segments of a slow network: for those of this machine the kernel would hold some megabytes.
+    """
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_WINDOW)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SMALL_SEGMENT)
+    connection.connect(("127.0.0.1", port))
+    connection.sendall(request)
+    return connection
 
 
 async def leave(port: int, request: bytes, *, after_s: float, reset: bool) -> None:

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import random
 import resource
-import socket
 import statistics
 import tempfile
 import time
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..harness import Figure, percentile, say, write_report
-from .client import ask, leave, post
+from .client import ask, leave, post, stalled
 from .server import Served, Setup, State, server, small_setup
 from .soak import drift
 
@@ -28,8 +27,6 @@ MIB = 2**20
 AT_ONCE = 32
 UNREAD_TOKENS, STEP_S = 2000, 0.025
 """So that all of them are open before the first has its last token."""
-SMALL_WINDOW = 4096
-"""Bytes that a client who does not read has room for: the rest is with the server."""
 TOGETHER_S = 5.0
 """How long the queue is watched while it is full."""
 
@@ -136,10 +133,7 @@ def standing_still(served: Served, request: bytes, count: int) -> Iterator[None]
     """So many connections that have asked and never read."""
     with contextlib.ExitStack() as open_:
         for _ in range(count):
-            connection = open_.enter_context(socket.socket())
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_WINDOW)
-            connection.connect(("127.0.0.1", served.port))
-            connection.sendall(request)
+            open_.enter_context(stalled(served.port, request))
         yield
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from mnemoc import artifact
+from mnemoc.folder import load_artifact, write_artifact
 
 from ..harness import make_model, make_plan
 
@@ -107,9 +107,9 @@ def small_setup(work: Path, pages: int = 512) -> Setup:
     work.mkdir(exist_ok=True)
     setup = Setup(make_model(work / "model"), work / "plan")
     make_plan(setup.plan, setup.model, "local", LAYOUT, CONTEXT, OUTPUT, tbt="500ms")
-    manifest, contents = artifact.load(setup.plan)
+    manifest, contents = load_artifact(setup.plan)
     plan = dataclasses.replace(manifest.plan, num_pages=pages)
-    artifact.write(setup.plan, dataclasses.replace(manifest, plan=plan), contents)
+    write_artifact(setup.plan, dataclasses.replace(manifest, plan=plan), contents)
     return setup
 
 

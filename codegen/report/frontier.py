@@ -9,7 +9,8 @@ from functools import partial
 
 from markupsafe import Markup
 
-from ...artifact import Frontier, Plan, Point, Workload
+from ...alternatives import Frontier, Point
+from ...artifact import Plan, Workload
 from ...units import format_duration
 from ...wording import devices_word, what_ifs
 from .charts import both

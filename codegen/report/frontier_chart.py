@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from ...artifact import Frontier, Plan, Point, Workload
+from ...alternatives import Frontier, Point
+from ...artifact import Plan, Workload
 from ...units import format_duration
 from .charts import WIDE
 from .drawing import Frame, Scale, element, join, line, path, svg, text, x_axis, y_axis

@@ -6,10 +6,16 @@ from collections.abc import Mapping, Sequence
 
 from ..graph import Attr, Function, Module, Op, Value
 from ..types import TensorType
-from . import attention, collective, dense, fp8
+from . import attention, collective, dense, fp8, one_shot
 from .base import OpDef, Site, TypeRule, Work
 
-OPS: Mapping[str, OpDef] = {**dense.OPS, **attention.OPS, **collective.OPS, **fp8.OPS}
+OPS: Mapping[str, OpDef] = {
+    **dense.OPS,
+    **attention.OPS,
+    **collective.OPS,
+    **fp8.OPS,
+    **one_shot.OPS,
+}
 
 __all__ = ["OPS", "OpDef", "TypeRule", "Work", "function_works", "infer", "make", "works"]
 

@@ -32,7 +32,8 @@ class Work:
 
     part:     "linear", "attention", "communication" or "other": how a prediction is broken down
     resource: whose speed limits it: "matmul", "matmul_fp8", "attention_prefill", "attention_decode",
-              "memory", or a collective: "all_reduce", "all_gather", "exchange"
+              "memory", or a collective: "all_reduce", "one_shot" (an all_reduce of whichever kind is
+              quicker), "all_gather", "exchange"
     flops:    multiply and add counted apart; 0 where only bytes matter
     bytes:    device memory traffic; for collectives the payload that one rank ends up with
     axis:     the axis that a collective crosses
@@ -85,9 +86,9 @@ class OpDef:
     attrs:     attribute names and their types; `optional`: those that may be absent
     infer:     operand types → result types; None for ops whose type is declared (param, cache)
     works:     exact work per rank
-    evaluate:  reference on one rank's pieces; None for collectives
+    evaluate:  reference on one rank's pieces; None for what is a collective and no more
     collective: reference over the ranks along the op's axis: one operand list per rank → one result
-               list per rank; None for local ops
+               list per rank, or, where `evaluate` goes on from them, one operand list; None for local ops
     """
 
     signature: str

@@ -248,7 +248,7 @@ OPS = {
         no_work,
         evaluate=evaluate_param,
         attrs={"sources": tuple},
-        optional={"copies": tuple},
+        optional={"ahead": int, "copies": tuple},
     ),
     "embed": OpDef("ids, table", gather_work, infer_embed, evaluate_embed),
     "rotary": OpDef(

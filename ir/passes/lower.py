@@ -42,6 +42,9 @@ KERNELS = {
     "merge": "kernels.merge",
     "merge_scatter": "kernels.merge",
     "all_reduce": "dist",
+    "all_reduce_add": "kernels.all_reduce",
+    "all_reduce_add_rms_norm": "kernels.all_reduce",
+    "all_reduce_add_rms_norm_fp8": "kernels.all_reduce",
     "all_gather": "dist",
 }
 

@@ -30,7 +30,16 @@ class Lost:
 
 
 class Launcher(Protocol):
-    """Workers of this machine (`workers.NurseryProcess`) or from outside (`outside.Outside`)."""
+    """Workers of this machine (`workers.NurseryProcess`) or from outside (`outside.Outside`).
+
+    taken: by the engine whose workers it starts; another must not tell it anything meanwhile
+    """
+
+    taken: bool
+
+    @property
+    def tended(self) -> bool:
+        """Whether workers that end are started again by somebody else, ready or not."""
 
     def listen(self, socket: zmq.Socket[bytes]) -> None:
         """Bind the engine's socket to where the workers look for it."""

@@ -4,11 +4,11 @@ Under `torchrun` each host's agent starts its workers and, when one of them ends
 start all of them again. So nothing here starts or ends a process:
 
     spawn   wait until one worker of every rank has introduced itself, with the very plan that is served
-    kill    hang up, when the next set is spawned: a worker whose leash ends leaves (see `leash`), with an
-            exit code that makes its agent start it again
+    kill    hang up, when the next set is spawned: a worker whose leash ends leaves, stopped or not (see
+            `rank.guard`), with an exit code that makes its agent start it again
 
-Connections are encrypted and proven by a secret that all hosts have (`control`). A worker introduces
-itself over one that carries nothing else afterwards but ZeroMQ's heartbeats: the end of a process is seen
+Connections are encrypted and proven by a secret that all hosts have (`control`). A worker's guard introduces
+it over one that carries nothing else afterwards but ZeroMQ's heartbeats: the end of a process is seen
 at once, and that of a host or its link after `control.HEARTBEAT_TIMEOUT_S`, at both ends.
 """
 
@@ -54,6 +54,7 @@ class Outside:
     address: str
     digest: str
     secret: bytes = field(repr=False)
+    taken: bool = False
     _world: int = 0
     _peers: dict[int, Peer] = field(default_factory=dict)
     _complete: bool = False
@@ -68,6 +69,10 @@ class Outside:
                 got=self.address,
                 do="write tcp://HOST:PORT, as tcp://0.0.0.0:29600",
             )
+
+    @property
+    def tended(self) -> bool:
+        return True
 
     def listen(self, socket: zmq.Socket[bytes]) -> None:
         control.answer(socket, self.secret)

@@ -22,7 +22,7 @@ from typing import IO, Any, cast
 
 import zmq
 
-from ...errors import BadInput, MnemocError, RuntimeFault
+from ...errors import BadInput, MnemocError, RuntimeFault, UsageError
 from ..protocol.messages import Done, Failed, Step
 from ..protocol.pulse import beating
 from ..protocol.wire import decode_reply, encode_step
@@ -65,6 +65,7 @@ class NurseryProcess:
     """The process that forks workers of this machine. It may serve one engine after another."""
 
     threads: int = 1
+    taken: bool = False
     process: subprocess.Popen[bytes] = field(init=False)
     _line: bytes = b""
     _token: str = ""  # of the set of workers that is meant to run; others do not concern us
@@ -84,6 +85,10 @@ class NurseryProcess:
             bufsize=0,
             process_group=0,  # Ctrl-C is the engine's to handle
         )
+
+    @property
+    def tended(self) -> bool:
+        return False
 
     def listen(self, socket: zmq.Socket[bytes]) -> None:
         socket.bind(_local_address())
@@ -164,11 +169,18 @@ class Workers:
     def __init__(
         self, artifact: Path, weights: Path, world: int, launcher: Launcher | None
     ) -> None:
+        if launcher is not None and launcher.taken:
+            raise UsageError(
+                "another engine has its workers from there: ours would end them",
+                where="nursery",
+                do="close that engine first, or give each a process of its own",
+            )
         self.world = world
         self.up = False
         self._own_launcher = launcher is None
         self.threads = int(os.environ.get("MNEMOC_THREADS", "1"))
         self._launcher = launcher or NurseryProcess(self.threads)
+        self._launcher.taken = True
         self._context = zmq.Context()
         self._env = {
             "MNEMOC_ARTIFACT": str(artifact.absolute()),
@@ -185,6 +197,11 @@ class Workers:
         self._ready: set[int] = set()
         self._vigil = Vigil()
         self._suspect: tuple[float, MnemocError] | None = None
+
+    @property
+    def tended(self) -> bool:
+        """As of `Launcher`."""
+        return self._launcher.tended
 
     def spawn(self) -> None:
         """Have a fresh set of workers started, and those that run ended. `poll` reports Up or Down."""
@@ -259,6 +276,7 @@ class Workers:
 
     def close(self) -> None:
         self.kill()
+        self._launcher.taken = False
         if self._own_launcher:
             self._launcher.close()
         self._context.destroy(linger=0)

@@ -4,8 +4,9 @@ Peers. `LonePeers` is a process group in which nobody else is. To torch.distribu
 other, so a rank's emitted program runs as it stands, with the world's size and its own number in it. What
 peers would send is random numbers, N(0, 1). As rows from the stage before they are what a norm expects; as
 partial results of KVP peers they have small log-sum-exps, of keys that hardly weigh. A sum over ranks stays
-this rank's part, and of what is gathered every piece is its own. (torch's "fake" backend leaves in a tensor
-that is received whatever its memory held, infinities too.)
+this rank's part (where kernels read the peers' memory, that is zeros), and of what is gathered every piece is
+its own. (torch's "fake" backend leaves in a tensor that is received whatever its memory held, infinities
+too.)
 
 Weights. Each product keeps the variance of its rows: N(0, 1/columns), of the columns that this rank holds,
 as no other part is added to its own.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,10 +25,12 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from ...artifact import Layout, Plan
+from ...artifact import Plan
 from ...errors import BadInput
+from ...layout import Layout
 from ...units import format_bytes
 from ..rank.comm import Comm, connect
+from ..rank.shared import Shared, placed
 from ..rank.surroundings import Surroundings
 
 BACKEND = "mnemoc_alone"
@@ -145,7 +148,7 @@ class Alone(Surroundings):
     def num_pages(self, plan: Plan) -> int:
         return self.pages
 
-    def connect(self, plan: Plan, device: torch.device) -> Comm:
+    def connect(self, plan: Plan, program: Any, device: torch.device) -> Comm:
         if plan.gpus > 1:
             dist.init_process_group(
                 BACKEND,
@@ -154,7 +157,11 @@ class Alone(Surroundings):
                 world_size=plan.gpus,
                 pg_options=self.supply,
             )
-        return connect(plan.layout, self.settings.rank, BACKEND)
+        comm = connect(plan.layout, self.settings.rank, BACKEND)
+        if not plan.one_shot_rows:
+            return comm
+        rows = torch.zeros(program.SHARED, dtype=getattr(torch, program.DTYPE), device=device)
+        return replace(comm, shared=unshared(rows, plan.layout.tp, comm.tp_rank))
 
     def _refuse_if_too_large(self, program: Any, device: torch.device) -> None:
         weights, kv = parameter_bytes(program), kv_bytes(program, self.pages)
@@ -168,6 +175,14 @@ class Alone(Surroundings):
                 where=device,
                 do="replay a shorter --prompt or fewer --decodes, or plan with a larger tp or spp",
             )
+
+
+def unshared(rows: torch.Tensor, ranks: int, rank: int) -> Shared:
+    """Memory that peers would read, and theirs: zeros, so that a sum stays this rank's part here, too."""
+    peers = rows.new_zeros((ranks, *rows.shape))
+    starts = [peer.data_ptr() for peer in peers]
+    starts[rank] = rows.data_ptr()
+    return Shared(rows, placed(starts, rows), lambda: None, peers)
 
 
 def free_bytes(device: torch.device) -> int:

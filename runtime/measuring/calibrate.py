@@ -39,6 +39,7 @@ class Figures:
     attention_decode      B/s of one decode, by bytes of K and V
     memory                B/s of products of one row, by bytes of their weights
     layer_s               a whole layer for one row, after `probes.LAYER_TOKENS` tokens
+    layers_s              whole layers, by rows of a prompt's beginning
     link                  B/s of messages between processes, by bytes
     host                  B/s of K and V pages copied to another buffer, by bytes
     others                cores that other programs kept busy meanwhile
@@ -52,6 +53,7 @@ class Figures:
     attention_decode: Points
     memory: Points
     layer_s: float
+    layers_s: Points
     link: Points
     host: Points
     others: float
@@ -81,6 +83,7 @@ def measure(
         attention_decode=alone["attention_decode"],
         memory=alone["memory"],
         layer_s=1 / _best(*alone["layer"]),
+        layers_s=[(rows, 1 / rate) for rows, rate in together["layers"]],
         link=together["link"],
         host=together["host"],
         others=watch.others(),

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 import statistics
 import sys
@@ -26,7 +25,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ... import artifact
+from ...folder import load_artifact
 from ...microbatch import Batch, Segments
 from ..loader import ArtifactModules
 from ..rank import cores
@@ -108,7 +107,7 @@ def main(argv: Sequence[str]) -> None:
     """Measure as one of the crew."""
     torch.set_num_threads(1)
     cores.settle(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), threads=1)
-    manifest, contents = artifact.load(Path(argv[0]))
+    manifest, contents = load_artifact(Path(argv[0]))
     sizes = QUICK if argv[1] == "quick" else FULL
     modules = ArtifactModules(Path(argv[0]), contents, ("kernels/", "schedule/"))
     with cores.giving_way():
@@ -145,22 +144,22 @@ class _Bench:
         self.k, self.v = torch.randn(shape), torch.randn(shape)
         self.hidden: int = self.w.attention_norm.shape[0]
         self.heads: int = self.w.w_o.shape[1] // self.dim
-        self.calls = self.arguments()
-        turn = itertools.cycle(self.calls)
-        self.between: Callable[[], object] = lambda: program.layer(*next(turn))
+        self.calls = self.arguments(1, LAYER_TOKENS)
+        self.between = self.in_turn(self.calls)
 
     def rates(self, probes: Sequence[Probe]) -> dict[str, Points]:
         """Of each figure, (size, work per second) of its probes."""
         steps, done = ROUNDS * len(probes), 0
-        seconds = [math.inf] * len(probes)
+        seconds: list[list[float]] = [[] for _ in probes]
         for _ in range(ROUNDS):
-            for i, probe in enumerate(probes):
-                seconds[i] = min(seconds[i], probe.median_s(self.sizes.least_s / ROUNDS))
+            for probe, spent_s in zip(probes, seconds, strict=True):
+                spent_s.append(probe.median_s(self.sizes.least_s / ROUNDS))
                 done += 1
                 print(done / steps, flush=True)
         found: dict[str, Points] = {}
         for probe, spent_s in zip(probes, seconds, strict=True):
-            found.setdefault(probe.what, []).append((probe.size, probe.work / spent_s))
+            rate = probe.work / statistics.median(spent_s)
+            found.setdefault(probe.what, []).append((probe.size, rate))
         if "link" in found:  # its probes compute in between
             ((_, computed),) = found.pop("between")
             found["link"] = [
@@ -181,6 +180,7 @@ class _Bench:
         square = torch.randn(1024, 1024)
         yield Probe("product", 0, 2 * 1024**3, lambda: square @ square)
         yield from map(self.matmul, self.sizes.rows)
+        yield from map(self.beginning, self.sizes.rows)
         yield from map(self.prefill, self.sizes.chunks)
         yield self.one_row(max(self.sizes.weights))
         yield self.decode(max(self.sizes.lengths))
@@ -242,24 +242,40 @@ class _Bench:
         run = self.program.layer
         return Probe("layer", 0, len(self.calls), lambda: [run(*call) for call in self.calls])
 
-    def arguments(self) -> list[list[object]]:
-        """What the program's `layer` is called with: weights of each layer in turn, all else the same."""
+    def beginning(self, rows: int) -> Probe:
+        """Layers, for a prompt's first rows: products among all else, on weights that no cache has."""
+        return Probe("layers", rows, 1, self.in_turn(self.arguments(rows, rows)))
+
+    def in_turn(self, calls: Sequence[Sequence[object]]) -> Callable[[], object]:
+        """A run is one layer, the next run the next."""
+        turn = itertools.cycle(calls)
+        return lambda: self.program.layer(*next(turn))
+
+    def arguments(self, rows: int, tokens: int) -> list[list[object]]:
+        """What the program's `layer` is called with for the last rows of so many tokens; one row is a decode.
+
+        Weights are those of each layer in turn, all else is the same.
+        """
         p = self.program
-        pos = torch.zeros(1, dtype=torch.int64)
-        segments = self.segments(1, LAYER_TOKENS)
+        at = torch.arange(tokens - rows, tokens)
+        segments = self.segments(rows, tokens)
+        one = rows == 1
         values = {
             "k_cache": self.k,
             "v_cache": self.v,
-            "batch": Batch(pos, pos, pos, pos, 1, segments, None, ()),
-            "decode": p.attention_decode.prepare(segments),
-            "prefill": None,
+            "batch": Batch(
+                at, at, at, at[-1:], one, segments if one else None, None if one else segments, ()
+            ),
+            "decode": p.attention_decode.prepare(segments) if one else None,
+            "prefill": None if one else p.attention_prefill.prepare(segments),
             "comm": SimpleNamespace(tp=None, kvp=None),
-            "x": torch.randn(1, self.hidden),
-            "rot": torch.ones(1, 2, self.dim // 2),
+            "x": torch.randn(rows, self.hidden),
+            "normed": torch.randn(rows, self.hidden),
+            "rot": torch.ones(rows, 2, self.dim // 2),
         }
         names = p.layer.__code__.co_varnames[: p.layer.__code__.co_argcount]
         return [
-            [values.get(name, layer) for name in names]  # "w" is the layer's own
+            [values.get(name, layer) for name in names]  # "w" is the layer's own, "next_w" as good
             for layer in self.layers
         ]
 

@@ -22,14 +22,14 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 
-from ... import artifact
-from ...artifact import Layout, Memory, Plan
+from ...artifact import Memory, Plan
+from ...folder import load_artifact
+from ...layout import Layout
 from ...units import format_count
 from ..loader import ArtifactModules
 from ..protocol.messages import Admission, Run, Step
@@ -121,7 +121,7 @@ class Replay:
         Raises BadInput for what is no plan or has no room here, UsageError for what the plan or this rank
         cannot do, RuntimeFault where the plan's kind of device is missing.
         """
-        manifest, contents = artifact.load(directory)
+        manifest, contents = load_artifact(directory)
         plan, needs = manifest.plan, manifest.plan.memory
         cost = ArtifactModules(directory, contents, ["cost.py"]).load("cost")
         walk = Walk.of(manifest, cost, asked)
@@ -203,12 +203,7 @@ class Replay:
     def __enter__(self) -> Replay:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _prepare(self, vocab: int) -> None:

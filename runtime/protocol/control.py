@@ -16,8 +16,8 @@ from pathlib import Path
 import zmq
 from zmq.utils import z85
 
-from ... import artifact
 from ...errors import BadInput, RuntimeFault
+from ...folder import read_manifest
 
 HEARTBEAT_S = 1.0
 HEARTBEAT_TIMEOUT_S = 5.0
@@ -28,7 +28,7 @@ _DO = "`openssl rand -hex 32` makes one; give the same to the engine and to all 
 
 def digest_of(directory: Path) -> str:
     """What hosts compare to know that they have the same plan: every file's hash is in the manifest."""
-    return hashlib.sha256((directory / artifact.MANIFEST).read_bytes()).hexdigest()
+    return hashlib.sha256(read_manifest(directory)).hexdigest()
 
 
 def read_secret(environment: Mapping[str, str]) -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from types import TracebackType
 
 import zmq
 
@@ -43,12 +42,7 @@ class Pulse:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._over.set()
         self._thread.join()
 

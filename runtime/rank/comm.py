@@ -14,7 +14,8 @@ from typing import Any
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from ...artifact import Layout
+from ...layout import Layout
+from .shared import Shared
 
 STORE_FD = "MNEMOC_STORE_FD"
 """Environment: rank 0 serves the rendezvous on this listening socket (set by the nursery)."""
@@ -27,6 +28,7 @@ class Comm:
     """What a schedule's step() talks through, named like the IR's axes.
 
     prev, next: global ranks of the pipeline neighbours; tp_kvp: all ranks of the stage (helix only)
+    shared: memory that the ranks of tp read of one another, where the program has them do so
     """
 
     tp: dist.ProcessGroup | None
@@ -36,6 +38,7 @@ class Comm:
     next: int | None
     kvp: dist.ProcessGroup | None
     tp_kvp: dist.ProcessGroup | None
+    shared: Shared | None = None
 
 
 def connect(layout: Layout, rank: int, backend: str, token: str = "", *, beside: int = 0) -> Comm:

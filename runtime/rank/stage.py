@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from ... import artifact
-from ...errors import RuntimeFault
+from ...errors import BadInput, RuntimeFault
+from ...folder import load_artifact
 from ...microbatch import Batch
 from ..loader import ArtifactModules
 from ..protocol.messages import Copies, Done, Step
@@ -71,7 +71,7 @@ class Stage:
     """
 
     def __init__(self, settings: Settings, surroundings: Surroundings | None = None) -> None:
-        manifest, contents = artifact.load(settings.artifact)
+        manifest, contents = load_artifact(settings.artifact)
         plan, layout = manifest.plan, manifest.plan.layout
         if settings.world != layout.gpus:
             raise RuntimeFault(
@@ -95,7 +95,7 @@ class Stage:
         peers = [layout.rank(stage, group, tp_rank) for group in range(layout.kvp)]
         rows = plan.overlap_rows
         self.batches = Batches(growth, plan.page_size, peers, self.device, rows)
-        self.comm = given.connect(plan, self.device)
+        self.comm = given.connect(plan, self.program, self.device)
         self._eos = frozenset(manifest.model["eos"])
         self._max_sends = layout.spp + 1
         self._sends: deque[Any] = deque()
@@ -200,7 +200,7 @@ def _device(target: str, settings: Settings) -> torch.device:
     if target == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise RuntimeFault(
+        raise BadInput(
             f"the plan is for {target}, and no CUDA device is here",
             do="plan with --target cpu for this machine",
         )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from ...artifact import LENT, Layout, Plan
+from ...artifact import LENT, Plan
+from ...layout import Layout
 from . import cores
 from .comm import Comm, connect
 from .settings import Settings
+from .shared import share
 from .weights import Checkpoint, load_weights
 
 
@@ -42,12 +44,17 @@ class Surroundings:
         """KV pages of each layer."""
         return plan.num_pages
 
-    def connect(self, plan: Plan, device: torch.device) -> Comm:
-        """The process groups that the rank's program talks through."""
+    def connect(self, plan: Plan, program: Any, device: torch.device) -> Comm:
+        """The process groups that the rank's program talks through, and memory that it shares."""
         rank, token = self.settings.rank, self.settings.token or ""
         if device.type == "cpu":
             with cores.giving_way():
                 return connect(plan.layout, rank, "gloo", token)
         places = torch.cuda.get_device_properties(device).multi_processor_count // LENT
         beside = places if plan.overlap_rows else 0
-        return connect(plan.layout, rank, "nccl", token, beside=beside)
+        comm = connect(plan.layout, rank, "nccl", token, beside=beside)
+        if not plan.one_shot_rows:
+            return comm
+        assert comm.tp is not None, "alone a rank has nothing to sum"
+        dtype = getattr(torch, program.DTYPE)
+        return replace(comm, shared=share(comm.tp, program.SHARED, dtype, device))

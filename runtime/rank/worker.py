@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 import zmq
 
-from ...errors import MnemocError, RuntimeFault
+from ...errors import BadInput, MnemocError, RuntimeFault
 from ..protocol.control import dial
 from ..protocol.messages import Failed, Ready, Reply, Step
 from ..protocol.pulse import Pulse
@@ -41,17 +41,17 @@ PREPARED = 2
 
 def main() -> int:
     """Connect to the engine, load, then serve steps until killed; returns the exit code."""
-    context = zmq.Context()
     try:
         settings = Settings.read(os.environ)
         if settings.token is None:
             if "TORCHELASTIC_RUN_ID" in os.environ:
                 die_with_parent(os.getppid())  # an agent that is killed leaves no workers behind
             leash.choose_interface(os.environ)
-            settings = leash.join(context, settings)
+            settings = leash.join(settings)
     except MnemocError as error:
         print(f"mnemoc: {error}", file=sys.stderr)
         return error.exit_code
+    context = zmq.Context()
     name = f"{settings.token}-{settings.rank}"
     socket = dial(context, settings.control, name, settings.secret)
     socket.linger = 2000
@@ -63,7 +63,7 @@ def main() -> int:
     try:
         with torch.inference_mode(), Pulse(context, settings.control, name, settings.secret):
             torch.set_num_threads(settings.threads)
-            stage = Stage(settings)
+            stage = load(settings)
             tell(Ready(settings.rank))
             serve(
                 stage,
@@ -81,6 +81,19 @@ def main() -> int:
     finally:
         context.destroy(linger=2000)
     return code
+
+
+def load(settings: Settings) -> Stage:
+    """The rank's stage. Raises BadInput where there is no room for it: it will be so each time."""
+    try:
+        return Stage(settings)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise BadInput(
+            "no room for its weights and KV pages",
+            where=f"worker {settings.rank}",
+            got=str(error).partition("\n")[0],
+            do="see what else holds memory there, or plan for a shorter --context",
+        ) from error
 
 
 def serve(

@@ -17,6 +17,7 @@ an iteration each. It is not known here who stops before `max_tokens`, or whose 
 from __future__ import annotations
 
 import copy
+import heapq
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from dataclasses import dataclass, field
 from .admission import in_order
 from .cost import Cost, Load
 from .job import Job
-from .packing import LEAST_ROWS, Adaptive, chunk_loads
+from .packing import LEAST_ROWS, Adaptive, add_decodes, chunk_loads
 from .scheduler import Scheduler
 
 MOST_PROMPTS = 32
@@ -100,8 +101,7 @@ class Fluid:
         self._groups = range(scheduler.growth.kvp)
         self._decodes: dict[int, Load] = {}
         self._decoding = [job for job in scheduler.running.values() if job.issued == job.prompt]
-        for job in self._decoding:
-            self._add_decode(job)
+        add_decodes(scheduler.growth, self._decoding, self._decodes)
         promises = [job.tbt_s for job in self._decoding]
         self._allowed_s = min(promises, default=scheduler.workload.tbt_s) / scheduler.overrun.ratio
         self._known: dict[tuple[int, ...], tuple[float, float, float, float]] = {}
@@ -114,7 +114,7 @@ class Fluid:
         self._behind = order[MOST_PROMPTS:]
         alone_s = self._crossing_s(self._decodes)
         self.token_s = max([alone_s, *(one.step_s + one.tail_s for one in self._prompts)])
-        self._ends: list[tuple[float, Mapping[int, int]]] = []
+        self._ends: list[tuple[float, int, Job, int]] = []  # a heap: when, whose, tokens held
         if any(prompt.needs for prompt in self._prompts):
             for job in self._decoding:
                 self._will_end(job, (job.kv_tokens - job.cached) * self.token_s)
@@ -130,10 +130,9 @@ class Fluid:
                 break
             self._admit(at_s)
             if not any(prompt.needs is None for prompt in self._prompts):
-                later_s = [end_s for end_s, _ in self._ends if end_s > at_s]
-                if not later_s:
+                if not self._ends:
                     break
-                at_s = min(later_s)
+                at_s = self._ends[0][0]
                 continue
             self._turn(at_s, turn_s)
             at_s += turn_s
@@ -215,10 +214,9 @@ class Fluid:
 
     def _admit(self, at_s: float) -> None:
         """Whoever waits and has room by now."""
-        ended = [pages for end_s, pages in self._ends if end_s <= at_s]
-        self._ends = [one for one in self._ends if one[0] > at_s]
-        for pages in ended:
-            for group, count in pages.items():
+        while self._ends and self._ends[0][0] <= at_s:
+            _, _, job, tokens = heapq.heappop(self._ends)
+            for group, count in self._pages(job, tokens).items():
                 self._free[group] += count
         waiting = {p.job.id: p for p in self._prompts if p.needs is not None}
         jobs = {id: prompt.job for id, prompt in waiting.items()}
@@ -233,7 +231,7 @@ class Fluid:
                 break  # nobody overtakes who is late
 
     def _will_end(self, job: Job, end_s: float) -> None:
-        self._ends.append((end_s, self._pages(job, max(job.covered, job.prompt))))
+        heapq.heappush(self._ends, (end_s, job.id, job, max(job.covered, job.prompt)))
 
     def _pages(self, job: Job, tokens: int) -> dict[int, int]:
         growth, needs = self._scheduler.growth, self._scheduler.book.needs(tokens)
@@ -292,12 +290,6 @@ class Fluid:
             rows = min(LEAST_ROWS, most)
             added = chunk_loads(self._scheduler.growth, job, rows, rows == left)
         return rows, added
-
-    def _add_decode(self, job: Job) -> None:
-        growth, loads = self._scheduler.growth, self._decodes
-        for shard in range(growth.seen_by(job.cached + 1)):
-            load = loads.setdefault(growth.group(job.home, shard), Load())
-            load.add_decode(growth, shard, job.cached)
 
     def _one_after_the_other(self, at_s: float) -> None:
         """Who is left, in order, as if each had its groups to itself."""

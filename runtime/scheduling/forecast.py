@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from ...errors import BadInput, MnemocError
 from ...units import format_duration
 from ..request import Promise, TooLate
-from .cost import Cost, Load
-from .fluid import Fluid, pace_s
+from .cost import Cost
+from .fluid import Fluid
 from .job import Job
 from .packing import Adaptive
+from .pipeline import Expected
 from .scheduler import Scheduler
 
 REMEMBERED_S = 60.0
@@ -80,12 +81,10 @@ class Outlook:
 
 @dataclass(frozen=True)
 class UnderWay:
-    """A micro-batch that was sent. pace_s: predicted, until the next one could follow; groups: that are not
-    through."""
+    """A micro-batch that was sent. groups: that are not through."""
 
     groups: Iterable[int]
-    pace_s: float
-    sent_s: float
+    expected: Expected
 
 
 @dataclass(eq=False)
@@ -155,18 +154,13 @@ class Forecast:
         """What was learnt from warming up."""
         self.drift, self.coming = Drift(), Coming()
 
-    def pace_s(self, loads: Mapping[int, Load]) -> float:
-        """Predicted, of a micro-batch."""
-        return pace_s(self.cost, loads)
-
-    def landed(self, loads: Mapping[int, Load], pace_s: float, sent_s: float, now_s: float) -> None:
-        """A micro-batch is through; pace_s: as was predicted when it was sent."""
-        before_s = max(self.landed_s.get(group, -math.inf) for group in loads)
-        since_s = max(before_s, sent_s)
-        crossing_s = max(map(self.cost.crossing_s, loads.values()))
-        predicted_s = max(sent_s + crossing_s, before_s + pace_s) - since_s
-        self.drift.saw(predicted_s, now_s - since_s)
-        for group in loads:
+    def landed(self, groups: Iterable[int], expected: Expected, now_s: float) -> None:
+        """A micro-batch is through on its groups."""
+        before_s = max([self.landed_s.get(group, -math.inf) for group in groups])
+        since_s = max(before_s, expected.sent_s)
+        through_s = max(expected.sent_s + expected.crossing_s, before_s + expected.pace_s)
+        self.drift.saw(through_s - since_s, now_s - since_s)
+        for group in groups:
             self.landed_s[group] = now_s
 
     def _backlog_s(self, now_s: float, under_way: Iterable[UnderWay]) -> dict[int, float]:
@@ -175,8 +169,8 @@ class Forecast:
         for one in under_way:
             for group in one.groups:
                 if group in backlog_s:
-                    backlog_s[group] += one.pace_s
+                    backlog_s[group] += one.expected.pace_s
                 else:  # the one that is through next
-                    began_s = max(one.sent_s, self.landed_s.get(group, -math.inf))
-                    backlog_s[group] = max(0.0, one.pace_s - (now_s - began_s))
+                    began_s = max(one.expected.sent_s, self.landed_s.get(group, -math.inf))
+                    backlog_s[group] = max(0.0, one.expected.pace_s - (now_s - began_s))
         return backlog_s

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ..protocol.messages import Copies, MorePages, Run
 from .cost import Load
+from .pipeline import Expected
 
 
 @dataclass(eq=False, slots=True)
@@ -74,6 +75,11 @@ class Job:
         first_s = now_s if self.first_token_s is None else self.first_token_s
         return first_s + self.tokens * self.tbt_s - now_s
 
+    def late_s(self, now_s: float) -> float:
+        """By how much its latest token is behind its promise, if it came now; below zero: it is not."""
+        assert self.first_token_s is not None, "it has one"
+        return now_s - self.first_token_s - (self.tokens - 1) * self.tbt_s
+
     def eta_s(self, left_s: float, now_s: float) -> float:
         """The plan's estimate of what is left of the prompt, corrected by the pace so far."""
         predicted_s = self.whole_s - left_s
@@ -118,17 +124,11 @@ Change = Admitted | MorePages | Copies | int
 
 
 class MicroBatch(NamedTuple):
-    """What one step computes. decodes: sids; loads: of each KVP group that has rows in it."""
+    """What one step computes. decodes: sids; loads: of each KVP group that has rows in it; expected: how long
+    that will take."""
 
     decodes: tuple[int, ...]
     chunks: tuple[Chunk, ...]
     loads: Mapping[int, Load]
     changes: tuple[Change, ...]
-
-    @property
-    def groups(self) -> frozenset[int]:
-        return frozenset(self.loads)
-
-    @property
-    def tokens(self) -> int:
-        return len(self.decodes) + sum(chunk.rows for chunk in self.chunks)
+    expected: Expected = Expected()

@@ -18,7 +18,7 @@ chunk does not fit and nobody else has rows, it goes all the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -243,9 +243,34 @@ def chunk_loads(growth: Growth, job: Job, rows: int, ends: bool) -> dict[int, Lo
     return loads
 
 
+def add_decodes(growth: Growth, jobs: Collection[Job], loads: dict[int, Load]) -> None:
+    """What the next row of each is to each group, in few steps: there are thousands of these a second."""
+    if growth.kvp == 1 and jobs:
+        only = loads.setdefault(0, Load())
+        only.T += len(jobs)
+        only.R += len(jobs)
+        only.KD += sum([job.cached for job in jobs]) + len(jobs)
+        return
+    one_group = 0 if growth.helix else growth.stripe_tokens
+    for job in jobs:
+        cached = job.cached
+        if cached < one_group:  # the common case
+            load = loads.get(job.home)
+            if load is None:
+                load = loads[job.home] = Load()
+            load.T += 1
+            load.R += 1
+            load.KD += cached + 1
+        else:
+            for shard in range(growth.seen_by(cached + 1)):
+                load = loads.setdefault(growth.group(job.home, shard), Load())
+                load.add_decode(growth, shard, cached)
+
+
 def _rounded(rows: int) -> int:
-    """Down to three binary digits: shapes that come again can be captured, and cost nothing to guess."""
+    """Down to four binary digits: shapes that come again can be captured, and 3 % of the time stays empty;
+    with three digits, 6 %."""
     if rows < LEAST_ROWS:
         return rows
-    step = max(LEAST_ROWS, 1 << (rows.bit_length() - 3))
+    step = max(LEAST_ROWS, 1 << (rows.bit_length() - 4))
     return rows // step * step

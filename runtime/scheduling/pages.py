@@ -1,11 +1,4 @@
-"""KV pages of every group: who holds which, which can be found again, which go to host memory. Pure integers.
-
-A page is free, or belongs to one admission that fills it, or is a *block*: filled to the end and known by the
-hash of its tokens and of all before them (`prefix`). Blocks are counted by those who read them; once nobody
-does they are idle, and serve whoever comes with the same prefix until their page is needed. Of idle blocks
-the one idle for longest goes first, and of one request's the last tokens before the first ones, so that
-what is left is a prefix. It goes to a host slot if somebody has come for it before, or waits to (whom it
-was taken from), and where it is quicker to read back than to compute again.
+"""KV pages of every group: who holds which, and which can be found again (`blocks`). Pure integers.
 
 A page that is given back may be given away at once, though micro-batches that read or write it are still on
 their way: it is one group's, whose ranks alone touch it, and they carry out steps in the order in which they
@@ -18,59 +11,31 @@ at the same home. The engine alone decides; workers are told of pages, once.
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter, OrderedDict, deque
+from array import array
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..protocol.messages import Copies, MorePages, Run
+from .blocks import Block, Group
 from .growth import Growth
-from .job import Change
-from .pool import PagePool, runs_of
+from .job import Admitted, Change
+from .pool import runs_of
 
 TIDIED = 1024
 """Blocks of requests that have left, looked at in one go: about a millisecond's work."""
 
-Key = tuple[int, bytes]
-"""A block: its request's home, and its hash."""
-
-
-@dataclass(eq=False, slots=True)
-class Block:
-    """A filled page that can be found again. depth: tokens before it; readers: admissions that hold it.
-
-    wanted: whether it was found before, or somebody waits who will want it
-    """
-
-    page: int
-    depth: int
-    readers: int = 1
-    wanted: bool = False
-
 
 @dataclass(eq=False)
 class _Held:
-    """What an admission holds. pages: by shard, in order; hashes: of the first ones, that are blocks."""
+    """What an admission holds. pages: by shard, in order; blocks: what the request's first pages are.
+
+    Arrays, for a list of a long request's pages takes the garbage collector milliseconds to look through.
+    """
 
     home: int
-    pages: list[list[int]]
-    hashes: list[bytes] = field(default_factory=list)
-
-
-class _Group:
-    """The pages of one KVP group. idle: blocks without readers, the first to go first; host: key → slot."""
-
-    def __init__(self, num_pages: int, host_pages: int) -> None:
-        self.pool = PagePool(num_pages)
-        self.blocks: dict[Key, Block] = {}
-        self.idle: OrderedDict[Key, None] = OrderedDict()
-        self.host: OrderedDict[Key, int] = OrderedDict()
-        self.slots = list(range(host_pages - 1, -1, -1))
-
-    @property
-    def available(self) -> int:
-        """Pages that can be had: free ones, and those of idle blocks."""
-        return self.pool.num_free + len(self.idle)
+    pages: list[array[int]]
+    blocks: list[Block] = field(default_factory=list)
 
 
 class PageBook:
@@ -92,12 +57,11 @@ class PageBook:
         self.growth = growth
         self.num_pages = num_pages
         self.page_size = page_size
-        self.swap_from = swap_from
         self.shares = growth.kvp == 1 or growth.stripe_tokens % page_size == 0
         self.changes: list[Change] = []
         self.swapped_out = self.swapped_in = 0
-        self._host_pages = host_pages
-        self._groups = [_Group(num_pages, host_pages) for _ in range(growth.kvp)]
+        self._host_pages, self._swap_from = host_pages, swap_from
+        self._groups = self._empty()
         self._held: dict[int, _Held] = {}
         self._leaving: deque[tuple[_Held, bool]] = deque()  # with no pages but their blocks'
 
@@ -108,22 +72,16 @@ class PageBook:
         shards = range(self.growth.shards(tokens))
         return [-(-self.growth.held(shard, tokens) // self.page_size) for shard in shards]
 
-    def fits_ever(self, tokens: int) -> bool:
-        """Whether the request would fit on groups that serve nobody else."""
-        return max(self.needs(tokens)) <= self.num_pages
-
     def found(self, home: int, hashes: Sequence[bytes], most: int) -> int:
         """How many of a prefix's first `most` pages are there, on device or host, for a request at this
         home."""
-        if not self.shares:
-            return 0
-        count = 0
-        for number, key in self._keys(home, hashes, most):
-            group = self._groups[number]
-            if key not in group.blocks and key not in group.host:
-                break
-            count += 1
-        return count
+        most = min(most, len(hashes)) if self.shares else 0
+        for group, _, first, end in self._stretches(home, 0, most):
+            blocks, host = group.blocks[home], group.host
+            for index, digest in enumerate(hashes[first:end], first):
+                if digest not in blocks and (home, digest) not in host:
+                    return index
+        return most
 
     def fits(
         self, home: int, tokens: int, hashes: Sequence[bytes] = (), found: int = 0, spare: int = 0
@@ -132,12 +90,17 @@ class PageBook:
 
         spare: pages that are to be left on each of its groups
         """
-        wanted = self._wanted(home, tokens)
-        for number, key in self._keys(home, hashes, found):
-            block = self._groups[number].blocks.get(key)
-            if block is not None and block.readers:  # an idle one's page must be had like any other
-                wanted[number] -= 1
-        return all(self.available(number) >= count + spare for number, count in wanted.items())
+        lacking = [0] * len(self._groups)
+        for shard, count in enumerate(self.needs(tokens)):
+            number = self.growth.group(home, shard)
+            lacking[number] = count + spare - self.available(number)
+        if max(lacking) <= 0:
+            return True
+        for group, _, first, end in self._stretches(home, 0, found):
+            for block in map(group.blocks[home].get, hashes[first:end]):
+                if block is not None and block.readers:  # an idle one must be had like any page
+                    lacking[group.number] -= 1
+        return max(lacking) <= 0
 
     def available(self, group: int) -> int:
         return self._groups[group].available
@@ -165,29 +128,30 @@ class PageBook:
 
         Returns the runs of each group. The caller has asked `fits`.
         """
-        held = _Held(home, [[] for _ in range(self.growth.kvp)], list(hashes))
-        keys = list(self._keys(home, hashes))
-        away: list[
-            tuple[int, Key, int, int]
-        ] = []  # depth, key, group and slot of what is on the host
-        for index, (number, key) in enumerate(keys):
-            group = self._groups[number]
-            if (block := group.blocks.get(key)) is None:
-                away.append((index * self.page_size, key, number, group.host.pop(key)))
-            else:
-                if not block.readers:
-                    del group.idle[key]
+        held = _Held(home, [array("i") for _ in range(self.growth.kvp)])
+        away: list[tuple[Group, Block, int]] = []  # group and slot of what is on the host
+        for group, _, first, end in self._stretches(home, 0, len(hashes)):
+            blocks = group.blocks[home]
+            for index, digest in enumerate(hashes[first:end], first):
+                if (block := blocks.get(digest)) is None:
+                    key = home, digest
+                    block = blocks[digest] = Block(key, -1, index * self.page_size, readers=0)
+                    away.append((group, block, group.host.pop(key)))
+                elif not block.readers:
+                    del group.idle[block]
                 block.readers += 1
                 block.wanted = True
+                held.blocks.append(block)
         self._read_back(away)
-        for index, (number, key) in enumerate(keys):
-            shard = self.growth.owner(index * self.page_size)
-            held.pages[shard].append(self._groups[number].blocks[key].page)
+        for _, shard, first, end in self._stretches(home, 0, len(hashes)):
+            held.pages[shard].extend([block.page for block in held.blocks[first:end]])
+        runs: list[tuple[Run, ...]] = [()] * self.growth.kvp
         for shard, count in enumerate(self.needs(tokens)):
-            self._add(held, shard, count - len(held.pages[shard]))
+            shared = tuple(runs_of(held.pages[shard]))
+            own = self._add(held, shard, count - len(held.pages[shard]))
+            runs[self.growth.group(home, shard)] = (*shared, *own)
         self._held[sid] = held
-        shards = (self.growth.shard(home, group) for group in range(self.growth.kvp))
-        return tuple(tuple(runs_of(held.pages[shard])) for shard in shards)
+        return tuple(runs)
 
     def holds(self, sid: int, group: int) -> bool:
         """Whether the admission has pages on the group."""
@@ -197,19 +161,16 @@ class PageBook:
     def extend(self, sid: int, tokens: int) -> int | None:
         """Room for `tokens` tokens: None if there is, and workers are told; else a group that has none."""
         held = self._held[sid]
-        more = [
-            (shard, count - len(held.pages[shard]))
-            for shard, count in enumerate(self.needs(tokens))
-            if count > len(held.pages[shard])
-        ]
-        for shard, count in more:
-            group = self.growth.group(held.home, shard)
-            if self.available(group) < count:
-                return group
-        for shard, count in more:
-            group = self.growth.group(held.home, shard)
-            runs = self._add(held, shard, count)
-            self.changes.append(MorePages(sid, group, runs))
+        more: list[tuple[int, int, int]] = []
+        for shard, needed in enumerate(self.needs(tokens)):
+            count = needed - len(held.pages[shard])
+            if count > 0:
+                group = self.growth.group(held.home, shard)
+                if self.available(group) < count:
+                    return group
+                more.append((shard, group, count))
+        for shard, group, count in more:
+            self.changes.append(MorePages(sid, group, self._add(held, shard, count)))
         return None
 
     def fill(self, sid: int, hashes: Sequence[bytes], tokens: int) -> None:
@@ -218,20 +179,19 @@ class PageBook:
         A page that is there already under the same name, filled by another at the same time, stays private.
         """
         held = self._held[sid]
-        whole = min(len(hashes), tokens // self.page_size) if self.shares else 0
-        for index in range(len(held.hashes), whole):
-            position = index * self.page_size
-            shard = self.growth.owner(position)
-            group = self._groups[self.growth.group(held.home, shard)]
-            key = (held.home, hashes[index])
-            if key in group.blocks:
-                break  # nor can what comes behind be found by way of it
-            group.blocks[key] = Block(
-                held.pages[shard][self.growth.held(shard, position) // self.page_size], position
-            )
-            if key in group.host:
-                group.slots.append(group.host.pop(key))
-            held.hashes.append(hashes[index])
+        home, pages, page_size = held.home, held.pages, self.page_size
+        whole = min(len(hashes), tokens // page_size) if self.shares else 0
+        for group, shard, first, end in self._stretches(home, len(held.blocks), whole):
+            blocks, host = group.blocks[home], group.host
+            start = self.growth.held(shard, first * page_size) // page_size
+            for index, page in enumerate(pages[shard][start : start + end - first], first):
+                digest = hashes[index]
+                if digest in blocks:
+                    return  # nor can what comes behind be found by way of it
+                block = blocks[digest] = Block((home, digest), page, index * page_size)
+                if block.key in host:
+                    group.slots.append(host.pop(block.key))
+                held.blocks.append(block)
 
     def release(self, sid: int, *, returns: bool = False) -> None:
         """The admission is over: its own pages are free, its blocks may become idle: of a very long one's
@@ -240,8 +200,8 @@ class PageBook:
         returns: the request was preempted, and will want its blocks again
         """
         held = self._held.pop(sid)
-        self.changes.append(sid)
-        blocks = len(held.hashes) * self.page_size
+        self._tell_over(sid)
+        blocks = len(held.blocks) * self.page_size
         for shard, pages in enumerate(held.pages):
             pool = self._groups[self.growth.group(held.home, shard)].pool
             for start, count in runs_of(pages[self.growth.held(shard, blocks) // self.page_size :]):
@@ -255,105 +215,92 @@ class PageBook:
         any_left = bool(self._leaving)
         while self._leaving and left:
             held, returns = self._leaving[0]
-            first = max(0, len(held.hashes) - left)
-            for number, key in reversed(list(self._keys(held.home, held.hashes, first=first))):
-                group = self._groups[number]
-                block = group.blocks[key]
-                block.readers -= 1
-                block.wanted |= returns
-                if not block.readers:
-                    group.idle[key] = None
-            left -= len(held.hashes) - first
-            del held.hashes[first:]
-            if not held.hashes:
+            last = len(held.blocks)
+            going = list(self._stretches(held.home, max(0, last - left), last))
+            for group, _, first, end in reversed(going):
+                for block in reversed(held.blocks[first:end]):
+                    block.readers -= 1
+                    block.wanted |= returns
+                    if not block.readers:
+                        group.idle[block] = None
+            del held.blocks[max(0, last - left) :]
+            left -= last - len(held.blocks)
+            if not held.blocks:
                 self._leaving.popleft()
         return any_left
 
     def forget(self) -> None:
         """Nobody holds anything, and nothing can be found: as at the start."""
-        host_pages = self._host_pages
-        self._groups = [_Group(self.num_pages, host_pages) for _ in range(self.growth.kvp)]
+        self._groups = self._empty()
         self._held.clear()
         self._leaving.clear()
         self.changes = []
 
     def audit(self) -> None:
         """Assert that each page is free, a block's, or one admission's own, and that readers are counted."""
-        readers: Counter[tuple[int, Key]] = Counter()
+        readers = [Counter[Block]() for _ in self._groups]
         private: list[list[int]] = [[] for _ in self._groups]
-        for held, _ in self._leaving:
-            readers.update(self._keys(held.home, held.hashes))
+        for held in [*self._held.values(), *(held for held, _ in self._leaving)]:
+            for group, _, first, end in self._stretches(held.home, 0, len(held.blocks)):
+                readers[group.number].update(held.blocks[first:end])
         for held in self._held.values():
-            keys = list(self._keys(held.home, held.hashes))
-            readers.update(keys)
-            blocks = Counter(number for number, _ in keys)
+            blocks = len(held.blocks) * self.page_size
             for shard, pages in enumerate(held.pages):
-                at = self.growth.group(held.home, shard)
-                private[at] += pages[blocks[at] :]
-        for number, group in enumerate(self._groups):
-            for key, block in group.blocks.items():
-                assert block.readers == readers[number, key], "a block counts its readers"
-                assert (key in group.idle) == (not block.readers), "idle is who has no readers"
-                assert key not in group.host, "a block is here or on the host"
-            used = [block.page for block in group.blocks.values()] + private[number]
-            assert len(set(used)) == len(used), "a page belongs to one"
-            assert len(used) + group.pool.num_free == self.num_pages, "no page is lost"
-            slots = [*group.slots, *group.host.values()]
-            assert sorted(slots) == list(range(self._host_pages)), "no slot is lost"
+                own = pages[self.growth.held(shard, blocks) // self.page_size :]
+                private[self.growth.group(held.home, shard)] += own
+        for group in self._groups:
+            group.audit(readers[group.number], private[group.number])
 
     # ------------------------------------------------------------------------------------ inside
 
-    def _read_back(self, away: list[tuple[int, Key, int, int]]) -> None:
+    def _tell_over(self, sid: int) -> None:
+        """Workers hear that an admission is over; or nothing at all, if nobody has told them of it yet."""
+        kept = list[Change]()
+        told = True
+        for change in self.changes:
+            if isinstance(change, Admitted) and change.sid == sid:
+                told = False
+            elif told or not (isinstance(change, MorePages) and change.id == sid):
+                kept.append(change)
+        self.changes = [*kept, sid] if told else kept
+
+    def _empty(self) -> list[Group]:
+        kvp, pages = self.growth.kvp, (self.num_pages, self._host_pages, self._swap_from)
+        return [Group(number, kvp, *pages) for number in range(kvp)]
+
+    def _read_back(self, away: list[tuple[Group, Block, int]]) -> None:
         """Blocks from the host to pages. Their slots are free once the copies are ordered, not before."""
-        pairs: dict[int, list[tuple[int, int]]] = {}
-        for depth, key, number, slot in away:
-            page = self._take(number, 1)[0][0]
-            self._groups[number].blocks[key] = Block(page, depth, wanted=True)
-            pairs.setdefault(number, []).append((page, slot))
-        for number, copied in pairs.items():
-            self._groups[number].slots.extend(slot for _, slot in copied)
-            self.changes.append(Copies(number, False, copied))
+        copied: dict[Group, list[tuple[int, int]]] = {}
+        for group, block, slot in away:
+            block.page = self._take(group, 1)[0][0]
+            copied.setdefault(group, []).append((block.page, slot))
+        for group, pairs in copied.items():
+            group.slots.extend(slot for _, slot in pairs)
+            self.changes.append(Copies(group.number, False, pairs))
         self.swapped_in += len(away)
 
-    def _keys(
-        self, home: int, hashes: Sequence[bytes], most: int | None = None, first: int = 0
-    ) -> Iterator[tuple[int, Key]]:
-        """The group and the key of each block, from the first one asked for to the last."""
-        for index, digest in enumerate(itertools.islice(hashes, first, most), first):
-            shard = self.growth.owner(index * self.page_size)
-            yield self.growth.group(home, shard), (home, digest)
-
-    def _wanted(self, home: int, tokens: int) -> dict[int, int]:
-        needs = enumerate(self.needs(tokens))
-        return {self.growth.group(home, shard): count for shard, count in needs}
+    def _stretches(self, home: int, first: int, end: int) -> Iterator[tuple[Group, int, int, int]]:
+        """Those of a request's pages from `first` to `end` that lie one behind the other in a shard: the
+        group, the shard, the first page and the end."""
+        growth = self.growth
+        while first < end:
+            shard, stop = growth.owner(first * self.page_size), end
+            if growth.kvp > 1:
+                each = growth.stripe_tokens // self.page_size
+                stop = min(end, (first // each + 1) * each)
+            yield self._groups[growth.group(home, shard)], shard, first, stop
+            first = stop
 
     def _add(self, held: _Held, shard: int, count: int) -> tuple[Run, ...]:
-        runs = self._take(self.growth.group(held.home, shard), count)
+        runs = self._take(self._groups[self.growth.group(held.home, shard)], count)
         for start, size in runs:
             held.pages[shard].extend(range(start, start + size))
         return runs
 
-    def _take(self, number: int, count: int) -> tuple[Run, ...]:
+    def _take(self, group: Group, count: int) -> tuple[Run, ...]:
         """Pages of a group, of idle blocks where none are free."""
-        group = self._groups[number]
-        leaving: list[tuple[int, int]] = []
-        while group.pool.num_free < count:
-            key, _ = group.idle.popitem(last=False)
-            block = group.blocks.pop(key)
-            slot = self._slot(group, block)
-            if slot is not None:
-                group.host[key] = slot
-                leaving.append((block.page, slot))
-            group.pool.give(block.page, 1)
+        runs, leaving = group.take(count)
         if leaving:
             self.swapped_out += len(leaving)
-            self.changes.append(Copies(number, True, leaving))
-        return group.pool.take(count)
-
-    def _slot(self, group: _Group, block: Block) -> int | None:
-        """Where on the host an evicted block goes, if it is worth it; at need in the oldest one's place."""
-        if self.swap_from is None or block.depth < self.swap_from or not block.wanted:
-            return None
-        if group.slots:
-            return group.slots.pop()
-        return group.host.popitem(last=False)[1] if group.host else None
+            self.changes.append(Copies(group.number, True, leaving))
+        return runs

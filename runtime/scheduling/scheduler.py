@@ -12,7 +12,6 @@ somebody always finishes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
@@ -24,8 +23,9 @@ from .growth import Growth
 from .islands import Island, Islands
 from .job import Chunk, Job, MicroBatch
 from .overrun import Overrun
-from .packing import Adaptive, Packing
+from .packing import Adaptive, Packing, add_decodes
 from .pages import PageBook
+from .pipeline import Pipeline
 from .policies import DEFAULT, Policy
 
 MIN_DEADLINE_S = 0.5
@@ -88,6 +88,7 @@ class Scheduler:
         )
         self._prefilling: dict[int, Job] = {}
         self._ready: dict[int, Job] = {}
+        self._pipeline = Pipeline(cost, self.growth.kvp)
         self._islands = Islands(plan, self.growth, self._packing.apart)
         self._decoding = [0] * self.growth.kvp
 
@@ -148,6 +149,7 @@ class Scheduler:
             self._return(job)
             self.counts.replays += 1
         self.filled.clear()
+        self._pipeline.clear()
         self.admission.forget()
 
     def decodes_on(self, group: int) -> bool:
@@ -181,18 +183,17 @@ class Scheduler:
                 chunks = self._take_chunks(prompts, decodes, loads, island, now_s)
                 if loads:
                     changes, self.book.changes = tuple(self.book.changes), []
-                    return MicroBatch(tuple([job.sid for job in decodes]), chunks, loads, changes)
+                    sids = tuple([job.sid for job in decodes])
+                    expected = self._pipeline.send(loads, now_s)
+                    return MicroBatch(sids, chunks, loads, changes, expected)
         return None
 
-    def settled(
-        self, micro_batch: MicroBatch, going_on: Iterable[int], took_s: float = 0.0
-    ) -> None:
-        """The micro-batch left the last stage.
-
-        going_on: sids that got a token and want another; took_s: since it was sent, 0 if nobody measured
-        """
-        if took_s and micro_batch.chunks and micro_batch.decodes:
-            self.overrun.saw(self.predicted_s(micro_batch), took_s)
+    def settled(self, micro_batch: MicroBatch, going_on: Iterable[int], now_s: float) -> None:
+        """The micro-batch left the last stage. going_on: sids that got a token and want another"""
+        expected = micro_batch.expected
+        self._pipeline.landed(micro_batch.loads, expected, now_s)
+        if micro_batch.chunks and micro_batch.decodes:
+            self.overrun.saw(expected.through_s - expected.sent_s, now_s - expected.sent_s)
         for chunk in micro_batch.chunks:
             if (job := self.running.get(chunk.sid)) is not None:
                 job.processed = chunk.start + chunk.rows
@@ -200,41 +201,24 @@ class Scheduler:
             if (job := self.running.get(sid)) is not None:
                 self._ready[sid] = job
 
-    def predicted_s(self, micro_batch: MicroBatch, *, follows: bool = False) -> float:
-        """From dispatch to the end of the last stage; follows: from the end of the one before it, in a full
-        pipeline."""
-        cost_s = self._cost.pace_s if follows else self._cost.crossing_s
-        return max(map(cost_s, micro_batch.loads.values()))
-
     def _take_decodes(self, loads: dict[int, Load], island: Island) -> list[Job]:
-        taken = self._islands.on(island, self._ready.values())
+        taken, ready = self._islands.on(island, self._ready.values()), len(self._ready)
         for job in [job for job in taken if job.cached >= job.covered]:
             if job.sid in self._ready:  # and not preempted meanwhile
                 self._extend(job)
-        taken = [job for job in taken if job.sid in self._ready]
+        if len(self._ready) < ready:
+            taken = [job for job in taken if job.sid in self._ready]
         del taken[self.plan.max_batch :]
         if len(taken) == len(self._ready):
             self._ready.clear()
         else:
             for job in taken:
                 del self._ready[job.sid]
-        growth, page_size = self.growth, self.plan.page_size
-        one_group = math.inf if growth.kvp == 1 else 0 if growth.helix else growth.stripe_tokens
+        add_decodes(self.growth, taken, loads)
+        page_size = self.plan.page_size
         for job in taken:
-            cached = job.cached
-            if cached < one_group:  # the common case, in few steps: thousands of these a second
-                load = loads.get(job.home)
-                if load is None:
-                    load = loads[job.home] = Load()
-                load.T += 1
-                load.R += 1
-                load.KD += cached + 1
-            else:
-                for shard in range(growth.seen_by(cached + 1)):
-                    load = loads.setdefault(growth.group(job.home, shard), Load())
-                    load.add_decode(growth, shard, cached)
-            job.cached = cached + 1
-            if not job.cached % page_size and job.hashes is not None:
+            job.cached = cached = job.cached + 1
+            if not cached % page_size and job.hashes is not None:
                 self.filled.append(job)
         return taken
 

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from io import StringIO
 from typing import Literal
 
 from ...errors import MnemocError
@@ -21,6 +22,9 @@ from .logprobs import Scored
 from .mailbox import Mailbox
 
 Finish = FinishReason | Literal["abort"]
+MOST_SCORED = 256
+"""Tokens with logprobs in one piece: all that a slow client has not read, made into JSON at once, would hold
+everybody up."""
 
 
 @dataclass(slots=True)
@@ -31,10 +35,18 @@ class Piece:
     """
 
     index: int
-    text: str
     tokens: int = 0
     finish: Finish | None = None
     scored: list[Scored] = field(default_factory=list)
+    _text: StringIO = field(default_factory=StringIO)  # a str would be copied with each token
+
+    @property
+    def text(self) -> str:
+        return self._text.getvalue()
+
+    def write(self, text: str) -> None:
+        """More of it."""
+        self._text.write(text)
 
 
 class StopStrings:
@@ -71,7 +83,7 @@ class StopStrings:
 
 
 class _Answer:
-    """One answer as it grows, and the piece of it that nobody has read."""
+    """One answer as it grows, and the pieces of it that nobody has read."""
 
     def __init__(
         self, index: int, tokenizer: Tokenizer | None, stops: Sequence[str], min_tokens: int
@@ -83,7 +95,12 @@ class _Answer:
         self.min_tokens = min_tokens
         self.characters = 0
         self.open = True
-        self.unread: Piece | None = None
+        self.unread: list[Piece] = []
+
+    def take(self) -> list[Piece]:
+        """What there is to read; from then on nothing."""
+        unread, self.unread = self.unread, []
+        return unread
 
     def push(self, token: Token) -> bool:
         """Take a token; whether there is something to read now, and was nothing before.
@@ -112,10 +129,11 @@ class _Answer:
     def _add(self, text: str, tokens: int, finish: Finish | None, scored: Scored | None) -> bool:
         if not (text or finish or scored):
             return False
-        piece, fresh = self.unread, self.unread is None
-        if piece is None:
-            piece = self.unread = Piece(self.index, "")
-        piece.text += text
+        fresh = not self.unread
+        if fresh or len(self.unread[-1].scored) == MOST_SCORED:
+            self.unread.append(Piece(self.index))
+        piece = self.unread[-1]
+        piece.write(text)
         piece.tokens = tokens
         piece.finish = finish
         if scored is not None:
@@ -164,11 +182,15 @@ class Answers:
                 yield progress
             unread, self._unread = self._unread, []
             for answer in unread:
-                piece, answer.unread = answer.unread, None
-                assert piece is not None, "only answers with something to read are listed"
-                yield piece
+                for piece in answer.take():
+                    yield piece
             if self._error is not None:
                 raise self._error
+
+    @property
+    def behind(self) -> bool:
+        """Whether whoever reads has yet to read what there is."""
+        return bool(self._unread) or self._progress is not None
 
     def tell(self, progress: Progress) -> None:
         """How far a prompt is, for whoever reads. From the event loop."""

@@ -180,11 +180,12 @@ PANELS = (
     Panel("Prompt tokens of requests", "", _percentiles("request_prompt_tokens")),
     Panel(
         "Workers",
-        "Healthy is 1; deaths and restarts in the range shown.",
+        "Healthy is 1; deaths, restarts and requests that went on after them in the range shown.",
         (
             (f"min(mnemoc:engine_healthy{MINE})", "healthy"),
             (f"sum(increase(mnemoc:worker_failures_total{MINE}[$__range]))", "deaths"),
             (f"sum(increase(mnemoc:worker_restarts_total{MINE}[$__range]))", "restarts"),
+            (f"sum(increase(mnemoc:num_replays_total{MINE}[$__range]))", "requests went on"),
         ),
         kind="stat",
     ),

@@ -21,6 +21,7 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from ..request import MOST_LOGPROBS
 
@@ -51,6 +52,9 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 REMARKS = frozenset(
     {"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user"}
 )
+
+NOT_SERVED = "not_served"
+"""The type of a validation error, whose context names the field."""
 
 INT32 = 2**31
 Small = Annotated[int, Field(ge=0, lt=INT32)]
@@ -138,7 +142,12 @@ class Fields(BaseModel):
     def _leave_out_what_says_nothing(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        return {key: value for key, value in data.items() if not cls._says_nothing(key, value)}
+        kept = {key: value for key, value in data.items() if not cls._says_nothing(key, value)}
+        for field in cls.neutral.keys() & kept.keys():
+            only = " or ".join(map(json.dumps, cls.neutral[field]))
+            known = {"field": field, "only": only}
+            raise PydanticCustomError(NOT_SERVED, "not served, other than as {only}", known)
+        return kept
 
     @classmethod
     def _says_nothing(cls, key: str, value: Any) -> bool:

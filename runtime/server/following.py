@@ -122,8 +122,11 @@ class Followed:
         self._said_s = time.monotonic()
 
     def in_want(self) -> list[Handle]:
-        """Answers of which the client should hear something: that have not begun, or, in silence, all."""
-        if not self.stream:
+        """Answers of which the client should hear something: that have not begun, or, in silence, all.
+
+        Who does not read what there is wants nothing more.
+        """
+        if not self.stream or self.answers is None or self.answers.behind:
             return []
         silent = time.monotonic() - self._said_s > SILENCE_S
         return [handle for handle in self.handles if silent or not handle.tokens]

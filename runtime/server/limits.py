@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import math
 import re
-import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ...errors import MnemocError
+from .again import Again
 from .problems import REQUEST_ID, Problem
 from .service import Service
 
@@ -23,9 +23,6 @@ OPEN_PATHS = frozenset({"/", "/health", "/ping"})
 """Probes of orchestrators come without a key, and so may the live page, which holds nothing."""
 
 GENERATING = frozenset({"/v1/completions", "/v1/chat/completions"})
-RECENT = 0.1
-"""How much the latest answer counts in the mean of their durations."""
-
 _ID = re.compile(r"[!-~]{1,128}")
 
 
@@ -53,9 +50,7 @@ class Gate:
         self._service = service
         self._limits = service.options.limits
         self._keys = Keys(self._limits.api_keys)
-        manifest = service.engine.manifest
-        predicted, answer = manifest.plan.predicted, manifest.workload.output_tokens
-        self._mean_s = predicted.ttft_s + answer * predicted.tbt_s
+        self._again = Again(service.engine, service.following)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -83,35 +78,31 @@ class Gate:
     async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
         limits, load = self._limits, self._service.load
         if limits.concurrency is not None and load.in_flight >= limits.concurrency:
-            busy = self._busy(f"{load.in_flight} requests are at work, as many as may be")
+            text = f"{load.in_flight} requests are at work, as many as may be"
+            busy = await _busy(text, self._again.when_one_ends())
             await busy.response(scope, receive, send)
             return
         waiting = self._service.engine.num_waiting
         if limits.queue is not None and waiting >= limits.queue:
-            busy = self._busy(f"{waiting} answers wait for their turn, as many as may")
+            text = f"{waiting} answers wait for their turn, as many as may"
+            busy = await _busy(text, self._again.when_one_starts())
             await busy.response(scope, receive, send)
             return
-        status, began_s = 0, time.monotonic()
-
-        async def seen(message: Message) -> None:
-            nonlocal status
-            status = message.get("status", status)
-            await send(message)
-
         load.in_flight += 1
         try:
-            await self._app(scope, receive, seen)
+            await self._app(scope, receive, send)
         finally:
             load.in_flight -= 1
-            if status == 200:
-                self._mean_s += RECENT * (time.monotonic() - began_s - self._mean_s)
 
-    def _busy(self, text: str) -> Problem:
-        """When to come again: of L requests that take a mean of W seconds, one ends every W / L."""
-        each_s = self._mean_s / max(1, self._service.load.in_flight)
-        wait_s = max(1, math.ceil(each_s))
-        again = {"Retry-After": str(wait_s)}
-        return Problem(429, f"{text}; try again in {wait_s} s", code="overloaded", headers=again)
+
+async def _busy(text: str, room: Awaitable[int]) -> Problem:
+    """room: seconds until there is some"""
+    try:
+        wait_s = await room
+    except MnemocError as error:
+        return Problem(503, str(error))
+    again = {"Retry-After": str(wait_s)}
+    return Problem(429, f"{text}; try again in {wait_s} s", code="overloaded", headers=again)
 
 
 def _unauthorized() -> Problem:

@@ -125,6 +125,11 @@ class Metrics:
                 engine.counts.preemptions,
             ),
             (
+                "num_replays",
+                "Requests that went on from their tokens after the workers' death.",
+                engine.counts.replays,
+            ),
+            (
                 "prefix_cache_queries",
                 "Prompt tokens that were looked for in KV pages.",
                 stats.prefix_queries,

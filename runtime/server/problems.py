@@ -15,11 +15,16 @@ from starlette.exceptions import HTTPException
 from ...errors import BadInput, MnemocError
 from ..executor.suspects import Deadly
 from ..request import TooLate
+from .fields import NOT_SERVED
 
 log = logging.getLogger("mnemoc.server")
 
 KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 REQUEST_ID = "X-Request-Id"
+BODY = "body"
+"""Where something is wrong that is not in one of its fields."""
+FORMS = frozenset({"str"})
+"""Like `list[...]` and `[key]`, pydantic's words in a field's place for what it was taken for."""
 
 
 class Problem(Exception):
@@ -52,13 +57,7 @@ def report_errors(app: FastAPI) -> None:
 
     @app.exception_handler(ValidationError)
     async def malformed(http: HttpRequest, error: ValidationError) -> Response:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = [str(part) for part in first["loc"]]
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            message = "this field is unknown, or not served with this value"
-        param = place[0] if place else None
-        return problem(400, f"{'.'.join(place)}: {message}" if place else message, param)
+        return _malformed(error).response
 
     @app.exception_handler(HTTPException)
     async def refused(http: HttpRequest, error: HTTPException) -> Response:
@@ -67,7 +66,8 @@ def report_errors(app: FastAPI) -> None:
 
     @app.exception_handler(BadInput)
     async def bad_input(http: HttpRequest, error: BadInput) -> Response:
-        return problem(400, str(error))
+        field = error.where if isinstance(error.where, str) and error.where != BODY else None
+        return problem(400, str(error), field)
 
     @app.exception_handler(TooLate)
     async def too_late(http: HttpRequest, error: TooLate) -> Response:
@@ -90,6 +90,22 @@ def report_errors(app: FastAPI) -> None:
         # sent from outside the middleware, which names requests otherwise
         named = {REQUEST_ID: getattr(http.state, "request_id", "")}
         return Problem(500, "an error of the server's own", headers=named).response
+
+
+def _malformed(error: ValidationError) -> Problem:
+    """Of a field that takes several forms, the error of the form that came furthest."""
+    found = error.errors(include_url=False, include_input=False)
+    worst = max(found, key=lambda one: len(one["loc"]))
+    place = [str(part) for part in worst["loc"] if part not in FORMS and "[" not in str(part)]
+    message = worst["msg"].removeprefix("Value error, ")
+    if worst["type"] == NOT_SERVED:
+        place.append(worst["ctx"]["field"])
+    elif worst["type"] == "extra_forbidden":
+        message = "this field is unknown"
+    elif worst["type"] == "model_type":
+        place, message = place or [BODY], "Input should be an object"
+    param = place[0] if place and place[0] != BODY else None
+    return Problem(400, f"{'.'.join(place)}: {message}" if place else message, param)
 
 
 def problem(

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from io import StringIO
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -27,7 +28,7 @@ _as_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 class Whole:
     """An answer, its pieces put together."""
 
-    text: str = ""
+    text: StringIO = field(default_factory=StringIO)
     finish: str | None = None
     scored: list[Scored] = field(default_factory=list)
 
@@ -68,7 +69,7 @@ class Shape:
                 "index": i,
                 "logprobs": self.logprobs(whole.scored) if whole.scored else None,
                 "finish_reason": whole.finish,
-                **self.whole_choice(whole.text),
+                **self.whole_choice(whole.text.getvalue()),
             }
             for i, whole in enumerate(wholes)
         ]
@@ -147,7 +148,7 @@ async def _collect(answers: Answers) -> list[Whole]:
     async for piece in answers.pieces():
         if isinstance(piece, Piece):
             whole = wholes[piece.index]
-            whole.text += piece.text
+            whole.text.write(piece.text)
             whole.finish = piece.finish
             whole.scored += piece.scored
     return wholes

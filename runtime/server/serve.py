@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import resource
@@ -113,6 +114,7 @@ def bind(host: str, port: int) -> socket.socket:
         raise BadInput("no such host", where=where, do="give an address of this machine") from error
     except OSError as error:
         reason = os.strerror(error.errno or 0).lower()
+        other = "--host" if error.errno == errno.EADDRNOTAVAIL else "--port"
         raise BadInput(
-            f"cannot listen: {reason}", where=where, do="choose another --port"
+            f"cannot listen: {reason}", where=where, do=f"choose another {other}"
         ) from error

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from ..scheduling.limits import Limits
 from .capacity import Question, find_capacity
 from .engine import ENGINES, OURS, Asked, Simulation
 from .result import Capacity, ClassResult, Result, Spread
 from .traces import Trace
-from .traffic import LEAST_QPS, MOST_QPS, Arrival, Limits, Survey, Traffic, survey
+from .traffic import LEAST_QPS, MOST_QPS, Arrival, Survey, Traffic, survey
 from .workload import Workload, load_workload, shipped
 
 __all__ = [

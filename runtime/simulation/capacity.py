@@ -13,9 +13,10 @@ from types import ModuleType
 
 from ...artifact import Manifest
 from ...errors import BadInput
+from ..scheduling.limits import Limits
 from .engine import Asked, Progress, Simulation, unseen
 from .result import Capacity, Result, Trial
-from .traffic import MOST_QPS, Limits, Traffic, survey
+from .traffic import MOST_QPS, Traffic, survey
 
 SHARE = 0.99
 NEAR = 1.02

@@ -24,6 +24,7 @@ from ..scheduling.cost import PlanCost
 from ..scheduling.forecast import Forecast
 from ..scheduling.growth import Growth
 from ..scheduling.job import MicroBatch
+from ..scheduling.limits import Limits
 from ..scheduling.packing import Packing
 from ..scheduling.policies import DEFAULT, POLICIES
 from ..scheduling.scheduler import Scheduler
@@ -33,7 +34,7 @@ from ..telemetry.tracing import Recorder
 from .baselines import FixedChunk, WholePrefill
 from .collect import Collector, Idle
 from .result import Result, StageResult
-from .traffic import Arrival, Limits, Survey, Traffic, page_hashes
+from .traffic import Arrival, Survey, Traffic, page_hashes
 from .virtual import Clock, Stations
 
 OURS = "mnemoc"
@@ -125,7 +126,7 @@ class Simulation:
         while True:
             while flights.dispatch(clock.now_s):
                 pass
-            flights.deliver()
+            flights.clients.deliver()
             done_s = stations.next_s
             if coming is not None and (done_s is None or coming.submitted_s <= done_s):
                 clock.now_s = coming.submitted_s
@@ -167,7 +168,7 @@ class Simulation:
         limits = Limits.of(self.manifest)
         page_size = self.manifest.plan.page_size
         for id, arrival in enumerate(self._traffic.arrivals()):
-            if limits.refusal(arrival) is None:
+            if limits.refusal(arrival.prompt, arrival.output) is None:
                 yield self._handle(id, arrival, page_hashes(arrival, page_size, id))
 
     def _handle(self, id: int, arrival: Arrival, hashes: list[bytes]) -> Handle:

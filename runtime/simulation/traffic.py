@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from ...artifact import Manifest
 from ...errors import BadInput
-from ...units import format_count
 from ..request import Promise
-from ..scheduling.growth import Growth
+from ..scheduling.limits import Limits
 
 MOST_TOKENS = 10**9
 MOST_SECONDS = 10**9
@@ -80,37 +78,6 @@ def page_hashes(arrival: Arrival, page_size: int, unique: int) -> list[bytes]:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a plan can serve at all. pages: of each KVP group."""
-
-    context: int
-    growth: Growth
-    page_size: int
-    pages: int
-
-    @classmethod
-    def of(cls, manifest: Manifest) -> Limits:
-        plan = manifest.plan
-        return cls(manifest.workload.context, Growth.of(plan), plan.page_size, plan.num_pages)
-
-    def refusal(self, arrival: Arrival) -> str | None:
-        """Why the request can never be served, or None if it can."""
-        if arrival.prompt > self.context:
-            return (
-                f"the prompt has {arrival.prompt:,} tokens, the plan is for "
-                f"{format_count(self.context)}"
-            )
-        tokens = arrival.prompt + arrival.output - 1  # the last one generated is never cached
-        needed = -(-self.growth.held(0, tokens) // self.page_size)  # the first shard is the fullest
-        if needed > self.pages:
-            return (
-                f"{arrival.prompt:,} prompt tokens and {arrival.output:,} new ones need "
-                f"{needed:,} KV pages of a group, the plan has {self.pages:,}"
-            )
-        return None
-
-
-@dataclass(frozen=True)
 class Survey:
     """requests: that can be served; skipped: that cannot; last_s: when the last one comes."""
 
@@ -124,14 +91,14 @@ def survey(traffic: Traffic, limits: Limits, *, skip: bool) -> Survey:
     requests, skipped, last_s = 0, 0, 0.0
     for index, arrival in enumerate(traffic.arrivals()):
         last_s = arrival.time_s
-        why = limits.refusal(arrival)
+        why = limits.refusal(arrival.prompt, arrival.output)
         if why is None:
             requests += 1
         elif skip:
             skipped += 1
         else:
             raise BadInput(
-                why,
+                why.what,
                 where=traffic.where(index),
                 do="plan with a larger --context, or leave such requests out with --skip-unservable",
             )

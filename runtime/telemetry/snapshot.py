@@ -114,6 +114,7 @@ class GroupPages:
 class Snapshot:
     """at_s: on the engine's clock; counts: requests by state; requests: the first of them, by state and age
     wanted: those that were asked for by id and are in flight; batches: the latest micro-batches, newest first
+    token_s: predicted from one token of a decode to its next; None: nobody foretells
     """
 
     at_s: float
@@ -122,6 +123,7 @@ class Snapshot:
     wanted: Mapping[int, InFlight]
     groups: tuple[GroupPages, ...]
     batches: tuple[Iteration, ...]
+    token_s: float | None
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,7 @@ def take(
         {job.id: records[job.id] for job in wanted},
         pages(scheduler),
         tuple(itertools.islice(reversed(stats.iterations), SHOWN_BATCHES)),
+        None if outlook is None else outlook.token_s,
     )
 
 

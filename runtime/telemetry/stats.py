@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ ALLOWED_S = 1e-9
 class Iteration(NamedTuple):
     """One micro-batch: its tokens, dispatch to last reply, and what of it the last stage was busy.
 
-    predicted_s: what cost.py says of it: 0 where nobody asked; chunks: (request, rows) of its prompts
+    predicted_s: of the same time, behind what was on its way; chunks: (request, rows) of its prompts
     """
 
     decodes: int
@@ -86,25 +87,30 @@ class Stats:
         """Begin again."""
         self.__init__()  # type: ignore[misc]
 
-    def token(self, job: Job, handle: Handle, now_s: float) -> bool:
-        """A token came, `job.tokens` with it; whether it is the first of its request to break a promise."""
+    def first_token(self, job: Job, handle: Handle, now_s: float) -> bool:
+        """It came; whether too late."""
         self.generated_tokens += 1
-        if job.tokens == 1:
-            ttft_s = now_s - job.arrival_s
-            self.tallies.time_to_first_token_seconds.add(ttft_s)
-            if handle.predicted_ttft_s is not None:
-                ratio = handle.predicted_ttft_s / max(ttft_s, ALLOWED_S)
-                self.tallies.ttft_predicted_over_measured.add(ratio)
-            return ttft_s > job.deadline_s
-        self.tallies.inter_token_latency_seconds.add(now_s - handle.token_times_s[-1])
-        if job.ahead_s(now_s) - job.tbt_s >= -ALLOWED_S:
-            return False
+        ttft_s = now_s - job.arrival_s
+        self.tallies.time_to_first_token_seconds.add(ttft_s)
+        if handle.predicted_ttft_s is not None:
+            ratio = handle.predicted_ttft_s / max(ttft_s, ALLOWED_S)
+            self.tallies.ttft_predicted_over_measured.add(ratio)
+        return ttft_s > job.deadline_s
+
+    def later_tokens(self, before: Mapping[float, int], now_s: float) -> None:
+        """They came. before: how many there are, by when the token before each came"""
+        for before_s, count in before.items():
+            self.generated_tokens += count
+            self.tallies.inter_token_latency_seconds.add(now_s - before_s, count)
+
+    def late_token(self, job: Job) -> bool:
+        """A later token came behind its promise; whether it is the first of its request."""
         self.late_tokens += 1
         job.late += 1
         return job.late == 1
 
-    def landed(self, micro_batch: MicroBatch, iteration: Iteration, took_s: float) -> None:
-        """A micro-batch has left the last stage. took_s: to be held against predicted_s"""
+    def landed(self, micro_batch: MicroBatch, iteration: Iteration) -> None:
+        """A micro-batch has left the last stage."""
         tallies, rows = self.tallies, iteration.decodes + iteration.prefill_tokens
         self.prompt_tokens += iteration.prefill_tokens
         self.iterations.append(iteration)
@@ -113,8 +119,10 @@ class Stats:
         self.parts.waiting += max(0.0, iteration.wall_s - iteration.busy_s)
         tallies.iteration_tokens_total.add(rows)
         tallies.iteration_time_seconds.add(iteration.wall_s)
-        if took_s > 0:
-            tallies.iteration_time_predicted_over_measured.add(iteration.predicted_s / took_s)
+        if iteration.wall_s > 0:
+            tallies.iteration_time_predicted_over_measured.add(
+                iteration.predicted_s / iteration.wall_s
+            )
 
     def ended(self, job: Job, handle: Handle, reason: FinishReason | None, now_s: float) -> None:
         """A request is over. reason: None if it failed"""

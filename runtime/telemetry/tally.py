@@ -34,9 +34,9 @@ class Tally:
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
-    def add(self, value: float) -> None:
-        self.counts[bisect.bisect_left(self.bounds, value)] += 1
-        self.sum += value
+    def add(self, value: float, times: int = 1) -> None:
+        self.counts[bisect.bisect_left(self.bounds, value)] += times
+        self.sum += times * value
 
 
 def percentile(bounds: Sequence[float], counts: Sequence[int], percent: float) -> float | None:

@@ -27,8 +27,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from ...artifact import Layout
 from ...errors import BadInput
+from ...layout import Layout
 from ..protocol.messages import Done
 from ..scheduling.job import Admitted, Job, MicroBatch
 

@@ -60,6 +60,9 @@ def test_bytes_of_row_wise_kernels_are_those_of_what_they_are_given_and_give(gpu
     y8, scale = torch.empty(4, shape.hidden).to(torch.float8_e4m3fn), torch.empty(4, 1)
     stored = y8.nbytes + scale.nbytes
     assert bytes_of["add_rms_norm_fp8"] == 3 * x.nbytes + weight.nbytes + stored
+    bytes_of = {work.name: work.bytes for work in gpu("summing").Sums(setup, shape).works(4)}
+    assert bytes_of["all_reduce_add"] == 8 * x.nbytes + 2 * x.nbytes
+    assert bytes_of["all_reduce_add_rms_norm"] == 8 * x.nbytes + 3 * x.nbytes + weight.nbytes
     out, lse = torch.empty(4, 4, 64).half(), torch.empty(4, 4)
     part, table = out.nbytes + lse.nbytes, torch.empty(4, 2, dtype=torch.int32)
     assert work.merge_bytes(4, 2, shape.heads, 2) == 2 * part + 2 * part + table.nbytes
@@ -169,13 +172,13 @@ def test_the_summary_tells_where_a_baseline_is_faster(gpu: Load) -> None:
 def test_programs_of_the_plans_that_are_replayed_are_emitted_anywhere(
     name: str, gpu: Load, tmp_path: Path
 ) -> None:
-    from mnemoc import artifact
+    from mnemoc.folder import load_artifact
     from mnemoc.planner import load_cluster
 
     plans = gpu("plans")
     asked = plans.QUESTIONS[name]
     folder = plans.emit(name, "cuda:sm_90", load_cluster("dgx-h100"), tmp_path / "plan")
-    manifest, contents = artifact.load(folder)
+    manifest, contents = load_artifact(folder)
     stage = manifest.plan.layout.coordinates(asked.rank)[0]
     role = manifest.plan.stages[stage].role
     for path in (f"schedule/{role}.py", "cost.py", "kernels/attention_prefill.py"):

@@ -78,6 +78,7 @@ def test_every_kernel_is_held_against_float64(bare: Bare) -> None:
     kernels = {row["kernel"].partition(",")[0] for row in rows}
     assert kernels >= {"attention_prefill", "attention_decode", "rms_norm", "add_rms_norm"}
     assert kernels >= {"swiglu", "rope_append", "pack", "merge"}
+    assert kernels >= {"all_reduce_add", "all_reduce_add_rms_norm"}
     assert kernels >= {"rms_norm_fp8", "swiglu_fp8", "quantize_fp8"}
     assert all(row["relative_error"] < 1e-2 for row in rows if "fp8" not in row["kernel"])
 

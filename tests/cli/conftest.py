@@ -1,11 +1,17 @@
-"""Running the command line in this process: fast, and what it prints is seen."""
+"""A plan that the shell made, and the command line in this process: fast, and what it prints is seen."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from mnemoc.cli import main
+
+MNEMOC = (sys.executable, "-m", "mnemoc")
+LOCAL = ("--cluster", "local", "--context", "2K", "--output-tokens", "16", "--ttft", "60s")
+TWO_STAGES = ("--tbt", "1s", "--gpus", "2", "--layout", "tp=1,spp=2,kvp=1")
 
 MANY_MACHINES = """
 name = "many"
@@ -57,6 +63,19 @@ def many_machines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("machines") / "many.toml"
     file.write_text(MANY_MACHINES)
     return file
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with model/ and its plan/ for two stages."""
+    folder = tmp_path_factory.mktemp("made")
+    commands: tuple[tuple[str, ...], ...] = (
+        ("init-model", "tiny-llama", "model", "--max-shard-size", "4M"),
+        ("plan", "model", *LOCAL, *TWO_STAGES, "-o", "plan", "--json"),
+    )
+    for words in commands:
+        subprocess.run([*MNEMOC, *words], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    return folder
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mnemoc.artifact import FORMAT
 from mnemoc.ir.model import read_config
-from mnemoc.planner.cluster import clusters
+from mnemoc.planner import clusters
 
 PROMISE = ("--context", "2K", "--output-tokens", "16", "--ttft", "60s", "--tbt", "1s")
 LOCAL = ("--cluster", "local", *PROMISE)
@@ -329,7 +329,7 @@ def test_a_prompt_longer_than_the_plans_context(made: Path, tmp_path: Path, mnem
     path.write_text("x" * 2001)
     ran = run(mnemoc, made, "--prompt-file", path)
     assert ran.code == 4
-    assert "2001 tokens" in ran.sentence
+    assert "2,001 tokens" in ran.sentence
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -14,11 +14,12 @@ import pytest
 from mnemoc import cli
 from mnemoc.errors import BadInput, Infeasible, RuntimeFault, UsageError
 
+from .conftest import MNEMOC
+
 COMMANDS = (
     "plan", "predict", "show", "export", "verify", "run", "replay", "simulate", "serve", "init-model",
     "calibrate",
 )  # fmt: skip
-MNEMOC = (sys.executable, "-m", "mnemoc")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

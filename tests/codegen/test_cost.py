@@ -45,7 +45,7 @@ def cost(planned):
 def stage_by_hand(planned, index, values):
     """Σ of the formulas of the blocks that the stage runs."""
     formulas, stages = planned.formulas, planned.plan.stages
-    counts = {"step": 1, "rotation": 1, "layer": stages[index].num_layers}
+    counts = {"step": 1, "entry": 1, "layer": stages[index].num_layers}
     counts["embed"] = int(index == 0)
     counts["head"] = int(index == len(stages) - 1 and values["R"] > 0)
     counts["hop"] = int(index < len(stages) - 1)

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 from mnemoc import pipeline
-from mnemoc.artifact import ChunkRule, Layout, Workload
+from mnemoc.artifact import ChunkRule, Workload
 from mnemoc.codegen import ENGINES, Subject, export
 from mnemoc.codegen.export import VERSIONS
 from mnemoc.errors import UsageError
+from mnemoc.layout import Layout
 from mnemoc.options import ENGINES as OFFERED
 
 KNOWN = json.loads((Path(__file__).parent / "engine_flags.json").read_text())

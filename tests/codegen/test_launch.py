@@ -13,9 +13,11 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from mnemoc import artifact, pipeline
-from mnemoc.artifact import Layout, Plan, Workload
+from mnemoc import pipeline
+from mnemoc.artifact import Plan, Workload
 from mnemoc.codegen import Launch, render_launch
+from mnemoc.folder import load_artifact
+from mnemoc.layout import Layout
 
 BIN = Path(sys.executable).parent
 KUBERNETES = "1.31"
@@ -204,6 +206,6 @@ def test_the_torchrun_script_starts_as_many_workers_as_the_plan_has_ranks(
 def test_the_files_belong_to_the_plan(tmp_path: Path) -> None:
     made = pipeline.plan("tiny-llama", "local", Workload(2048, 60.0, 0.5), pinned={"spp": 1})
     pipeline.emit(made, tmp_path / "plan")
-    _, contents = artifact.load(tmp_path / "plan")
+    _, contents = load_artifact(tmp_path / "plan")
     assert render_launch(pipeline.launch_of(made)).items() <= contents.items()
     assert (tmp_path / "plan/launch/torchrun.sh").stat().st_mode & 0o111

@@ -22,11 +22,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mnemoc import pipeline
-from mnemoc.artifact import ChunkRule, Layout, Precision, Workload
+from mnemoc.artifact import ChunkRule, Precision, Workload
 from mnemoc.codegen import providers
 from mnemoc.codegen.kernels import KernelSpec, render_kernels
 from mnemoc.codegen.providers import OPS, OURS, PROVIDERS, Use, choose, provide, uses_of
 from mnemoc.errors import BadInput
+from mnemoc.layout import Layout
 from mnemoc.microbatch import Segments
 from mnemoc.planner import load_cluster
 from mnemoc.speeds import Speeds

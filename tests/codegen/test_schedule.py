@@ -2,33 +2,38 @@
 
 import ast
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from mnemoc.artifact import (
-    AUTO,
-    Layout,
-    Memory,
-    Optimality,
-    Plan,
-    Precision,
-    Prediction,
-    Stage,
-)
+from mnemoc.artifact import AUTO, Memory, Optimality, Plan, Precision, Prediction, Stage
 from mnemoc.codegen.emit import kernel_spec
 from mnemoc.codegen.kernels import render_kernels
 from mnemoc.codegen.schedule import render_schedule
+from mnemoc.codegen.tiles import TILES
 from mnemoc.errors import BadInput
 from mnemoc.ir.build import build
 from mnemoc.ir.interpret import Chunk, Interpreter
 from mnemoc.ir.model import load_model
 from mnemoc.ir.ops.e4m3 import scaled
-from mnemoc.ir.passes import fuse, lower, overlap, quantize, shard, split_stages
+from mnemoc.ir.passes import (
+    carry,
+    fuse,
+    lower,
+    one_shot,
+    overlap,
+    quantize,
+    shard,
+    split_stages,
+)
+from mnemoc.layout import Layout
 from mnemoc.microbatch import Batch, Segments
 from mnemoc.runtime.loader import ArtifactModules
+from mnemoc.runtime.rank.shared import Shared
 from mnemoc.runtime.rank.weights import Checkpoint, load_weights
 from safetensors.torch import save_file
 
@@ -44,7 +49,10 @@ QWEN = dataclasses.replace(
 )
 
 
-def make_plan(layout, layers, dtype="float32", target="cpu", precision=AUTO, overlap_rows=0):
+ALONE = SimpleNamespace(tp=None, tp_rank=0)
+
+
+def make_plan(layout, layers, dtype="float32", target="cpu", precision=AUTO, **rows):
     ends = np.cumsum([0, *layers])
     stages = tuple(Stage(f"stage_{i}", int(ends[i]), count) for i, count in enumerate(layers))
     return Plan(
@@ -64,7 +72,7 @@ def make_plan(layout, layers, dtype="float32", target="cpu", precision=AUTO, ove
         binding="",
         alternatives=(),
         precision=precision,
-        overlap_rows=overlap_rows,
+        **rows,
     )
 
 
@@ -77,7 +85,10 @@ def schedule(spec, layout, layers, **plan):
     if plan.overlap_rows:
         module = overlap(module)
     names = [stage.role for stage in plan.stages]
-    return plan, render_schedule(lower(split_stages(module, layers, names), plan.target), plan)
+    module = carry(split_stages(module, layers, names))
+    if plan.one_shot_rows:
+        module = one_shot(module)
+    return plan, render_schedule(lower(module, plan.target), plan)
 
 
 def test_golden_text_of_both_stages_of_a_3d_layout(golden):
@@ -108,6 +119,19 @@ def test_golden_text_of_a_layer_with_fp8(golden):
     _, files = schedule(biased, Layout(2, 1, 1), [3], dtype="bfloat16", **given)
     program = files["schedule/stage_0.py"]
     golden("fp8.py", program[program.index("DTYPE = ") : program.index("\ndef head")])
+
+
+@pytest.mark.parametrize(
+    ("name", "quantization", "kvp"), [("one_shot", "auto", 2), ("one_shot_fp8", "fp8", 1)]
+)
+def test_golden_text_of_sums_that_are_read_from_the_peers_memory(name, quantization, kvp, golden):
+    given = {"target": "cuda:sm_90", "dtype": "bfloat16", "precision": Precision(quantization)}
+    _, files = schedule(QWEN, Layout(2, 1, kvp), [3], one_shot_rows=41, **given)
+    program, collectives = files["schedule/stage_0.py"], files["schedule/collectives.py"]
+    start, end = (program.index(text) for text in ("KV_DTYPE", "# What a rank loads"))
+    layer = program[program.index("\n\ndef layer") : program.index("\n\ndef head")]
+    golden(f"{name}.py", program[start:end] + layer)
+    golden(f"{name}_collectives.py", collectives.partition("\n\n\nclass Swaps")[0])
 
 
 @pytest.mark.parametrize(
@@ -189,6 +213,79 @@ def test_the_emitted_fp8_program_is_as_near_as_the_interpreter(tmp_path, as_on_g
     assert np.linalg.norm(got - expected) < 0.7 * off
 
 
+class Ranks:
+    """Two ranks of tp in this process, one running at a time, each as far as it gets without the other."""
+
+    def __init__(self, buffers):
+        self.turn, self.barrier = threading.Lock(), threading.Barrier(2)
+        memory = torch.full((2, buffers, 20, QWEN.hidden), torch.nan)
+        self.memory, self.given = memory.expand(2, 2, 20, QWEN.hidden), {}
+
+    def run(self, programs, work):
+        """What each rank's work gives."""
+        with ThreadPoolExecutor(2) as pool:
+            running = [pool.submit(self._run, rank, program, work) for rank, program in programs]
+            return [rank.result(60) for rank in running]
+
+    def _run(self, rank, program, work):
+        threading.current_thread().name = f"rank {rank}"
+        ends = torch.tensor([[part.data_ptr() for part in own] for own in self.memory])
+        shared = Shared(self.memory[rank], tuple(ends.t().contiguous()), self.meet, self.memory)
+        with self.turn:
+            return work(rank, program, SimpleNamespace(tp="tp", tp_rank=rank, shared=shared))
+
+    def meet(self):
+        self.turn.release()
+        self.barrier.wait(60)
+        self.turn.acquire()
+
+    def all_reduce(self, x, group):
+        """Of what is not read in place."""
+        x.copy_(sum(self._everyone(x)))
+
+    def all_gather(self, pieces, x, group):
+        for piece, given in zip(pieces, self._everyone(x), strict=True):
+            piece.copy_(given)
+
+    def get_world_size(self, group):
+        return 2
+
+    def _everyone(self, x):
+        """What each rank gives, in their order."""
+        self.given[threading.current_thread().name] = x.clone()
+        self.meet()
+        given = [self.given[name] for name in sorted(self.given)]
+        self.meet()
+        return given
+
+
+@pytest.mark.parametrize("buffers", [2, 1])
+def test_ranks_that_read_one_anothers_sums_compute_what_the_interpreter_does(
+    buffers, tmp_path, monkeypatch
+):
+    """GPU kernels in Triton's interpreter. With one buffer, who is ahead spoils what others still read."""
+    spec, few = dataclasses.replace(QWEN, num_layers=1), dataclasses.replace(TILES["sm_90"], sms=1)
+    plan, files = schedule(spec, Layout(2, 1, 1), [1], target="cuda:sm_90", one_shot_rows=20)
+    weights, ids = random_weights(spec), np.random.default_rng(1).integers(0, spec.vocab, 60)
+    ranks, programs = Ranks(buffers), [load(spec, plan, files, few) for _ in range(2)]
+    for program in programs:
+        for module in (program, program.collectives):
+            monkeypatch.setattr(module, "dist", ranks)
+
+    def work(rank, program, comm):
+        w = loaded(program, weights, tmp_path, rank, 2)
+        return steps(program, w, plan, ids, comm)
+
+    first, second = ranks.run(list(enumerate(programs)), work)
+    chunk = Chunk(0, 0, tuple(map(int, ids)))
+    expected = Interpreter(build(spec, "float32"), weights).run([chunk], range(60))
+    if buffers == 1:
+        assert np.abs(first - expected).max() > 1e-2 or np.abs(second - expected).max() > 1e-2
+        return
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_allclose(first, expected, rtol=0, atol=1e-4)
+
+
 def random_weights(spec):
     rng = np.random.default_rng(0)
     return {
@@ -197,25 +294,25 @@ def random_weights(spec):
     }
 
 
-def load(spec, plan, files):
-    """The program of a plan of one rank, with its kernels."""
-    files = files | render_kernels(kernel_spec(spec, plan))
+def load(spec, plan, files, tiles=None):
+    """The program of a plan of one stage, with its kernels."""
+    files = files | render_kernels(kernel_spec(spec, plan), tiles)
     contents = {path: text.encode() for path, text in files.items()}
     return ArtifactModules(Path("plan"), contents, ("",)).load("schedule.stage_0")
 
 
-def loaded(program, weights, folder):
+def loaded(program, weights, folder, rank=0, tp=1):
     """The weights as the runtime loads them, from a file in the type of the program."""
     dtype = getattr(torch, program.DTYPE)
     tensors = {name: torch.from_numpy(array).to(dtype) for name, array in weights.items()}
     save_file(tensors, folder / "model.safetensors")
-    checkpoint, along = Checkpoint.open(folder), {"tp": (1, 0), "tp_kvp": (1, 0)}
+    checkpoint, along = Checkpoint.open(folder), {"tp": (tp, rank), "tp_kvp": (tp, rank)}
     given = program.PARAMETERS, program.FIRST_LAYER, program.NUM_LAYERS
     return load_weights(checkpoint, *given, along, torch.device("cpu"))
 
 
 @torch.inference_mode()
-def steps(program, w, plan, ids):
+def steps(program, w, plan, ids, comm=ALONE):
     """The logits of 60 tokens: two chunks, and then decodes."""
     dtype = getattr(torch, program.KV_DTYPE)
     kv = [
@@ -240,7 +337,7 @@ def steps(program, w, plan, ids):
             prefill=None if decode else segments,
             exchange=(),
         )
-        return program.step(w, kv, batch, SimpleNamespace(tp=None, tp_rank=0))
+        return program.step(w, kv, batch, comm)
 
     logits = [step(0, 17), step(17, 38), *(step(n, 1, decode=True) for n in range(55, 60))]
     return torch.cat(logits).float().numpy()

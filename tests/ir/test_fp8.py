@@ -10,7 +10,7 @@ from mnemoc.ir.build import build
 from mnemoc.ir.interpret import Chunk, Interpreter
 from mnemoc.ir.model import load_model
 from mnemoc.ir.ops.e4m3 import nearest, scaled
-from mnemoc.ir.passes import fuse, quantize, shard
+from mnemoc.ir.passes import carry, fuse, quantize, shard
 from mnemoc.ir.text import parse, print_module
 from mnemoc.ir.verify import VerifyError, verify
 
@@ -153,3 +153,19 @@ def test_a_sharded_fp8_module_is_as_near(seed, layout):
     got = logits(planned, kept, owner=lambda sequence, position: position // 5 % kvp)
     off = np.abs(got - whole).max() / np.abs(whole).max()
     assert off < (1e-9 if tp == 1 else 0.2)
+
+
+@pytest.mark.parametrize(("tp", "kvp", "ffn"), LAYOUTS)
+def test_norms_that_layers_carry_over_are_quantised_the_same(tp, kvp, ffn):
+    _, kept = weights_of(TINY, 0)
+    apart = quantize(fuse(shard(build(TINY), tp=tp, kvp=kvp, ffn=ffn)))
+    carried = verify(carry(apart))
+    assert verify(parse(print_module(carried))) == carried
+    layer = carried.functions["layer"]
+    assert layer.ops[-1].name == "add_rms_norm_fp8"
+    assert [value.type.dtype for value in layer.params[:3]] == ["f32", "f8e4m3", "f32"]
+
+    def computed(module):
+        return logits(module, kept, owner=lambda sequence, position: position // 5 % kvp)
+
+    np.testing.assert_array_equal(computed(carried), computed(apart))

@@ -11,7 +11,7 @@ from mnemoc.ir.build import build
 from mnemoc.ir.interpret import Chunk, Interpreter
 from mnemoc.ir.model import load_model
 from mnemoc.ir.ops.attention import merge_partials
-from mnemoc.ir.passes import fuse, lower, overlap, shard, split_stages
+from mnemoc.ir.passes import carry, fuse, lower, one_shot, overlap, shard, split_stages
 from mnemoc.ir.verify import verify
 
 TINY = load_model("tiny-llama")
@@ -45,12 +45,13 @@ def random_weights(spec, seed):
     }
 
 
-def apply(module, layers, tp, kvp, ffn, split):
+def apply(module, layers, tp, kvp, ffn, split, *, summed):
     sharded = verify(shard(module, tp=tp, kvp=kvp, ffn=ffn))
     names = [f"stage_{i}" for i in range(len(split))]
     assert sum(split) == layers
     halved = verify(overlap(verify(fuse(sharded))))
-    return verify(lower(verify(split_stages(halved, split, names)), "cpu"))
+    carried = verify(carry(verify(split_stages(halved, split, names))))
+    return verify(lower(verify(one_shot(carried)) if summed else carried, "cpu"))
 
 
 @st.composite
@@ -65,9 +66,18 @@ def layouts(draw):
 
 
 @settings(max_examples=40)
-@given(layouts(), st.integers(1, 7), st.integers(1, 12), st.booleans(), st.integers(0, 2**31))
-def test_a_planned_module_computes_what_the_source_does(case, chunk, shard_tokens, halved, seed):
-    """In whole layers or in halves."""
+@given(
+    layouts(),
+    st.integers(1, 7),
+    st.integers(1, 12),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 2**31),
+)
+def test_a_planned_module_computes_what_the_source_does(
+    case, chunk, shard_tokens, halved, summed, seed
+):
+    """In whole layers or in halves, with sums over tp by themselves or in the ops that read them."""
     spec, tp, kvp, ffn, split = case
     rng = np.random.default_rng(seed)
     weights = random_weights(spec, seed)
@@ -76,7 +86,7 @@ def test_a_planned_module_computes_what_the_source_does(case, chunk, shard_token
     expected = [
         Interpreter(module, weights).run([Chunk(0, 0, ids)], range(len(ids))) for ids in prompts
     ]
-    planned = apply(module, spec.num_layers, tp, kvp, ffn, split)
+    planned = apply(module, spec.num_layers, tp, kvp, ffn, split, summed=summed)
     runner = Interpreter(
         planned, weights, owner=lambda sequence, n: (n // shard_tokens + sequence) % kvp
     )

@@ -9,7 +9,7 @@ from mnemoc.errors import BadInput
 from mnemoc.ir.build import build
 from mnemoc.ir.graph import view
 from mnemoc.ir.model import load_model, presets
-from mnemoc.ir.passes import fuse, lower, shard, split_stages
+from mnemoc.ir.passes import carry, fuse, lower, shard, split_stages
 from mnemoc.ir.sizes import KV, SYMBOLS, T, normal
 from mnemoc.ir.text import parse, print_module
 from mnemoc.ir.types import AXES, PRODUCT, Partial, TensorType
@@ -47,7 +47,7 @@ def test_every_preset_round_trips_before_and_after_the_passes(preset, ffn):
     module = verify(build(load_model(preset)))
     layers = load_model(preset).num_layers
     staged = split_stages(fuse(shard(module, tp=2, kvp=2, ffn=ffn)), [layers - 1, 1], ["a", "b"])
-    for stage in (module, verify(lower(verify(staged), "cpu"))):
+    for stage in (module, verify(lower(verify(carry(staged)), "cpu"))):
         assert parse(print_module(stage)) == stage
 
 

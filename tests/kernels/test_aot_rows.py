@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from mnemoc.codegen.kernels import FLOAT8, KernelSpec, render_kernels
 from mnemoc.ir.model import load_model
 
 ARCHES = ("sm_80", "sm_90", "sm_100")
-MODULES = ("merge", "quantize", "rms_norm", "rope_append", "swiglu", "swiglu_fp8")
+MODULES = ("all_reduce", "merge", "quantize", "rms_norm", "rope_append", "swiglu", "swiglu_fp8")
 MODELS = {  # with the degrees of tensor parallelism: those whose rows have shapes of their own
     "llama-3-8b": (1,),
     "llama-3-70b": (8,),
@@ -22,10 +23,13 @@ MODELS = {  # with the degrees of tensor parallelism: those whose rows have shap
     "qwen3-8b": (1,),
     "qwen3-32b": (8,),
 }
-NARROW = {  # what else is loaded and stored, one value a head or row: places, log-sum-exps, scales
+NARROW = {  # what else is loaded and stored, one value a head, row or rank: places, log-sum-exps, scales
     "rope_append": {"LDG 64"},
     "pack": {"LDG 64", "LDG 32", "STG 32"},
     "merge": {"LDG 32", "STG 32"},
+    "all_reduce_add": {"LDG 64"},
+    "all_reduce_add_rms_norm": {"LDG 64"},
+    "all_reduce_add_rms_norm_fp8": {"LDG 64"},
 }
 FP8_STORES = {"STG 64", "STG 32"}  # half of what was loaded; and the scale
 
@@ -49,6 +53,7 @@ def spec_of(name: str, tp: int, arch: str, *, fp8: bool) -> KernelSpec:
         kv_dtype=FLOAT8 if fp8 else "",
         fp8=fp8,
         peers=3,
+        sum_ranks=tp,
     )
 
 
@@ -96,9 +101,11 @@ def accesses(code: str) -> list[str]:
 
 def test_rows_of_qwen2_5_7b_move_16_bytes_at_a_time() -> None:
     """Its hidden size, 7 · 512, is no power of two: the last quarter of the second tile is idle."""
-    (loads,) = check([spec_of("qwen2.5-7b", 1, "sm_90", fp8=True)])
+    (loads,) = check([replace(spec_of("qwen2.5-7b", 1, "sm_90", fp8=True), sum_ranks=4)])
     assert loads["rms_norm"] == 2 * 2, "a row and its weights, two tiles"
     assert loads["add_rms_norm"] == 3 * 2
+    assert loads["all_reduce_add"] == 4 + 1, "one of each of four ranks, and of the residual"
+    assert loads["all_reduce_add_rms_norm"] == loads["all_reduce_add_rms_norm_fp8"] == 4 + 2
     assert (loads["swiglu"], loads["pack"], loads["merge"]) == (4, 1, 1 + 3)
     assert loads["rope_append"] == 2 + 4, "both halves of a head, and their cosines and sines"
 

@@ -25,8 +25,8 @@ def specs(spec: Any) -> list[Any]:
         spec("cpu"),
         spec("cpu", heads=(2, 2), head_dim=32, qk_norm=True, attention_factor=1.5),
         spec("cuda:sm_90", heads=(32, 8), head_dim=128, page_size=64, dtype="bfloat16"),
-        spec("cuda:sm_80", heads=(7, 1), qk_norm=True),
-        spec("cuda:sm_90", dtype="bfloat16", sizes=(3584, 18944), peers=3, **FP8),
+        spec("cuda:sm_80", heads=(7, 1), qk_norm=True, sum_ranks=2),
+        spec("cuda:sm_90", dtype="bfloat16", sizes=(3584, 18944), peers=3, sum_ranks=8, **FP8),
         spec("cuda:sm_100", dtype="bfloat16", qk_norm=True, **FP8),
         spec("cuda:sm_90", dtype="float16", kv_dtype="float8_e4m3fn", page_size=16),
     ]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mnemoc.errors import BadInput, UsageError
 from mnemoc.planner import clusters, load_cluster, measured_path, write_cluster
-from mnemoc.planner.cluster import CURVES, FIELDS, OPTIONAL
+from mnemoc.planner.cluster_text import CURVES, FIELDS, OPTIONAL
 from mnemoc.planner.space import devices_asked
 
 SHIPPED = Path(str(load_cluster("dgx-h100").origin))

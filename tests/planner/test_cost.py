@@ -10,11 +10,11 @@ import pytest
 import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mnemoc.artifact import Layout
 from mnemoc.ir.build import build
 from mnemoc.ir.model import ModelSpec, load_model
-from mnemoc.ir.passes import fuse, overlap, shard
+from mnemoc.ir.passes import carry, fuse, overlap, shard
 from mnemoc.ir.sizes import SYMBOLS
+from mnemoc.layout import Layout
 from mnemoc.planner import Cluster, load_cluster
 from mnemoc.planner.chunks import Sizes
 from mnemoc.planner.cost import (
@@ -48,7 +48,7 @@ def terms_of(
     halves: bool = False,
 ) -> tuple[Terms, Footprint]:
     module = fuse(shard(build(load_model(name)), tp=tp, kvp=kvp, ffn=ffn))
-    module = overlap(module) if halves else module
+    module = carry(overlap(module) if halves else module)
     cluster, links = load_cluster("dgx-h100"), Links("inter", "inter")
     dtype = load_model(name).dtype
     terms = price_terms(count(module), cluster, dtype, module.mesh, links, eager=eager)
@@ -193,16 +193,16 @@ def test_every_sequence_that_gets_a_token_costs_the_head_its_share(
     assert head_s(5, 1e-3) - head_s(5, 0.0) == pytest.approx(5e-3, rel=1e-6)
 
 
-@pytest.mark.parametrize(("eager", "alone_s"), [(True, 6e-6), (False, 1.5e-6)])
+@pytest.mark.parametrize(("eager", "alone_s"), [(True, 12e-6), (False, 3e-6)])
 def test_launches_hide_behind_kernels_that_take_longer_or_are_captured(
     eager: bool, alone_s: float
 ) -> None:
     terms, _ = terms_of("llama-3-8b", 8, 1, eager=eager)
     seconds = compile_parts(stage_formulas(terms))
     many = Sizes(ONE * 8192, ONE, ONE * 0, ONE * 0, ONE * 8192, ONE * 0)
-    assert float(seconds(many)["layer"]["launch"]) == pytest.approx(10 * 1.5e-6)
-    one = seconds(Sizes(ONE, ONE, ONE * 0, ONE * 0, ONE * 0, ONE * 0))["rotation"]
-    assert float(sum(one.values())) == pytest.approx(alone_s, rel=1e-3)
+    assert float(seconds(many)["layer"]["launch"]) == pytest.approx(9 * 1.5e-6)
+    one = seconds(Sizes(ONE, ONE, ONE * 0, ONE * 0, ONE * 0, ONE * 0))["entry"]
+    assert float(sum(one.values())) == pytest.approx(alone_s, rel=5e-3)
 
 
 def test_collectives_follow_their_algorithm_and_link() -> None:

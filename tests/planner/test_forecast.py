@@ -4,9 +4,10 @@ import dataclasses
 import time
 
 import pytest
-from mnemoc.artifact import Layout, Workload
+from mnemoc.artifact import Workload
 from mnemoc.errors import BadInput, UsageError
 from mnemoc.ir.model import load_model
+from mnemoc.layout import Layout
 from mnemoc.planner import Configuration, Forecast, forecast, load_cluster, make_plan
 from mnemoc.planner.curves import through
 from mnemoc.planner.evidence import kind

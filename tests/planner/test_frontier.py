@@ -5,7 +5,8 @@ import itertools
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mnemoc.artifact import Frontier, Point, Workload
+from mnemoc.alternatives import Frontier, Point
+from mnemoc.artifact import Workload
 from mnemoc.planner import WhatIf, frontier
 from mnemoc.planner.frontier import STEP
 from mnemoc.planner.render_frontier import render_frontier

@@ -4,9 +4,10 @@ import dataclasses
 from functools import cache
 
 import pytest
-from mnemoc.artifact import NEVER_HALVED, Layout, Plan, Workload
+from mnemoc.artifact import NEVER_HALVED, Plan, Workload
 from mnemoc.errors import BadInput, UsageError
 from mnemoc.ir.model import load_model
+from mnemoc.layout import Layout
 from mnemoc.planner import load_cluster, make_plan
 from mnemoc.planner.configuration import Configuration
 from mnemoc.planner.forecast import forecast

@@ -9,10 +9,11 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mnemoc.artifact import Layout, Plan, Workload
+from mnemoc.artifact import Plan, Workload
 from mnemoc.codec import from_json, to_json
 from mnemoc.errors import BadInput, Infeasible, UsageError
 from mnemoc.ir.model import ModelSpec, load_model
+from mnemoc.layout import Layout
 from mnemoc.planner import Cluster, WhatIf, load_cluster, make_plan
 from mnemoc.planner.check import lay_out
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mnemoc.artifact import Layout, Plan, Precision, Workload
+from mnemoc.artifact import Plan, Precision, Workload
 from mnemoc.errors import BadInput, UsageError
 from mnemoc.ir.model import ModelSpec, load_model
+from mnemoc.layout import Layout
 from mnemoc.planner import (
     Cluster,
     Configuration,

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mnemoc.artifact import Layout, Plan, Workload
+from mnemoc.artifact import Plan, Workload
 from mnemoc.ir.model import ModelSpec, load_model
+from mnemoc.layout import Layout
 from mnemoc.planner import Cluster, WhatIf, load_cluster, make_plan
 from mnemoc.planner.chunks import Sizes
 from mnemoc.planner.cluster import Quantity

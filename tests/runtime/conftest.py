@@ -13,10 +13,8 @@ from typing import Any
 
 import pytest
 import sympy
-from mnemoc import artifact
 from mnemoc.artifact import (
     ChunkRule,
-    Layout,
     Manifest,
     Memory,
     Optimality,
@@ -27,10 +25,12 @@ from mnemoc.artifact import (
 )
 from mnemoc.codec import to_json
 from mnemoc.codegen import Emission, emit
+from mnemoc.folder import load_artifact, write_artifact
 from mnemoc.ir import sizes
 from mnemoc.ir.build import build
 from mnemoc.ir.model import load_model, read_config
-from mnemoc.ir.passes import fuse, lower, overlap, shard, split_stages
+from mnemoc.ir.passes import carry, fuse, lower, one_shot, overlap, shard, split_stages
+from mnemoc.layout import Layout
 from mnemoc.runtime.executor.workers import NurseryProcess
 from mnemoc.runtime.init_model import Blueprint, init_model
 from mnemoc.speeds import Swap
@@ -134,17 +134,18 @@ def compile_plan(model: Path, plan: Plan, workload: Workload, directory: Path) -
     if plan.overlap_rows:
         sharded = overlap(sharded)
     counts, roles = [s.num_layers for s in plan.stages], [s.role for s in plan.stages]
-    planned = lower(split_stages(sharded, counts, roles), plan.target)
+    carried = carry(split_stages(sharded, counts, roles))
+    planned = lower(one_shot(carried) if plan.one_shot_rows else carried, plan.target)
     seconds = sympy.Float(1e-6) * (sizes.T + sizes.QK / 1000 + sizes.KD / 1000)
     halves = ("halves",) if plan.overlap_rows else ()
-    names = ("step", "embed", "rotation", "layer", *halves, "head", "hop")
+    names = ("step", "embed", "entry", "layer", *halves, "head", "hop")
     formulas = {name: {"linear": seconds, "launch": sympy.Float(0)} for name in names}
     none_s = dict.fromkeys(names, 0.0)
     swap = Swap(1e-6, 1e-6) if plan.host_pages else None
     emission = Emission(spec, plan, source, planned, formulas, none_s, workload, {}, swap=swap)
     files = emit(emission)
     manifest = Manifest(to_json(spec), {}, workload, plan)
-    artifact.write(directory, manifest, files)
+    write_artifact(directory, manifest, files)
     return directory
 
 
@@ -177,11 +178,11 @@ def sabotaged() -> Sabotage:
     """sabotaged(plan, "1 / 0") → the plan, its first stage's step with one more line at its head."""
 
     def spoil(directory: Path, line: str) -> Path:
-        manifest, files = artifact.load(directory)
+        manifest, files = load_artifact(directory)
         source = files["schedule/stage_0.py"].decode()
         broken = source.replace('comm):\n    """One', f'comm):\n    {line}\n    """One')
         assert broken != source
-        artifact.write(directory, manifest, {**files, "schedule/stage_0.py": broken.encode()})
+        write_artifact(directory, manifest, {**files, "schedule/stage_0.py": broken.encode()})
         return directory
 
     return spoil

@@ -16,9 +16,10 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
-from mnemoc import artifact
-from mnemoc.artifact import ChunkRule, Layout, Manifest, Stage
+from mnemoc.artifact import ChunkRule, Manifest, Stage
 from mnemoc.errors import BadInput, RuntimeFault, UsageError
+from mnemoc.folder import load_artifact
+from mnemoc.layout import Layout
 from mnemoc.runtime import Engine, Request, Sampling
 from mnemoc.runtime.measuring import alone
 from mnemoc.runtime.measuring.alone import BACKEND, Supply, random_weights
@@ -200,7 +201,7 @@ def test_random_weights_keep_the_size_of_rows() -> None:
 
 @pytest.fixture(scope="module")
 def two_groups(models: Any, plans: Any) -> Manifest:
-    manifest, _ = artifact.load(plans(models(), kvp=2))
+    manifest, _ = load_artifact(plans(models(), kvp=2))
     return manifest
 
 

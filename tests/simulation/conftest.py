@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from mnemoc.artifact import (
     ChunkRule,
-    Layout,
     Manifest,
     Memory,
     Optimality,
@@ -19,6 +18,7 @@ from mnemoc.artifact import (
     Stage,
     Workload,
 )
+from mnemoc.layout import Layout
 
 MODEL: dict[str, Any] = {
     "num_layers": 4,

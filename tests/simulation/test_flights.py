@@ -81,3 +81,34 @@ def test_a_look_at_a_thousand_requests_holds_the_engine_up_for_milliseconds() ->
     each_s = (time.thread_time() - began_s) / 10
     assert sum(seen[0].counts.values()) == 1000 and len(seen[0].requests) == 40
     assert each_s < 0.05
+
+
+def test_who_is_cancelled_before_its_group_has_room_was_never_there() -> None:
+    """It has its pages, but its group is busy; the next micro-batch is to know nothing of it."""
+    manifest = make_manifest(spp=1, kvp=2)
+    scheduler = Scheduler(manifest.plan, PlanCost(make_cost(1)), manifest.workload)
+    executor = Counting()
+    flights = Flights(manifest, scheduler, executor, Stats())
+
+    def ask(id: int) -> None:
+        prompt = tuple(range(40))
+        hashes = page_hashes(prompt, PAGE_SIZE)
+        request = Request(prompt, 9, Sampling(ignore_eos=True))
+        flights.accept([Handle(request, id, 0.0, lambda id: None, None, 0, hashes)], 0.0)
+
+    def settle() -> None:
+        assert executor.done is not None
+        flights.settle(executor.done, 0.0)
+
+    ask(0)
+    assert flights.dispatch(0.0)
+    settle()
+    assert flights.dispatch(0.0), "it decodes"
+    ask(1)
+    assert not flights.dispatch(0.0), "it would go where its prefix is"
+    assert len(scheduler.running) == 2
+    flights.clients.cancel(1)
+    settle()
+    assert flights.dispatch(0.0)
+    settle()
+    assert list(flights.clients.handles) == [0]

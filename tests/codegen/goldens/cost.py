@@ -43,14 +43,14 @@ def embed_parts_s(T, R, QK, KV, KD, X):
     )
 
 
-def rotation_parts_s(T, R, QK, KV, KD, X):
-    """The rotations of the rows' positions, on every stage."""
+def entry_parts_s(T, R, QK, KV, KD, X):
+    """What every stage begins with: the rotations of positions, the norm of its first layer."""
     return (
         0,  # linear
         0,  # attention
         0,  # communication
-        1.50000000000000e-6,  # launch
-        2.25944513241652e-10*T,  # other
+        3.00000000000000e-6,  # launch
+        7.34493471507093e-9*T + 3.55949510091464e-9,  # other
     )
 
 
@@ -60,8 +60,8 @@ def layer_parts_s(T, R, QK, KV, KD, X):
         max(6.05605706200006e-9*T, 4.00443198852897e-9*T + 1.8224614916683e-6) + max(9.08408559300009e-9*T, 4.22690043233614e-9*T + 2.73369223750244e-6) + max(2.11961997170002e-8*T, 5.1167742075648e-9*T + 6.37861522083904e-6) + max(4.23923994340004e-8*T, 6.67405331421495e-9*T + 1.27572304416781e-5),  # linear
         1.8909817723609e-9*X + max(3.15728586626246e-12*KD, 1.63013963196305e-10*KD + 2.47510439686143e-5*min(1, KD)) + max(1.20011937738431e-11*KV + 3.15728586626246e-12*QK, 1.63013963196305e-10*KV + 6.52055852785219e-10*T),  # attention
         7.96444444444444e-8*T + 2.72e-8*X + 1.2e-5*min(1, X) + 3.0e-5,  # communication
-        1.65000000000000e-5,  # launch
-        3.80421038910252e-8*T + 3.55949510091464e-9,  # other
+        1.50000000000000e-5,  # launch
+        3.44826087901106e-8*T,  # other
     )
 
 
@@ -91,7 +91,7 @@ def stage_parts_s(stage, T, R, QK, KV, KD, X):
     """Seconds of one micro-batch in one stage, by part (see PARTS)."""
     layers, embeds, heads, sends = STAGES[stage]
     times = [layers * s for s in layer_parts_s(T, R, QK, KV, KD, X)]
-    blocks = [step_parts_s, rotation_parts_s]
+    blocks = [step_parts_s, entry_parts_s]
     if embeds:
         blocks.append(embed_parts_s)
     if heads and R:
@@ -106,9 +106,9 @@ def stage_parts_s(stage, T, R, QK, KV, KD, X):
 
 def blocks_s(T, R, QK, KV, KD, X):
     """Seconds of what every stage does beside its layers, and of each other block: the parts of each as one."""
-    every = 2.00000000000000e-5 + 2.25944513241652e-10*T + 1.5e-6
+    every = 2.00000000000000e-5 + 7.34493471507093e-9*T + 3.00355949510091e-6
     embed = 4.69412124240515e-8*T + 1.65e-5
-    layer = 1.1768654833547e-7*T + 2.90909817723609e-8*X + max(3.15728586626246e-12*KD, 1.63013963196305e-10*KD + 2.47510439686143e-5*min(1, KD)) + max(6.05605706200006e-9*T, 4.00443198852897e-9*T + 1.8224614916683e-6) + max(9.08408559300009e-9*T, 4.22690043233614e-9*T + 2.73369223750244e-6) + max(2.11961997170002e-8*T, 5.1167742075648e-9*T + 6.37861522083904e-6) + max(4.23923994340004e-8*T, 6.67405331421495e-9*T + 1.27572304416781e-5) + max(1.20011937738431e-11*KV + 3.15728586626246e-12*QK, 1.63013963196305e-10*KV + 6.52055852785219e-10*T) + 1.2e-5*min(1, X) + 4.65035594951009e-5
+    layer = 1.14127053234555e-7*T + 2.90909817723609e-8*X + max(3.15728586626246e-12*KD, 1.63013963196305e-10*KD + 2.47510439686143e-5*min(1, KD)) + max(6.05605706200006e-9*T, 4.00443198852897e-9*T + 1.8224614916683e-6) + max(9.08408559300009e-9*T, 4.22690043233614e-9*T + 2.73369223750244e-6) + max(2.11961997170002e-8*T, 5.1167742075648e-9*T + 6.37861522083904e-6) + max(4.23923994340004e-8*T, 6.67405331421495e-9*T + 1.27572304416781e-5) + max(1.20011937738431e-11*KV + 3.15728586626246e-12*QK, 1.63013963196305e-10*KV + 6.52055852785219e-10*T) + 1.2e-5*min(1, X) + 4.5e-5
     head = 1.30296757261726e-6*R + max(1.89630286753877e-7*R, 1.74915813943384e-8*R + 5.70658254578635e-5) + 1.35035594951009e-5 if R else 0.0
     hop = 2.048e-7*T + 1.2e-5
     return every, embed, layer, head, hop

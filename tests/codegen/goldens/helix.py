@@ -157,9 +157,54 @@ def rotation(pos):
     return rot
 
 
-def layer(w, k_cache, v_cache, batch, decode, prefill, swaps, comm, x, rot):
+def layer_entry(w, x):
     # %normed = rms_norm %x, %attention_norm {eps=1e-06} : f32[T, 64]
     normed = rms_norm(x, w.attention_norm)
+    return normed
+
+
+def layer(w, next_w, k_cache, v_cache, batch, decode, prefill, swaps, comm, x, normed, rot):
+    # %qkv = linear %normed, %w_qkv : f32[T, 128@tp]
+    qkv = linear(normed, w.w_qkv)
+    # %q_rotated, %kv_new = rope_append %qkv, %rot, %kv, %q_norm, %k_norm {eps=1e-06, heads=4}
+    #   : f32[T, 4@tp, 16]; f32[KV@kvp, 2, 2@tp, 16]
+    q_rotated = rope_append(qkv, rot, k_cache, v_cache, batch.slots, w.q_norm, w.k_norm)
+    # %out, %lse = attend %q_rotated, %kv_new : f32[T, 4@tp, 16]+lse(kvp); f32[T, 4@tp]+lse(kvp)
+    out, n = torch.empty_like(q_rotated), batch.num_decode
+    lse = torch.empty(q_rotated.shape[:2], dtype=torch.float32, device=q_rotated.device)
+    if batch.decode is not None:
+        attention_decode.attention_decode(q_rotated[:n], k_cache, v_cache, decode, out[:n], lse[:n])
+    if batch.prefill is not None:
+        attention_prefill.attention_prefill(q_rotated[n:], k_cache, v_cache, prefill, out[n:], lse[n:])
+    # %out_merged, %lse_merged = merge_scatter %out, %lse {axis="kvp"}
+    #   : f32[T, 4@tp_kvp, 16]; f32[T, 4@tp_kvp]
+    out_merged, lse_merged = collectives.merge_scatter_over_kvp(out, lse, swaps, comm.kvp)
+    # %attention = merge_heads %out_merged : f32[T, 64@tp_kvp]
+    attention = out_merged.flatten(1)
+    # %o = linear %attention, %w_o : f32[T, 64]+sum(tp_kvp)
+    o = linear(attention, w.w_o)
+    # %o_reduced = all_reduce %o {axis="tp_kvp"} : f32[T, 64]
+    dist.all_reduce(o, group=comm.tp_kvp)
+    o_reduced = o
+    # %ffn_input, %x_attention = add_rms_norm %o_reduced, %x, %ffn_norm {eps=1e-06}
+    #   : f32[T, 64]; f32[T, 64]
+    ffn_input, x_attention = add_rms_norm(o_reduced, x, w.ffn_norm)
+    # %gate_up = linear %ffn_input, %w_gate_up : f32[T, 192@tp_kvp]
+    gate_up = linear(ffn_input, w.w_gate_up)
+    # %active = swiglu %gate_up : f32[T, 96@tp_kvp]
+    active = swiglu(gate_up)
+    # %down = linear %active, %w_down : f32[T, 64]+sum(tp_kvp)
+    down = linear(active, w.w_down)
+    # %down_reduced = all_reduce %down {axis="tp_kvp"} : f32[T, 64]
+    dist.all_reduce(down, group=comm.tp_kvp)
+    down_reduced = down
+    # %next_normed, %y = add_rms_norm %down_reduced, %x_attention, %attention_norm {eps=1e-06}
+    #   : f32[T, 64]; f32[T, 64]
+    next_normed, y = add_rms_norm(down_reduced, x_attention, next_w.attention_norm)
+    return y, next_normed
+
+
+def layer_last(w, k_cache, v_cache, batch, decode, prefill, swaps, comm, x, normed, rot):
     # %qkv = linear %normed, %w_qkv : f32[T, 128@tp]
     qkv = linear(normed, w.w_qkv)
     # %q_rotated, %kv_new = rope_append %qkv, %rot, %kv, %q_norm, %k_norm {eps=1e-06, heads=4}

@@ -150,9 +150,45 @@ def rotation(pos):
     return rot
 
 
-def layer(w, k_cache, v_cache, batch, decode, prefill, x, rot):
+def layer_entry(w, x):
     # %normed = rms_norm %x, %attention_norm {eps=1e-05} : f32[T, 256]
     normed = rms_norm(x, w.attention_norm)
+    return normed
+
+
+def layer(w, next_w, k_cache, v_cache, batch, decode, prefill, x, normed, rot):
+    # %qkv = linear %normed, %w_qkv : f32[T, 512]
+    qkv = linear(normed, w.w_qkv)
+    # %q_rotated, %kv_new = rope_append %qkv, %rot, %kv {eps=0.0, heads=8}
+    #   : f32[T, 8, 32]; f32[KV, 2, 4, 32]
+    q_rotated = rope_append(qkv, rot, k_cache, v_cache, batch.slots)
+    # %out, %lse = attend %q_rotated, %kv_new : f32[T, 8, 32]; f32[T, 8]
+    out, n = torch.empty_like(q_rotated), batch.num_decode
+    lse = torch.empty(q_rotated.shape[:2], dtype=torch.float32, device=q_rotated.device)
+    if batch.decode is not None:
+        attention_decode.attention_decode(q_rotated[:n], k_cache, v_cache, decode, out[:n], lse[:n])
+    if batch.prefill is not None:
+        attention_prefill.attention_prefill(q_rotated[n:], k_cache, v_cache, prefill, out[n:], lse[n:])
+    # %attention = merge_heads %out : f32[T, 256]
+    attention = out.flatten(1)
+    # %o = linear %attention, %w_o : f32[T, 256]
+    o = linear(attention, w.w_o)
+    # %ffn_input, %x_attention = add_rms_norm %o, %x, %ffn_norm {eps=1e-05}
+    #   : f32[T, 256]; f32[T, 256]
+    ffn_input, x_attention = add_rms_norm(o, x, w.ffn_norm)
+    # %gate_up = linear %ffn_input, %w_gate_up : f32[T, 1376]
+    gate_up = linear(ffn_input, w.w_gate_up)
+    # %active = swiglu %gate_up : f32[T, 688]
+    active = swiglu(gate_up)
+    # %down = linear %active, %w_down : f32[T, 256]
+    down = linear(active, w.w_down)
+    # %next_normed, %y = add_rms_norm %down, %x_attention, %attention_norm {eps=1e-05}
+    #   : f32[T, 256]; f32[T, 256]
+    next_normed, y = add_rms_norm(down, x_attention, next_w.attention_norm)
+    return y, next_normed
+
+
+def layer_last(w, k_cache, v_cache, batch, decode, prefill, x, normed, rot):
     # %qkv = linear %normed, %w_qkv : f32[T, 512]
     qkv = linear(normed, w.w_qkv)
     # %q_rotated, %kv_new = rope_append %qkv, %rot, %kv {eps=0.0, heads=8}
@@ -205,10 +241,20 @@ def step(w, kv, batch, comm):
     x0 = embed(w, batch.ids)
     # %rot = @rotation(%pos)
     rot = rotation(batch.pos)
-    # %x1 = @layer[0:4](%x0, %rot)
-    x1 = x0
-    for layer_w, (k_cache, v_cache) in zip(w.layers, kv, strict=True):
-        x1 = layer(layer_w, k_cache, v_cache, batch, decode, prefill, x1, rot)
+    # %x0_normed = @layer_entry[0:1](%x0)
+    x0_normed = layer_entry(w.layers[0], x0)
+    # %x1_before, %x1_before_normed = @layer[0:3](%x0, %x0_normed, %rot)
+    x1_before, x1_before_normed = x0, x0_normed
+    del x0, x0_normed
+    for layer_w, next_w, (k_cache, v_cache) in zip(w.layers[:3], w.layers[1:], kv[:3], strict=True):
+        x1_before, x1_before_normed = layer(
+            layer_w, next_w, k_cache, v_cache, batch, decode, prefill, x1_before, x1_before_normed, rot
+        )
+    # %x1 = @layer_last[3:4](%x1_before, %x1_before_normed, %rot)
+    x1 = layer_last(
+        w.layers[3], *kv[3], batch, decode, prefill, x1_before, x1_before_normed, rot
+    )
+    del x1_before, x1_before_normed, rot
     # %logits = @head(%x1, %last)
     if batch.last.shape[0] == 0:
         return None  # no row wants logits

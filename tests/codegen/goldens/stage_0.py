@@ -156,9 +156,53 @@ def rotation(pos):
     return rot
 
 
-def layer(w, k_cache, v_cache, batch, decode, prefill, swaps, comm, x, rot):
+def layer_entry(w, x):
     # %normed = rms_norm %x, %attention_norm {eps=1e-06} : bf16[T, 64]
     normed = rms_norm(x, w.attention_norm)
+    return normed
+
+
+def layer(w, next_w, k_cache, v_cache, batch, decode, prefill, swaps, comm, x, normed, rot):
+    # %qkv = linear %normed, %w_qkv : bf16[T, 128@tp]
+    qkv = F.linear(normed, w.w_qkv)
+    # %q_rotated, %kv_new = rope_append %qkv, %rot, %kv, %q_norm, %k_norm {eps=1e-06, heads=4}
+    #   : bf16[T, 4@tp, 16]; bf16[KV@kvp, 2, 2@tp, 16]
+    q_rotated = rope_append(qkv, rot, k_cache, v_cache, batch.slots, w.q_norm, w.k_norm)
+    # %out, %lse = attend %q_rotated, %kv_new : bf16[T, 4@tp, 16]+lse(kvp); f32[T, 4@tp]+lse(kvp)
+    out, n = torch.empty_like(q_rotated), batch.num_decode
+    lse = torch.empty(q_rotated.shape[:2], dtype=torch.float32, device=q_rotated.device)
+    if batch.decode is not None:
+        attention_decode.attention_decode(q_rotated[:n], k_cache, v_cache, decode, out[:n], lse[:n])
+    if batch.prefill is not None:
+        attention_prefill.attention_prefill(q_rotated[n:], k_cache, v_cache, prefill, out[n:], lse[n:])
+    # %out_merged, %lse_merged = merge %out, %lse {axis="kvp"} : bf16[T, 4@tp, 16]; f32[T, 4@tp]
+    out_merged, _ = collectives.merge_over_kvp(out, lse, swaps, comm.kvp)
+    # %attention = merge_heads %out_merged : bf16[T, 64@tp]
+    attention = out_merged.flatten(1)
+    # %o = linear %attention, %w_o : bf16[T, 64]+sum(tp)
+    o = F.linear(attention, w.w_o)
+    # %o_reduced = all_reduce %o {axis="tp"} : bf16[T, 64]
+    dist.all_reduce(o, group=comm.tp)
+    o_reduced = o
+    # %ffn_input, %x_attention = add_rms_norm %o_reduced, %x, %ffn_norm {eps=1e-06}
+    #   : bf16[T, 64]; bf16[T, 64]
+    ffn_input, x_attention = add_rms_norm(o_reduced, x, w.ffn_norm)
+    # %gate_up = linear %ffn_input, %w_gate_up : bf16[T, 192@tp]
+    gate_up = F.linear(ffn_input, w.w_gate_up)
+    # %active = swiglu %gate_up : bf16[T, 96@tp]
+    active = swiglu(gate_up)
+    # %down = linear %active, %w_down : bf16[T, 64]+sum(tp)
+    down = F.linear(active, w.w_down)
+    # %down_reduced = all_reduce %down {axis="tp"} : bf16[T, 64]
+    dist.all_reduce(down, group=comm.tp)
+    down_reduced = down
+    # %next_normed, %y = add_rms_norm %down_reduced, %x_attention, %attention_norm {eps=1e-06}
+    #   : bf16[T, 64]; bf16[T, 64]
+    next_normed, y = add_rms_norm(down_reduced, x_attention, next_w.attention_norm)
+    return y, next_normed
+
+
+def layer_last(w, k_cache, v_cache, batch, decode, prefill, swaps, comm, x, normed, rot):
     # %qkv = linear %normed, %w_qkv : bf16[T, 128@tp]
     qkv = F.linear(normed, w.w_qkv)
     # %q_rotated, %kv_new = rope_append %qkv, %rot, %kv, %q_norm, %k_norm {eps=1e-06, heads=4}
@@ -210,10 +254,17 @@ def step(w, kv, batch, comm):
     x0 = embed(w, comm, batch.ids)
     # %rot = @rotation(%pos)
     rot = rotation(batch.pos)
-    # %x1 = @layer[0:2](%x0, %rot)
-    x1 = x0
-    for layer_w, (k_cache, v_cache) in zip(w.layers, kv, strict=True):
-        x1 = layer(layer_w, k_cache, v_cache, batch, decode, prefill, swaps, comm, x1, rot)
+    # %x0_normed = @layer_entry[0:1](%x0)
+    x0_normed = layer_entry(w.layers[0], x0)
+    # %x1_before, %x1_before_normed = @layer[0:1](%x0, %x0_normed, %rot)
+    x1_before, x1_before_normed = layer(
+        w.layers[0], w.layers[1], *kv[0], batch, decode, prefill, swaps, comm, x0, x0_normed, rot
+    )
+    del x0, x0_normed
+    # %x1 = @layer_last[1:2](%x1_before, %x1_before_normed, %rot)
+    x1 = layer_last(
+        w.layers[1], *kv[1], batch, decode, prefill, swaps, comm, x1_before, x1_before_normed, rot
+    )
     return x1
 
 

@@ -157,9 +157,13 @@ def rotation(pos):
     return rot
 
 
-def layer(w, k_cache, v_cache, batch, decode, prefill, swaps, comm, x, rot):
+def layer_entry(w, x):
     # %normed = rms_norm %x, %attention_norm {eps=1e-06} : bf16[T, 64]
     normed = rms_norm(x, w.attention_norm)
+    return normed
+
+
+def layer_last(w, k_cache, v_cache, batch, decode, prefill, swaps, comm, x, normed, rot):
     # %qkv = linear %normed, %w_qkv : bf16[T, 128@tp]
     qkv = F.linear(normed, w.w_qkv)
     # %q_rotated, %kv_new = rope_append %qkv, %rot, %kv, %q_norm, %k_norm {eps=1e-06, heads=4}
@@ -232,10 +236,13 @@ def step(w, kv, batch, comm, x1_in):
     swaps = collectives.prepare(batch.exchange, batch.pos.shape[0], comm.kvp)
     # %rot = @rotation(%pos)
     rot = rotation(batch.pos)
-    # %x1 = @layer[2:3](%x1_in, %rot)
-    x1 = x1_in
-    for layer_w, (k_cache, v_cache) in zip(w.layers, kv, strict=True):
-        x1 = layer(layer_w, k_cache, v_cache, batch, decode, prefill, swaps, comm, x1, rot)
+    # %x1_in_normed = @layer_entry[2:3](%x1_in)
+    x1_in_normed = layer_entry(w.layers[0], x1_in)
+    # %x1 = @layer_last[2:3](%x1_in, %x1_in_normed, %rot)
+    x1 = layer_last(
+        w.layers[0], *kv[0], batch, decode, prefill, swaps, comm, x1_in, x1_in_normed, rot
+    )
+    del x1_in, x1_in_normed, rot
     # %logits = @head(%x1, %last)
     if batch.last.shape[0] == 0:
         return None  # no row wants logits

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from mnemoc.errors import BadInput, MnemocError, RuntimeFault
+from mnemoc.errors import BadInput, MnemocError, RuntimeFault, UsageError
 from mnemoc.runtime import Engine, Handle, Request, Sampling
-from mnemoc.runtime.executor.workers import NurseryProcess
+from mnemoc.runtime.executor.workers import NurseryProcess, Workers
 from mnemoc.runtime.flights import Flights
 
 MakeModel = Callable[..., Path]
@@ -134,6 +134,18 @@ def test_a_parent_of_workers_that_hangs_is_replaced(
             assert len(running.result().tokens) == 200
     finally:
         private.close()
+
+
+def test_a_parent_of_workers_has_one_engine_at_a_time(
+    models: MakeModel, plans: MakePlan, nursery: NurseryProcess
+) -> None:
+    model = models("llama")
+    plan = plans(model)
+    first = Workers(plan, model, 1, nursery)
+    with pytest.raises(UsageError, match="another engine has its workers from there"):
+        Engine.start(plan, model, nursery=nursery)
+    first.close()
+    Workers(plan, model, 1, nursery).close()
 
 
 def test_closing_ends_requests_and_workers(

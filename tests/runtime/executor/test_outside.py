@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,11 +19,11 @@ import pytest
 import zmq
 from mnemoc.errors import BadInput, RuntimeFault, UsageError
 from mnemoc.runtime import Engine, Request, Sampling
-from mnemoc.runtime.executor import outside
+from mnemoc.runtime.executor import outside, vigil
 from mnemoc.runtime.executor.workers import Down, Workers
 from mnemoc.runtime.protocol import control
-from mnemoc.runtime.protocol.messages import Hello, Refused, Welcome
-from mnemoc.runtime.protocol.wire import decode_answer, encode_hello
+from mnemoc.runtime.protocol.messages import Failed, Hello, Refused, Welcome
+from mnemoc.runtime.protocol.wire import decode_answer, encode_hello, encode_reply
 from mnemoc.runtime.rank import leash
 from mnemoc.runtime.rank.settings import Settings
 
@@ -30,11 +32,44 @@ MakeModel = Callable[..., Path]
 MakePlan = Callable[..., Path]
 
 
+JOINS = """
+import os, time
+from mnemoc.runtime.rank import leash
+from mnemoc.runtime.rank.settings import Settings
+
+print(leash.join(Settings.read(os.environ)).token, flush=True)
+time.sleep(60)
+"""
+
+
+def free_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"tcp://127.0.0.1:{free.getsockname()[1]}"
+
+
+def worker_of(plan: Path, weights: Path, address: str) -> dict[str, str]:
+    """The environment of its workers."""
+    return os.environ | {
+        "MNEMOC_ARTIFACT": str(plan),
+        "MNEMOC_WEIGHTS": str(weights),
+        "MNEMOC_CONTROL": address,
+        "MNEMOC_SECRET": SECRET,
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def start_joining(
+    plan: Path, weights: Path, address: str, rank: int, world: int
+) -> subprocess.Popen[bytes]:
+    """A worker that joins, says its set's token and does nothing else."""
+    env = worker_of(plan, weights, address) | {"RANK": str(rank), "WORLD_SIZE": str(world)}
+    return subprocess.Popen([sys.executable, "-c", JOINS], env=env, stdout=subprocess.PIPE)
+
+
 @contextmanager
 def waiting(plan: Path, weights: Path, world: int) -> Iterator[tuple[Workers, str]]:
     """The engine's side, and the address where it waits."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    address = free_address()
     workers = Workers(plan, weights, world, outside.at(address, plan, {"MNEMOC_SECRET": SECRET}))
     try:
         workers.spawn()
@@ -64,6 +99,16 @@ def heard(
         if line.poll(0):
             return decode_answer(line.recv_multipart())
     return None
+
+
+def insist(line: zmq.Socket[bytes], hello: Hello, seconds: float = 10) -> Welcome:
+    """Say it until it is heard: the engine may just be beginning anew."""
+    deadline_s = time.monotonic() + seconds
+    while not line.poll(200) and time.monotonic() < deadline_s:
+        line.send_multipart(encode_hello(hello))
+    answer = decode_answer(line.recv_multipart(zmq.NOBLOCK))
+    assert isinstance(answer, Welcome)
+    return answer
 
 
 def down(workers: Workers, seconds: float = 20) -> str:
@@ -181,27 +226,66 @@ def test_on_several_hosts_loopback_is_refused_and_a_choice_kept() -> None:
     assert "GLOO_SOCKET_IFNAME" not in alone
 
 
-@pytest.mark.slow
-def test_torchrun_starts_killed_workers_again_and_the_stream_goes_on(
-    models: MakeModel, plan: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_first_start_waits_for_the_workers_again_until_one_says_that_it_is_of_no_use(
+    models: MakeModel, plans: MakePlan
 ) -> None:
     model = models("llama")
-    with (
-        socket.create_server(("127.0.0.1", 0)) as one,
-        socket.create_server(("127.0.0.1", 0)) as two,
-    ):
-        control_port, meeting_port = one.getsockname()[1], two.getsockname()[1]
-    address = f"tcp://127.0.0.1:{control_port}"
-    env = os.environ | {
-        "MNEMOC_ARTIFACT": str(plan),
-        "MNEMOC_WEIGHTS": str(model),
-        "MNEMOC_CONTROL": address,
-        "MNEMOC_SECRET": SECRET,
-        "OMP_NUM_THREADS": "1",
-    }
+    plan, address = plans(model), free_address()
+    hello, said = Hello(0, 1, control.digest_of(plan), "a"), list[str]()
+    launcher = outside.at(address, plan, {"MNEMOC_SECRET": SECRET})
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(Engine.start, plan, model, progress=said.append, nursery=launcher)
+        with knocking(address, hello) as line:
+            first = insist(line, hello)
+        while not any("worker 0 on a is gone" in it for it in said):
+            assert not starting.done(), starting.result()
+            time.sleep(0.01)
+        with knocking(address, hello) as line:
+            second = insist(line, hello)
+            assert second.token != first.token
+            with zmq.Context() as context:
+                name = f"{second.token}-0"
+                with control.dial(context, address, name, SECRET.encode()) as worker:
+                    failed = Failed(0, "no such directory of weights", BadInput.exit_code)
+                    worker.send_multipart(encode_reply(failed))
+                    with pytest.raises(BadInput, match="no such directory of weights"):
+                        starting.result(10)
+
+
+def test_whoever_loses_its_engine_leaves_also_if_it_is_stopped_or_its_leash_is_held_no_more(
+    models: MakeModel, plan: Path
+) -> None:
+    stopped, free, slipped = range(3)
+    model = models("llama")
+    with waiting(plan, model, 3) as (workers, address):
+        started = [start_joining(plan, model, address, rank, 3) for rank in range(3)]
+        try:
+            while not all(select.select([it.stdout], [], [], 0)[0] for it in started):
+                workers.poll(0.05)
+            guards = [psutil.Process(it.pid).children()[0] for it in started]
+            guards[slipped].kill()
+            assert started[slipped].wait(5) == RuntimeFault.exit_code
+            started[stopped].send_signal(signal.SIGSTOP)
+            workers.spawn()
+            assert started[free].wait(5) == RuntimeFault.exit_code
+            assert started[stopped].wait(5) == -signal.SIGKILL
+            assert not psutil.wait_procs(guards, 5)[1]
+        finally:
+            for process in started:
+                process.kill()
+                process.communicate()
+
+
+@pytest.mark.slow
+def test_torchrun_starts_stopped_workers_again_and_the_stream_goes_on(
+    models: MakeModel, plan: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(vigil, "SILENCE_S", 2.5)
+    model, address = models("llama"), free_address()
+    env = worker_of(plan, model, address)
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{meeting_port}",
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", free_address().removeprefix("tcp://"),
         "--max-restarts", "9", "-m", "mnemoc.runtime.rank.worker",
     ]  # fmt: skip
     request = Request((5, 6, 7), 400, Sampling(ignore_eos=True))
@@ -214,11 +298,11 @@ def test_torchrun_starts_killed_workers_again_and_the_stream_goes_on(
             running = engine.submit(request)
             next(iter(running))
             victim, other = psutil.Process(agent.pid).children()
-            victim.send_signal(signal.SIGKILL)
+            victim.send_signal(signal.SIGSTOP)
             assert running.result().tokens == undisturbed
-            assert not other.is_running()
+            assert not victim.is_running() and not other.is_running()
             assert engine.stats.restarts == 1
-            left = psutil.Process(agent.pid).children()
+            left = psutil.Process(agent.pid).children(recursive=True)
         gone, _ = psutil.wait_procs(left, 10)
         assert set(gone) == set(left), "workers outlive their engine"
     finally:

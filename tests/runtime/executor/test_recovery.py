@@ -19,9 +19,12 @@ from mnemoc.runtime.recovery import MAX_RESTARTS, STEADY_S, Recovery
 from mnemoc.runtime.server.problems import report_errors
 
 
-@pytest.mark.parametrize(("apart_s", "gives_up"), [(1.0, True), (STEADY_S + 1, False)])
+@pytest.mark.parametrize(
+    ("load_s", "well_s", "gives_up"),
+    [(1.0, 1.0, True), (1.0, STEADY_S + 1, False), (STEADY_S + 1, 1.0, True)],
+)
 def test_restarts_in_a_row_end_the_engine_unless_workers_were_well_in_between(
-    apart_s: float, gives_up: bool, monkeypatch: pytest.MonkeyPatch
+    load_s: float, well_s: float, gives_up: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = SimpleNamespace(now_s=1000.0)
     monkeypatch.setattr(recovery, "now_s", lambda: clock.now_s)
@@ -33,7 +36,9 @@ def test_restarts_in_a_row_end_the_engine_unless_workers_were_well_in_between(
 
     def fall(times: int) -> None:
         for _ in range(times):
-            clock.now_s += apart_s
+            clock.now_s += load_s
+            watch.ready()
+            clock.now_s += well_s
             watch.restart(RuntimeFault("gone"))
 
     fall(MAX_RESTARTS)

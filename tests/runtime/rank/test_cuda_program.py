@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from mnemoc.artifact import Layout
+from mnemoc.layout import Layout
 from mnemoc.runtime.measuring.replay import Replay
 from mnemoc.runtime.measuring.walk import Asked, MicroBatch
 from mnemoc.runtime.protocol.messages import Admission, Step
@@ -58,6 +58,28 @@ def test_both_targets_give_the_same_logits(family: str, models: Any, plans: Any)
     cpu, cuda = (logits_of(plans(model, target=t), model) for t in ("cpu", "cuda:sm_90"))
     assert cpu.shape == (len(PROMPT) + 2, 320)
     np.testing.assert_allclose(cuda, cpu, atol=1e-4)
+
+
+@pytest.mark.usefixtures("as_on_gpu")
+def test_a_lone_rank_computes_the_same_by_nccl_and_in_one_shot(
+    models: Any, plans: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit, for nobody adds to its part either way: of a chunk in halves, and of decodes."""
+    model, results = models(num_hidden_layers=1), []
+    kind = {"target": "cuda:sm_90", "dtype": "bfloat16", "stripe_tokens": 16, "overlap_rows": 8}
+    for rows in (0, 12):
+        plan = plans(model, tp=2, kvp=2, one_shot_rows=rows, **kind)
+        torch.manual_seed(0)  # of the prompt
+        with Replay.open(plan, Asked(1, prompt=40, decodes=2)) as replay:
+            assert (replay.stage.comm.shared is not None) == (rows > 0)
+            noted: list[torch.Tensor] = []
+            monkeypatch.setattr(replay.stage, "_step", noting(replay.stage._step, noted))
+            replay.execute(MicroBatch("prefill", 20, 20))
+            replay.execute(MicroBatch("decode", 2, 40))
+        results.append([result for result in noted if result is not None])
+    nccl, one_shot = results
+    assert nccl
+    assert all(torch.equal(a, b) for a, b in zip(nccl, one_shot, strict=True))
 
 
 def noting(step: Any, results: list[Any]) -> Any:

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from mnemoc.artifact import Layout, Plan, Workload
+from mnemoc.artifact import Plan, Workload
 from mnemoc.ir.model import load_model
+from mnemoc.layout import Layout
 from mnemoc.planner import load_cluster, make_plan
 from mnemoc.runtime.protocol.messages import Admission, Run, Step
 from mnemoc.runtime.rank import comm, cores
@@ -185,8 +186,8 @@ def test_a_rank_holds_what_the_plan_says(
     lonely: None,
 ) -> None:
     """Weights and KV to the byte; no more than what is said of a step, and not much less."""
-    workload = Workload(12_000, 1e3, 1e3, output_tokens=8, concurrency=concurrency)
-    model = models(family)
+    workload = Workload(10_000, 1e3, 1e3, output_tokens=8, concurrency=concurrency)
+    model = models(family, num_hidden_layers=3 * layout.spp)  # of fewer, stages need less
     plan = planned(model, workload, layout, overlap)
     directory, steps = compiled(model, plan, workload), steps_of(plan, workload)
     places = [(stage, group) for stage in range(layout.spp) for group in range(layout.kvp)]

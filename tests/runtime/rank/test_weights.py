@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mnemoc.artifact import Layout
 from mnemoc.errors import BadInput
 from mnemoc.ir.ops.e4m3 import scaled
+from mnemoc.layout import Layout
 from mnemoc.runtime.rank.weights import Checkpoint, load_weights, numpy_weights
 from safetensors.torch import save_file
 

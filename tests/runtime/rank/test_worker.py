@@ -1,14 +1,18 @@
-"""In which order a worker prepares, launches and finishes what comes."""
+"""How a worker loads; in which order it prepares, launches and finishes what comes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import torch
+from mnemoc.errors import BadInput
 from mnemoc.runtime.protocol.messages import Step
+from mnemoc.runtime.rank.settings import Settings
 from mnemoc.runtime.rank.stage import Stage
-from mnemoc.runtime.rank.worker import serve
+from mnemoc.runtime.rank.worker import load, serve
 
 
 class Ended(Exception):
@@ -73,3 +77,17 @@ def test_ranks_that_do_not_answer_have_nothing_to_finish() -> None:
 
 def test_steps_of_other_groups_are_only_noted() -> None:
     assert run(Recorder(1, others=[0, 2]), [4]) == ("p0 p1 p2 p3 l1 f1 l3 f3", [1, 3])
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no more"), torch.OutOfMemoryError("no more\nof it")]
+)
+def test_a_stage_without_room_is_its_users_business(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(settings: Settings) -> Stage:
+        raise error
+
+    monkeypatch.setattr("mnemoc.runtime.rank.worker.Stage", refuse)
+    with pytest.raises(BadInput, match=r"worker 3: no room for .* \(got 'no more'\)"):
+        load(Settings(3, 0, 4, "", None, Path(), Path(), 1))

@@ -22,7 +22,8 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from mnemoc.artifact import ChunkRule, Layout, Memory, Optimality, Plan, Prediction, Stage, Workload
+from mnemoc.artifact import ChunkRule, Workload
+from mnemoc.layout import Layout
 from mnemoc.runtime.protocol.messages import Copies, MorePages
 from mnemoc.runtime.request import Promise
 from mnemoc.runtime.scheduling.cost import Load
@@ -32,23 +33,16 @@ from mnemoc.runtime.scheduling.policies import POLICIES
 from mnemoc.runtime.scheduling.prefix import page_hash, page_hashes
 from mnemoc.runtime.scheduling.scheduler import Scheduler
 
+from .conftest import PLAN as BASE
+
 PAGE, PAGES, CONTEXT = 4, 40, 120
-PLAN = Plan(
-    target="cpu",
-    dtype="float32",
-    layout=Layout(1, 2, 1),
-    stages=(Stage("stage_0", 0, 1), Stage("stage_1", 1, 1)),
+PLAN = dataclasses.replace(
+    BASE,
     chunks=(ChunkRule(0, 40, 24, 1, 0.0), ChunkRule(40, CONTEXT, 10, 1, 0.0)),
     page_size=PAGE,
     num_pages=PAGES,
     stripe_tokens=CONTEXT,
-    max_batch=4,
     max_rows=28,
-    predicted=Prediction(1.0, 1.0, 1.0, {}, {}),
-    memory=Memory(0, 0, 0, 0, 0, 0, 0, ""),
-    optimality=Optimality("gpus", 1.0, 1.0, 0.0),
-    binding="none",
-    alternatives=(),
 )
 LAYOUTS = {
     "one group": (Layout(1, 2, 1), CONTEXT),
@@ -133,7 +127,7 @@ class Serving(RuleBasedStateMachine):
         """Requests of one family have the same tokens as far as both go."""
         new = min(new, CONTEXT - prompt + 1)
         kv_tokens = prompt + new - 1
-        if not self.scheduler.book.fits_ever(kv_tokens) or len(self.asked) > 12:
+        if max(self.scheduler.book.needs(kv_tokens)) > self.plan.num_pages or len(self.asked) > 12:
             return
         tokens = [family * 1000 + position for position in range(prompt)]
         tokens += [family * 1000 + 500 * (self.ids % 2) + position for position in range(new)]
@@ -187,7 +181,7 @@ class Serving(RuleBasedStateMachine):
             idle = self.flying or self.asked.keys() <= held
             assert idle, "requests wait, and nothing is done for them"
             return
-        assert micro_batch.groups <= room
+        assert micro_batch.loads.keys() <= room
         self.flying.append(micro_batch)
         self.carry_out(micro_batch)
         filled, self.scheduler.filled = self.scheduler.filled, []
@@ -207,7 +201,7 @@ class Serving(RuleBasedStateMachine):
         first = [
             one
             for at, one in enumerate(self.flying)
-            if all(one.groups.isdisjoint(before.groups) for before in self.flying[:at])
+            if all(one.loads.keys().isdisjoint(before.loads) for before in self.flying[:at])
         ]
         micro_batch = first[which % len(first)]
         self.flying.remove(micro_batch)
@@ -226,7 +220,7 @@ class Serving(RuleBasedStateMachine):
                 del self.asked[job.id]
             else:
                 going_on.append(sid)
-        self.scheduler.settled(micro_batch, going_on)
+        self.scheduler.settled(micro_batch, going_on, micro_batch.expected.through_s)
 
     # ----------------------------------------------------------------------- the workers' model
 
@@ -234,7 +228,8 @@ class Serving(RuleBasedStateMachine):
         for change in micro_batch.changes:
             self.apply(change)
         assert len(micro_batch.decodes) <= self.plan.max_batch
-        assert micro_batch.tokens <= self.plan.max_rows
+        rows = sum(chunk.rows for chunk in micro_batch.chunks)
+        assert len(micro_batch.decodes) + rows <= self.plan.max_rows
         for load in micro_batch.loads.values():
             rows_with_logits = load.R
             assert rows_with_logits <= self.plan.max_batch + 1
@@ -244,7 +239,7 @@ class Serving(RuleBasedStateMachine):
             self.write(sid, 1)
         for chunk in micro_batch.chunks:
             assert self.held[chunk.sid] == chunk.start
-            assert self.groups_of(chunk) <= micro_batch.groups
+            assert self.groups_of(chunk) <= micro_batch.loads.keys()
             self.write(chunk.sid, chunk.rows)
         if not self.growth.helix:
             long = [c for c in micro_batch.chunks if self.tables[c.sid][0].job.long]

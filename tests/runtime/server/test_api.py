@@ -160,7 +160,46 @@ def test_fields_that_ask_for_nothing_pass(url: str) -> None:
 def test_a_field_that_is_wrong_is_named(url: str, field: str, value: Any) -> None:
     response = httpx.post(f"{url}/v1/completions", json={"prompt": "a", field: value})
     assert response.status_code == 400, response.text
-    assert response.json()["error"]["type"] == "invalid_request_error"
+    error = response.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert field in error["message"]
+    assert error["param"] in (field, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence", "param"),
+    [
+        ([], "body: Input should be an object", None),
+        ({"messages": HI, "echo": True}, "echo: not served, other than as false", "echo"),
+        (
+            {"messages": HI, "tool_choice": {}},
+            'tool_choice: not served, other than as "none" or "auto"',
+            "tool_choice",
+        ),
+        ({"messages": HI, "colour": 1}, "colour: this field is unknown", "colour"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "text": "a"}]}]},
+            "messages.0.content.0.type: Input should be 'text'",
+            "messages",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "a", "tool_calls": [1]}]},
+            "messages.0.tool_calls: not served, other than as []",
+            "messages",
+        ),
+        ({"messages": HI, "stop": 5}, "stop: Input should be a valid string", "stop"),
+        (
+            {"messages": HI, "stop_token_ids": [999]},
+            "stop_token_ids: token ids lie in 0..319 (got 999)",
+            "stop_token_ids",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_the_clients_words(
+    url: str, body: Any, sentence: str, param: str | None
+) -> None:
+    error = httpx.post(f"{url}/v1/chat/completions", json=body).json()["error"]
+    assert (error["message"], error["param"]) == (sentence, param)
 
 
 @pytest.mark.parametrize("path", [*GENERATE, "/tokenize", "/detokenize"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import itertools
 import json
 import random
 import re
@@ -146,18 +147,22 @@ def test_requests_leave_no_memory_behind(served: Served, client: ModuleType) -> 
 def test_a_client_that_does_not_read_holds_nobody_up_and_misses_nothing(
     served: Served, client: ModuleType
 ) -> None:
-    body = {"prompt": [9] * 20, "max_tokens": 400, "ignore_eos": True, "temperature": 0}
+    """With all that is told of each token, an answer has more than fits between server and client."""
+    body = {"prompt": [9] * 20, "max_tokens": 1000, "ignore_eos": True, "temperature": 0}
+    long = {"logprobs": 20, "stream_options": {"continuous_usage_stats": True}}
     whole = asyncio.run(ask(served, client, **body)).json["choices"][0]["text"]
-    with socket.socket() as slow:
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-        slow.connect(("127.0.0.1", served.port))
-        slow.sendall(client.post({**body, "stream": True}))
+    asked = client.post({**body, **long, "stream": True})
+    with client.stalled(served.port, asked) as slow:
         quick = asyncio.run(ask(served, client, prompt=[1, 2], max_tokens=3))
         assert quick.json["usage"]["completion_tokens"] == 3
         assert until(served.is_idle), "the engine does not wait for readers"
         received = b""
         while b"[DONE]" not in received:
             received += slow.recv(1 << 16)
-    events = re.findall(rb"^data: (\{.*\})$", received, re.MULTILINE)
-    texts = [json.loads(event)["choices"][0]["text"] for event in events]
-    assert "".join(texts) == whole
+    found = [
+        json.loads(event) for event in re.findall(rb"^data: (\{.*\})$", received, re.MULTILINE)
+    ]
+    assert "".join(event["choices"][0]["text"] for event in found) == whole
+    counts = [event["usage"]["completion_tokens"] for event in found]
+    assert counts[-1] == 1000
+    assert max(b - a for a, b in itertools.pairwise(counts)) > 100, "what nobody read came at once"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -159,6 +160,14 @@ def test_a_whole_answer_can_be_deleted_too(served: Served) -> None:
     asking.join()
     assert answers[0].status_code == 200
     assert answers[0].json()["choices"][0]["finish_reason"] == "abort"
+
+
+def test_of_a_stream_that_nobody_reads_nobody_asks_the_engine() -> None:
+    answers: Any = SimpleNamespace(handles=[SimpleNamespace(tokens=[])], behind=False)
+    followed = following.Followed("slow", True, answers, following=None)  # type: ignore[arg-type]
+    assert followed.in_want() == answers.handles
+    answers.behind = True
+    assert followed.in_want() == []
 
 
 def test_a_strict_server_refuses_what_it_could_not_keep_and_says_when_it_could(

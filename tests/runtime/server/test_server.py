@@ -316,8 +316,8 @@ def test_prefix_hits_are_counted_by_the_names_that_dashboards_know(served: Serve
 @pytest.mark.parametrize(
     ("body", "status", "says"),
     [
-        ({"prompt": [1] * 1501}, 400, "the prompt has 1501 tokens, the plan is for 1.5K"),
-        ({"prompt": [1] * 1500, "max_tokens": 9000}, 400, "need more KV pages"),
+        ({"prompt": [1] * 1501}, 400, "the prompt has 1,501 tokens, the plan is for 1.5K"),
+        ({"prompt": [1] * 1500, "max_tokens": 9000}, 400, "KV pages of a group, the plan has"),
         ({"prompt": [400]}, 400, "token ids lie in 0..319"),
         ({"prompt": []}, 400, "the prompt is empty"),
         ({"prompt": "a", "temperature": 3}, 400, "temperature"),
@@ -356,7 +356,7 @@ def test_malformed_json_and_unknown_paths_get_the_same_form(served: Served) -> N
 
 def test_the_client_library_raises_its_own_errors(served: Served) -> None:
     with served.client as client:
-        with pytest.raises(openai.BadRequestError, match="1501 tokens"):
+        with pytest.raises(openai.BadRequestError, match="1,501 tokens"):
             client.completions.create(model=served.name, prompt=[1] * 1501)
         with pytest.raises(openai.NotFoundError, match="not served here"):
             client.completions.create(model="other", prompt="a")

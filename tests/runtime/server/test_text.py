@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mnemoc.errors import BadInput
 from mnemoc.runtime.request import Request, Sampling, Token
-from mnemoc.runtime.server.answers import Piece, StopStrings, _Answer
+from mnemoc.runtime.server.answers import MOST_SCORED, Piece, StopStrings, _Answer
 from mnemoc.runtime.server.api import Body, ChatBody, CompletionBody
 from mnemoc.runtime.server.logprobs import chat_logprobs, completion_logprobs
 from mnemoc.runtime.tokenizer import Detokenizer, Tokenizer
@@ -152,8 +152,24 @@ def test_what_nobody_reads_is_put_together(tokenizer: Tokenizer) -> None:
 def read(answer: _Answer, token: Token) -> Piece | None:
     """What there is to read once the token has come."""
     answer.push(token)
-    piece, answer.unread = answer.unread, None
-    return piece
+    pieces = answer.take()
+    assert len(pieces) <= 1
+    return pieces[0] if pieces else None
+
+
+def test_unread_logprobs_come_in_pieces_so_that_none_takes_long_to_send(
+    tokenizer: Tokenizer,
+) -> None:
+    answer, count = _Answer(0, tokenizer, [], min_tokens=0), 2 * MOST_SCORED + 1
+    ids = tokenizer.encode("ab" * count, special=False)[:count]
+    for i, id in enumerate(ids):
+        answer.push(Token(id, i, 0.0, "length" if i == count - 1 else None, -0.5))
+    pieces = answer.take()
+    assert [len(piece.scored) for piece in pieces] == [MOST_SCORED, MOST_SCORED, 1]
+    assert [piece.tokens for piece in pieces] == [MOST_SCORED, 2 * MOST_SCORED, count]
+    assert [piece.finish for piece in pieces] == [None, None, "length"]
+    assert "".join(piece.text for piece in pieces) == tokenizer.decode(ids)
+    assert answer.take() == []
 
 
 def test_tokens_with_logprobs_say_where_their_text_begins(tokenizer: Tokenizer) -> None:
@@ -161,8 +177,8 @@ def test_tokens_with_logprobs_say_where_their_text_begins(tokenizer: Tokenizer) 
     ids = tokenizer.encode("aé.", special=False)
     for i, id in enumerate(ids):
         answer.push(Token(id, i, 0.0, None, -0.5, ((ids[0], -1.5),)))
-    assert answer.unread is not None
-    scored = answer.unread.scored
+    [piece] = answer.take()
+    scored = piece.scored
     assert b"".join(one.token.bytes for one in scored) == "aé.".encode()
     assert [one.token.text for one in scored] == ["a", "\ufffd", "\ufffd", "."]
     shaped = completion_logprobs(scored)
