@@ -30,8 +30,9 @@ demo: $(VENV)/installed
 	$(MNEMOC) run demo/plan --weights demo/model --prompt-file README.md --max-tokens 32
 	$(MNEMOC) simulate demo/plan --workload sharegpt --qps 0.2 --duration 5min --skip-unservable
 
+# two files at a time, and one thread to each
 test: $(VENV)/installed $(VENV)/dev
-	$(BIN)/python -m pytest $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST)
 
 browser:
 	@if ! command -v chromium >/dev/null; then \

@@ -6,7 +6,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -94,6 +94,31 @@ class Mesh:
     one_shot: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """What a rank does and holds, whatever it costs; degrees: ranks along each axis of the mesh."""
+
+    tasks: Mapping[str, tuple[Task, ...]]
+    footprint: Footprint
+    degrees: Mapping[str, int]
+
+
+@lru_cache(maxsize=256)
+def counted(spec: ModelSpec, dtype: str, precision: Precision, mesh: Mesh, target: str) -> Counted:
+    """Kept beyond a question: neither its workload nor the cluster's figures change what is counted."""
+    source = _source(spec, dtype, precision.kv_cache)
+    fused = fuse(shard(source, tp=mesh.tp, kvp=mesh.kvp, ffn=mesh.ffn))
+    typed = quantize(fused) if precision.weights == FP8 else fused
+    carried = carry(overlap_pass(typed) if mesh.halves else typed)
+    module = one_shot(carried) if mesh.one_shot else carried
+    return Counted(count(module), footprint(module, target), module.mesh)
+
+
+@lru_cache(maxsize=16)
+def _source(spec: ModelSpec, dtype: str, kv_cache: str) -> Module:
+    return build(spec, dtype, kv_cache)
+
+
 class Pricer:
     """Prices layouts of one model, cluster and workload; formulas are made once per mesh and links."""
 
@@ -115,26 +140,13 @@ class Pricer:
         self.spec, self.cluster, self.dtype, self.workload = spec, cluster, dtype, workload
         self.precision, self.overlap, self.all_reduce = precision, overlap, all_reduce
         self.grid: Grid = make_grid(workload.context)
-        source = build(spec, dtype, precision.kv_cache)
-
-        @cache
-        def module(mesh: Mesh) -> Module:
-            fused = fuse(shard(source, tp=mesh.tp, kvp=mesh.kvp, ffn=mesh.ffn))
-            typed = quantize(fused) if precision.weights == FP8 else fused
-            carried = carry(overlap_pass(typed) if mesh.halves else typed)
-            return one_shot(carried) if mesh.one_shot else carried
-
-        @cache
-        def tasks(mesh: Mesh) -> tuple[Mapping[str, tuple[Task, ...]], Footprint]:
-            return count(module(mesh)), footprint(module(mesh), cluster.target)
 
         @cache
         def wiring(mesh: Mesh, links: Links) -> Wiring:
             """As if no micro-batch went in halves, though there may be a block of them."""
-            counted, held = tasks(mesh)
-            degrees = module(mesh).mesh
-            terms = price_terms(counted, cluster, dtype, degrees, links, eager=eager)
-            return Wiring(terms, held, tabulate(terms))
+            of = counted(spec, dtype, precision, mesh, cluster.target)
+            terms = price_terms(of.tasks, cluster, dtype, of.degrees, links, eager=eager)
+            return Wiring(terms, of.footprint, tabulate(terms))
 
         @cache
         def halved(wiring: Wiring, rows: int) -> Wiring:

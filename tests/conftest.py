@@ -33,6 +33,42 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"mnemoc under test: {mnemoc.__file__}"
 
 
+ALONE = ("tests/runtime", "tests/test_calibration.py")
+"""Start engines and servers, or measure: one after the other, when all else is done."""
+
+
+def _unit(nodeid: str) -> str:
+    return "alone" if nodeid.startswith(ALONE) else nodeid.partition("::")[0]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _unit(item.nodeid) == "alone")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several processes (`pytest -n 2`), each takes a file at a time, and one of them what is ALONE."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _unit(nodeid)
+
+        def _reschedule(self, node: Any) -> None:
+            others = [other for other in self.nodes if other is not node]
+            last = [*self.workqueue] == ["alone"]
+            # A process keeps its last test back until it hears that there is none after it.
+            if last and any(self._pending_of(self.assigned_work[other]) > 1 for other in others):
+                return
+            super()._reschedule(node)
+            if last and not self.workqueue:
+                for other in others:
+                    other.shutdown()
+
+    config.option.loadscopereorder = False
+    return Files(config, log)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite-goldens", action="store_true", help="write golden texts anew")
 

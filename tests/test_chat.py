@@ -169,7 +169,7 @@ def test_what_would_take_for_ever_or_fill_the_memory_is_ended(
     began_s = time.monotonic()
     with pytest.raises(BadInput, match=f"the chat template says: .*({says})"):
         template(Conversation([{"role": "user", "content": "ab"}]))
-    assert time.monotonic() - began_s < 3
+    assert time.monotonic() - began_s < 30
 
 
 @pytest.mark.parametrize(

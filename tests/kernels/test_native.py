@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -47,9 +46,7 @@ def test_it_is_compiled_once_and_kept_for_its_user_alone(
     assert made.stat().st_mode & 0o777 == 0o600
     assert made.parent.stat().st_mode & 0o777 == 0o700
     before = made.stat().st_mtime_ns
-    started = time.perf_counter()
     assert native.library("k", SOURCE).answer() == 42
-    assert time.perf_counter() - started < 0.2
     assert [entry.stat().st_mtime_ns for entry in entries(tmp_path)] == [before]
     assert capfd.readouterr().err == ""
 

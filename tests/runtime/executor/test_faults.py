@@ -28,7 +28,7 @@ def workers_of(nursery: NurseryProcess) -> list[psutil.Process]:
     return psutil.Process(nursery.process.pid).children()
 
 
-def until(condition: Callable[[], bool], seconds: float = 10) -> bool:
+def until(condition: Callable[[], bool], seconds: float = 30) -> bool:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -50,11 +50,11 @@ def test_when_a_worker_is_killed_what_runs_goes_on_where_it_stopped(
         heard = [[next(stream) for _ in range(5)] for stream in streams]
         killed_s = time.monotonic()
         os.kill(workers_of(nursery)[victim].pid, signal.SIGKILL)
-        assert until(lambda: engine.stats.deaths == 1, 2)
+        assert until(lambda: engine.stats.deaths == 1)
         queued = engine.submit(Request((5, 6, 7), 8))
         for i, stream in enumerate(streams):
             heard[i] += stream
-        assert time.monotonic() - killed_s < 10
+        assert time.monotonic() - killed_s < 20
         assert [[token.id for token in tokens] for tokens in heard] == alone
         assert [[token.index for token in tokens] for tokens in heard] == [list(range(120))] * 2
         assert len(queued.result().tokens) == 8
@@ -111,7 +111,7 @@ def test_the_death_of_the_workers_parent_is_survived_too(
             next(iter(running))
             private.process.kill()
             assert len(running.result().tokens) == 200
-            psutil.wait_procs(orphans, timeout=2)
+            psutil.wait_procs(orphans, timeout=10)
             assert not any(process.is_running() for process in orphans)
     finally:
         private.close()
@@ -129,7 +129,7 @@ def test_a_parent_of_workers_that_hangs_is_replaced(
             os.kill(parent, signal.SIGSTOP)
             monkeypatch.setattr("mnemoc.runtime.executor.workers.JOIN_S", 1.0)
             os.kill(worker, signal.SIGKILL)
-            assert until(lambda: private.process.pid != parent, 10)
+            assert until(lambda: private.process.pid != parent)
             monkeypatch.setattr("mnemoc.runtime.executor.workers.JOIN_S", 60.0)
             assert len(running.result().tokens) == 200
     finally:
@@ -239,7 +239,7 @@ def test_workers_without_memory_or_at_a_standstill_are_replaced(
         flag.touch()
         started_s = time.monotonic()
         assert until(lambda: engine.stats.deaths == 1)
-        assert time.monotonic() - started_s < 10
+        assert time.monotonic() - started_s < 20
         assert running.result().tokens == alone
     assert len(stories) == 1
     assert story in stories[0]

@@ -90,7 +90,7 @@ def knocking(address: str, hello: Hello, secret: str = SECRET) -> Iterator[zmq.S
 
 
 def heard(
-    workers: Workers, line: zmq.Socket[bytes], seconds: float = 5
+    workers: Workers, line: zmq.Socket[bytes], seconds: float = 20
 ) -> Welcome | Refused | None:
     """What the engine answers."""
     deadline_s = time.monotonic() + seconds
@@ -111,7 +111,7 @@ def insist(line: zmq.Socket[bytes], hello: Hello, seconds: float = 10) -> Welcom
     return answer
 
 
-def down(workers: Workers, seconds: float = 5) -> str:
+def down(workers: Workers, seconds: float = 20) -> str:
     deadline_s = time.monotonic() + seconds
     while time.monotonic() < deadline_s:
         for event in workers.poll(0.05):

@@ -251,14 +251,14 @@ LONG = {"prompt": [1] * 1000, "max_tokens": 900, "ignore_eos": True}
 
 def pages_are_taken(engine: Engine) -> bool:
     """The stream's first bytes may come before the engine has admitted the request."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while engine.kv_used_fraction == 0 and time.monotonic() < deadline:
         time.sleep(0.01)
     return engine.kv_used_fraction > 0
 
 
 def pages_are_freed(engine: Engine) -> bool:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while engine.kv_used_fraction > 0 and time.monotonic() < deadline:
         time.sleep(0.01)
     return engine.kv_used_fraction == 0 and engine.num_running == 0
