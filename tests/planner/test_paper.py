@@ -96,7 +96,7 @@ def test_directions_and_orders_are_the_papers(figures: tuple) -> None:
 def test_traffic_is_as_the_paper_tells_it(figures: tuple) -> None:
     ttft, tpot, throughput, *others = values(figures, "F8")
     assert ttft < 1.05
-    assert tpot > 1.9, "the paper has twice, and the page says by how much we miss it"
+    assert tpot > 2
     assert throughput < 1
     assert 1 < others[2] < tpot, "KVP divides the keys that a token waits for, not the weights"
     median, tail, whole_tail, p90_s, *_ = values(figures, "F9")

@@ -50,7 +50,7 @@ def test_when_a_worker_is_killed_what_runs_goes_on_where_it_stopped(
         heard = [[next(stream) for _ in range(5)] for stream in streams]
         killed_s = time.monotonic()
         os.kill(workers_of(nursery)[victim].pid, signal.SIGKILL)
-        assert until(lambda: engine.stats.deaths == 1)
+        assert until(lambda: engine.stats.deaths == 1, 5)
         queued = engine.submit(Request((5, 6, 7), 8))
         for i, stream in enumerate(streams):
             heard[i] += stream
@@ -238,7 +238,7 @@ def test_workers_without_memory_or_at_a_standstill_are_replaced(
         next(iter(running))
         flag.touch()
         started_s = time.monotonic()
-        assert until(lambda: engine.stats.deaths == 1)
+        assert until(lambda: engine.stats.deaths == 1, 5)
         assert time.monotonic() - started_s < 20
         assert running.result().tokens == alone
     assert len(stories) == 1

@@ -90,7 +90,7 @@ def test_a_server_whose_workers_die_says_so_and_loses_nothing(
             family[
                 0
             ].kill()  # the workers' parent: a fresh one takes long enough to be seen missing
-            assert until(lambda: httpx.get(f"{url}/health").status_code == 503)
+            assert until(lambda: httpx.get(f"{url}/health").status_code == 503, 5)
             heard += lines
         assert until(lambda: client.get("/health").status_code == 200)
         assert text_of(heard) == before
@@ -119,7 +119,7 @@ def test_a_server_told_to_stop_ends_what_runs_and_sends_others_away(
         lines = stream.iter_lines()
         next(lines)
         process.terminate()
-        assert until(lambda: httpx.get(f"{url}/health").status_code == 503)
+        assert until(lambda: httpx.get(f"{url}/health").status_code == 503, 5)
         refused = httpx.post(f"{url}/v1/completions", json=ENDLESS)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert refused.json()["error"]["message"] == "the server is shutting down"
