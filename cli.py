@@ -98,7 +98,7 @@ def cli() -> None:
     "--layout",
     callback=pins,
     metavar="tp=T,spp=P,...",
-    help="Pin tp, spp, kvp, ffn, stripe, overlap.",
+    help="Pin tp, spp, kvp, ffn, stripe, overlap, all_reduce.",
 )
 @precision_options
 @eager_option
@@ -189,7 +189,7 @@ def plan(
     "--layout",
     callback=pins,
     metavar="tp=T,spp=P,kvp=K",
-    help="1 by default; also ffn, stripe, overlap.",
+    help="1 by default; also ffn, stripe, overlap, all_reduce.",
 )
 @click.option(
     "--cp", type=click.IntRange(1), default=1, help="Ring attention over N ranks instead."
