@@ -200,8 +200,7 @@ def summing(search: Search, found: Finding) -> Iterator[str]:
     """From how many rows on sums over tp are NCCL's."""
     if rows := search.pricer.one_shot_rows(found.outlook.layout):
         yield (
-            f"Sums over tp of up to {rows:,} rows, as of decodes, are made from the peers' memory by the "
-            "kernel that normalises them; NCCL makes the others."
+            f"Sums over tp of up to {rows:,} rows are read from the peers' memory; of more, they are NCCL's."
         )
 
 

@@ -25,7 +25,7 @@ _COLOURS = {
     "bubble": "red",
 }
 _BAR = 32
-_RULES = 9
+_RULES = 8
 
 
 def render_plan(

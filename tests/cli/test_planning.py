@@ -34,7 +34,7 @@ def test_ten_million_tokens_are_planned_in_two_seconds_without_torch(tmp_path: P
     command = [sys.executable, "-c", program, "plan", *LONG, "--ttft", "600s", "--json"]
     ran, seconds = timed(command)
     libraries = [sys.executable, "-c", "import click, highspy, numpy, rich, sympy"]
-    most = 2.0 if seconds < 2 else 6 * timed(libraries)[1]  # of a machine that is slow just now
+    most = 2.0 if seconds < 2 else 10 * timed(libraries)[1]  # of a machine that is slow just now
     assert ran.stderr.splitlines()[-1] == "[]"
     plan = json.loads(ran.stdout)
     assert plan["predicted"]["ttft_s"] <= 600
