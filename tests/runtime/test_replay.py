@@ -292,5 +292,5 @@ def test_a_rank_that_does_not_fit_says_what_it_needs(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_plan_without_a_gpu_says_what_to_plan_for(models: Any, plans: Any) -> None:
     plan = plans(models(), target="cuda:sm_90", dtype="bfloat16")
-    with pytest.raises(RuntimeFault, match="plan with --target cpu"):
+    with pytest.raises(BadInput, match="plan with --target cpu"):
         Replay.open(plan, Asked(0))

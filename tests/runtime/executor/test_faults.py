@@ -238,7 +238,7 @@ def test_workers_without_memory_or_at_a_standstill_are_replaced(
         next(iter(running))
         flag.touch()
         started_s = time.monotonic()
-        assert until(lambda: engine.stats.deaths == 1, 5)
+        assert until(lambda: engine.stats.deaths == 1, 15)
         assert time.monotonic() - started_s < 20
         assert running.result().tokens == alone
     assert len(stories) == 1

@@ -280,7 +280,7 @@ def test_impossible_sampling_is_bad_input(sampling: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("sampling", "where"),
     [
-        (Sampling(stop_ids=frozenset([4, 40])), "stop_ids"),
+        (Sampling(stop_ids=frozenset([4, 40])), "stop_token_ids"),
         (Sampling(logit_bias=((-1, 1.0),)), "logit_bias"),
         (Sampling(stop_ids=frozenset(range(40)), min_tokens=1), "min_tokens"),
     ],

@@ -24,6 +24,8 @@ STARTS = {"journal.py", "options.py", "serve.py", "spans.py"}
 """They run before the first request, with what the operator says."""
 
 FILES = {"glob", "io", "os", "pathlib", "shutil", "subprocess", "tempfile"}
+IN_MEMORY = "from io import StringIO"
+"""Text that grows, and no file."""
 PROGRAMS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 
 
@@ -31,6 +33,8 @@ def imported(path: Path) -> set[str]:
     """Top-level names of absolute imports."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and ast.unparse(node) == IN_MEMORY:
+            continue
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
