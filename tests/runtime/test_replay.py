@@ -17,7 +17,7 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from mnemoc.artifact import ChunkRule, Manifest, Stage
-from mnemoc.errors import BadInput, RuntimeFault, UsageError
+from mnemoc.errors import BadInput, UsageError
 from mnemoc.folder import load_artifact
 from mnemoc.layout import Layout
 from mnemoc.runtime import Engine, Request, Sampling
