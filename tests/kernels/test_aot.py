@@ -125,7 +125,7 @@ def test_attention_of_every_preset_compiles_as_intended(
         )
         for (heads, kv_heads, head_dim), label in preset_shapes().items()
     }
-    compile_attention(specs, every=(arch, kv_dtype) == ("sm_90", ""))
+    compile_attention(specs)
 
 
 @pytest.mark.slow
@@ -135,31 +135,23 @@ def test_attention_beside_the_presets_compiles_as_intended(arch: str, spec: Any)
         label: spec(f"cuda:{arch}", heads=heads, head_dim=d, page_size=page, dtype=dtype)
         for label, (heads, d, page, dtype) in OTHERS.items()
     }
-    compile_attention(specs, every=True)
+    compile_attention(specs)
 
 
-def compile_attention(specs: dict[str, KernelSpec], *, every: bool) -> None:
-    """Prefill and decode of all specs, in one go.
-
-    Texts with equally many query heads to a KV head depend on how many of those there are by one constant:
-    decode's of one is enough; and prefill's of several, unless every one is asked for.
+def compile_attention(specs: dict[str, KernelSpec]) -> None:
+    """Prefill and decode of all specs, in one go. Decode's texts with equally many query heads to a KV head
+    depend on how many of those there are by one constant: those with one are enough.
     """
-    wide = {grouping(a_spec) for a_spec in specs.values() if a_spec.num_kv_heads > 1}
     parts = []
     for a_spec in specs.values():
-        alone = a_spec.num_kv_heads == 1
-        modules = ["attention_decode"] if alone else []
-        if every or not alone or grouping(a_spec) not in wide:
-            modules.append("attention_prefill")
-        namesakes = grouping(a_spec) != WHOLE
-        parts.append(Part(a_spec, render_kernels(a_spec), modules, namesakes))
+        decode = ["attention_decode"] if a_spec.num_kv_heads == 1 else []
+        namesakes = (a_spec.num_heads // a_spec.num_kv_heads, a_spec.head_dim) != WHOLE
+        parts.append(
+            Part(a_spec, render_kernels(a_spec), [*decode, "attention_prefill"], namesakes)
+        )
     for (label, a_spec), kernels in zip(specs.items(), compile_parts(parts), strict=True):
         assert kernels
         check({f"{label}/{Path(k.report['file']).stem}": k.report for k in kernels}, a_spec)
-
-
-def grouping(spec: KernelSpec) -> tuple[int, int]:
-    return spec.num_heads // spec.num_kv_heads, spec.head_dim
 
 
 def test_the_same_sources_give_the_same_bytes_and_load_no_compiler_here(
