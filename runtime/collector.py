@@ -12,7 +12,7 @@ import gc
 
 YOUNG = 50_000
 """Objects that came and stayed, before it looks at these alone."""
-OLDER = 50
+OLDER = 10
 """How often it does before it looks at those that stayed longer; and how often that, before at all."""
 
 
