@@ -98,7 +98,7 @@ class Clients:
         running, handles = self._scheduler.running, self.handles
         for sid, rows in done.logits:
             if (job := running.get(sid)) is not None:
-                handles[job.id].logits_bytes.append(rows)
+                handles[job.id].logits_bytes.append((done.number, rows))
         outbox, eos = self._outbox, self._eos
         likely = {sid: (logprob, top) for sid, logprob, top in done.logprobs}
         before: dict[float, int] = {}  # later tokens, by when the one before came
