@@ -23,9 +23,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from .admission import in_order
-from .cost import Cost, Load
+from .cost import Load
 from .job import Job
 from .packing import LEAST_ROWS, Adaptive, add_decodes, chunk_loads
+from .pipeline import pace_s
 from .scheduler import Scheduler
 
 MOST_PROMPTS = 32
@@ -37,11 +38,6 @@ LEAST_RATE = 1e-6
 """Of a group's time: what is left beside others that hold all of it, but for rounding."""
 MOST_COMING = 0.9
 """Of a group's time, what short prompts to come are taken to use."""
-
-
-def pace_s(cost: Cost, loads: Mapping[int, Load]) -> float:
-    """Until the next micro-batch can follow."""
-    return max(map(cost.pace_s, loads.values()))
 
 
 @dataclass(eq=False, slots=True)

@@ -26,6 +26,11 @@ class Expected(NamedTuple):
     through_s: float = 0.0
 
 
+def pace_s(cost: Cost, loads: Mapping[int, Load]) -> float:
+    """Until the next micro-batch can follow."""
+    return max(map(cost.pace_s, loads.values()))
+
+
 class Pipeline:
     """What is expected of each KVP group."""
 
@@ -36,12 +41,12 @@ class Pipeline:
     def send(self, loads: Mapping[int, Load], now_s: float) -> Expected:
         """A micro-batch sets out; its groups are through together."""
         crossing_s = max(map(self._cost.crossing_s, loads.values()))
-        pace_s = max(map(self._cost.pace_s, loads.values()))
+        paced_s = pace_s(self._cost, loads)
         before_s = max([self._through_s[group] for group in loads])
-        through_s = max(now_s + crossing_s, before_s + pace_s)
+        through_s = max(now_s + crossing_s, before_s + paced_s)
         for group in loads:
             self._through_s[group] = through_s
-        return Expected(now_s, crossing_s, pace_s, through_s)
+        return Expected(now_s, crossing_s, paced_s, through_s)
 
     def landed(self, loads: Mapping[int, Load], expected: Expected, now_s: float) -> None:
         """It is through."""

@@ -11,7 +11,7 @@ import pytest
 from mnemoc.artifact import ChunkRule
 from mnemoc.errors import BadInput
 from mnemoc.folder import load_artifact, write_artifact
-from mnemoc.runtime import Engine, Progress, Request, Sampling, Token
+from mnemoc.runtime import Engine, Handle, Progress, Request, Sampling, Token
 from mnemoc.runtime.executor.workers import NurseryProcess
 
 GREEDY = Sampling(ignore_eos=True)
@@ -119,3 +119,11 @@ def test_a_request_that_can_never_run_is_refused_at_once(engine: Engine) -> None
         engine.submit(Request((1,) * 2000, 200))
     with pytest.raises(BadInput, match=r"token ids lie in 0\.\.319"):
         engine.submit(Request((1, 320)))
+
+
+def test_logits_are_in_order_whichever_micro_batch_is_heard_of_first() -> None:
+    """Two KVP groups answer for chunks of one request, each at its own pace."""
+    handle = Handle(Request((1, 2)), 0, 0.0, lambda message: True, None, 2)
+    rows = [np.array([number, -number], dtype=np.float32) for number in range(3)]
+    handle.logits_bytes += [(number, rows[number].tobytes()) for number in (1, 0, 2)]
+    assert handle.logits.tolist() == [row.tolist() for row in rows]
