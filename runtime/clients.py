@@ -96,9 +96,9 @@ class Clients:
         """What a group made of a micro-batch, tokens in few steps: there are thousands a second. Of requests
         preempted since it counts for nothing. The sids that want another token."""
         running, handles = self._scheduler.running, self.handles
-        for sid, rows in done.logits:
+        for sid, position, rows in done.logits:
             if (job := running.get(sid)) is not None:
-                handles[job.id].logits_bytes.append((done.number, rows))
+                handles[job.id].logits_bytes[position] = rows
         outbox, eos = self._outbox, self._eos
         likely = {sid: (logprob, top) for sid, logprob, top in done.logprobs}
         before: dict[float, int] = {}  # later tokens, by when the one before came

@@ -259,7 +259,7 @@ class Handle:
     token_times_s: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[tuple[float, Top]] = field(default_factory=list)
-    logits_bytes: list[tuple[int, bytes]] = field(default_factory=list)
+    logits_bytes: dict[int, bytes] = field(default_factory=dict)
     scheduled_s: float | None = None
     predicted_ttft_s: float | None = None
     cached_tokens: int = 0
@@ -304,8 +304,8 @@ class Handle:
         """The rows that were asked for, [rows, vocab], in the order of their positions."""
         import numpy as np
 
-        # of one micro-batch and the next on another group, the next may be heard of first
-        data = b"".join(rows for _, rows in sorted(self.logits_bytes))
+        # of two groups that compute neighbouring rows, the later ones' may be heard of first
+        data = b"".join(self.logits_bytes[position] for position in sorted(self.logits_bytes))
         return np.frombuffer(data, dtype=np.float32).reshape(-1, self.vocab)
 
     @property

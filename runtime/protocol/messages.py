@@ -123,14 +123,15 @@ class Failed:
 class Done:
     """A group is through with a step: sampled (request, token), and what else was asked for.
 
-    logits: (request, float32 rows as bytes); busy_s: what the last stage computed and waited
+    logits: (request, the first row's position, float32 rows as bytes)
+    busy_s: what the last stage computed and waited
     logprobs: (request, its token's logprob, the likeliest tokens' (id, logprob))
     """
 
     number: int
     group: int
     tokens: Sequence[tuple[int, int]]
-    logits: Sequence[tuple[int, bytes]]
+    logits: Sequence[tuple[int, int, bytes]]
     busy_s: float
     logprobs: Sequence[tuple[int, float, Top]] = ()
 

@@ -80,9 +80,9 @@ def encode_reply(reply: Reply) -> Frames:
     if isinstance(reply, Failed):
         fields = [reply.rank, reply.sentence, reply.exit_code, reply.trace]
         return [json.dumps(["failed", *fields]).encode()]
-    ids = [id for id, _ in reply.logits]
-    header = json.dumps(["done", reply.number, reply.group, ids, reply.busy_s, reply.logprobs])
-    return [header.encode(), _packed("q", reply.tokens), *(rows for _, rows in reply.logits)]
+    whose = [(id, position) for id, position, _ in reply.logits]
+    header = json.dumps(["done", reply.number, reply.group, whose, reply.busy_s, reply.logprobs])
+    return [header.encode(), _packed("q", reply.tokens), *(rows for *_, rows in reply.logits)]
 
 
 def decode_reply(frames: Frames) -> Reply:
@@ -91,8 +91,8 @@ def decode_reply(frames: Frames) -> Reply:
         return Ready(*fields)
     if kind == "failed":
         return Failed(*fields)
-    number, group, ids, busy_s, raw = fields
-    logits = list(zip(ids, frames[2:], strict=True))
+    number, group, whose, busy_s, raw = fields
+    logits = [(*at, rows) for at, rows in zip(whose, frames[2:], strict=True)]
     logprobs = [(id, logprob, tuple((id, p) for id, p in top)) for id, logprob, top in raw]
     return Done(number, group, _pairs("q", frames[1]), logits, busy_s, logprobs)
 

@@ -31,10 +31,12 @@ MAX_CACHED_TABLES = 8
 class Wanted:
     """What becomes of `count` logits rows from `first` on.
 
+    position: in its sequence, of the first of them;
     sample: the last of them yields a token; send: how many of them, from the first, go to the client.
     """
 
     sequence: Sequence
+    position: int
     first: int
     count: int
     sample: bool
@@ -168,7 +170,9 @@ class Batches:
             if part.sequence.shard == part.owner:
                 rows, sample, send = _wanted_rows(part)
                 if rows:
-                    wanted.append(Wanted(part.sequence, len(last), len(rows), sample, send))
+                    position = part.cached + rows[0]
+                    found = Wanted(part.sequence, position, len(last), len(rows), sample, send)
+                    wanted.append(found)
                     last.extend(row + i for i in rows)
             row += part.rows
         return last, wanted

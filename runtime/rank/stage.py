@@ -191,7 +191,8 @@ class Stage:
             if want.send:
                 assert launched.logits is not None, "whoever sends has the logits copied"
                 rows = launched.logits[want.first : want.first + want.send]
-                sent.append((want.sequence.id, rows.contiguous().numpy().tobytes()))
+                data = rows.contiguous().numpy().tobytes()
+                sent.append((want.sequence.id, want.position, data))
         busy_s = time.perf_counter() - launched.started_s
         return Done(launched.number, self.group, tokens, sent, busy_s, logprobs)
 

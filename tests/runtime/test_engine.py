@@ -121,9 +121,10 @@ def test_a_request_that_can_never_run_is_refused_at_once(engine: Engine) -> None
         engine.submit(Request((1, 320)))
 
 
-def test_logits_are_in_order_whichever_micro_batch_is_heard_of_first() -> None:
-    """Two KVP groups answer for chunks of one request, each at its own pace."""
+def test_logits_are_in_order_of_positions_whichever_group_is_heard_of_first() -> None:
+    """Two KVP groups answer for rows of one request, of one micro-batch too if its chunk is in two halves."""
     handle = Handle(Request((1, 2)), 0, 0.0, lambda message: True, None, 2)
-    rows = [np.array([number, -number], dtype=np.float32) for number in range(3)]
-    handle.logits_bytes += [(number, rows[number].tobytes()) for number in (1, 0, 2)]
-    assert handle.logits.tolist() == [row.tolist() for row in rows]
+    rows = np.array([[position, -position] for position in range(4)], dtype=np.float32)
+    for first, stop in ((3, 4), (1, 3), (0, 1)):
+        handle.logits_bytes[first] = rows[first:stop].tobytes()
+    assert handle.logits.tolist() == rows.tolist()

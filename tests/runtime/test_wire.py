@@ -69,7 +69,7 @@ likely = st.lists(st.tuples(small, scores), max_size=3).map(tuple)
         number=ids,
         group=small,
         tokens=counts,
-        logits=st.lists(st.tuples(ids, st.binary(max_size=9)), max_size=3),
+        logits=st.lists(st.tuples(ids, ids, st.binary(max_size=9)), max_size=3),
         busy_s=st.floats(0, 1e9),
         logprobs=st.lists(st.tuples(ids, scores, likely), max_size=3),
     )

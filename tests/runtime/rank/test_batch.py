@@ -295,7 +295,7 @@ def test_logits_are_made_for_the_rows_that_are_asked_for(
     batch, wanted, _ = Group(growth, 0).run(Step(0, [come], [], [(0, 6)]))
     assert batch is not None
     assert batch.last.tolist() == rows
-    assert [(want.sample, want.send) for want in wanted] == [(True, send)]
+    assert [(w.position, w.sample, w.send) for w in wanted] == [(rows[0], True, send)]
 
 
 def test_the_page_table_is_one_tensor_that_grows_as_long_as_the_same_are_together() -> None:
