@@ -5,21 +5,19 @@ Events are written down as they come and handed over by `deliver`, when workers 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from ..artifact import Manifest
 from ..errors import MnemocError
 from .blame import Blame
 from .protocol.messages import Done
-from .request import Ended, Event, FinishReason, Handle, Progress, Request, Token, Top, now_s
+from .request import Ended, Event, FinishReason, Handle, Progress, Sink, Token, now_s
 from .scheduling.job import Admitted, Chunk, Job
 from .scheduling.prefix import page_hash
 from .scheduling.scheduler import Scheduler
 from .telemetry.stats import ALLOWED_S, Stats
 from .telemetry.witness import Witness
-
-NOT_ASKED: tuple[None, Top] = (None, ())
-"""The logprobs of a token that nobody asked for."""
 
 
 class Clients:
@@ -36,13 +34,16 @@ class Clients:
         self._blame = blame
         self._page_size = manifest.plan.page_size
         self._eos = frozenset(manifest.model["eos"])
-        self._outbox: list[tuple[Handle, Event]] = []
+        self._outbox: list[tuple[Sink, Event]] = []
 
     # ---------------------------------------------------------------------- requests come and go
 
     def add(self, handle: Handle) -> Job:
         """A new request, for the scheduler too."""
-        request = handle.request
+        request, stops = handle.request, handle.request.sampling.stop_ids
+        if not request.sampling.ignore_eos:
+            stops = stops | self._eos if stops else self._eos
+        handle.ends = stops
         self.handles[handle.id] = handle
         self.jobs[handle.id] = job = self._scheduler.add(
             handle.id,
@@ -99,9 +100,10 @@ class Clients:
         for sid, position, rows in done.logits:
             if (job := running.get(sid)) is not None:
                 handles[job.id].logits_bytes[position] = rows
-        outbox, eos = self._outbox, self._eos
+        outbox = self._outbox
         likely = {sid: (logprob, top) for sid, logprob, top in done.logprobs}
-        before: dict[float, int] = {}  # later tokens, by when the one before came
+        late_s = now_s - ALLOWED_S
+        before: list[float] = []  # of later tokens, when the one before came
         going_on = []
         for sid, id in done.tokens:
             if (job := running.get(sid)) is None:
@@ -110,29 +112,33 @@ class Clients:
             request = handle.request
             job.tokens = count = index + 1
             if index:
-                before_s = handle.token_times_s[-1]
-                before[before_s] = before.get(before_s, 0) + 1
-                broken = job.late_s(now_s) > ALLOWED_S and self._stats.late_token(job)
+                before.append(handle.token_times_s[-1])
+                broken = job.due_s < late_s and self._stats.late_token(job)
+                job.due_s += job.tbt_s
             else:
-                job.first_token_s = now_s
+                job.begin(now_s)
                 broken = self._stats.first_token(job, handle, now_s)
                 self.witness.first_token(job, handle)
             if broken:
                 self.witness.broken(job, handle)
+            handle.tokens.append(id)
+            handle.token_times_s.append(now_s)
+            token = Token(id, index, now_s)
+            if likely and sid in likely:
+                handle.logprobs.append(likely[sid])
+                token.logprob, token.top_logprobs = likely[sid]
+            outbox.append((handle.hand_over, token))
             finish: FinishReason | None = None
-            if count >= request.max_tokens or id in eos or request.sampling.stop_ids:
-                finish = self._finish(request, id, count)
-            logprob, top = likely.get(sid, NOT_ASKED) if likely else NOT_ASKED
-            token = Token(id, index, now_s, finish, logprob, top)
-            handle.record_token(token)
-            outbox.append((handle, token))
+            if count >= request.max_tokens or id in handle.ends:
+                finish = _finish(handle, id, count)
             if finish is None:
                 going_on.append(sid)
             else:
+                token.finish = handle.finish_reason = finish
                 self._over(job, handle, finish, None, now_s)
                 self._scheduler.drop(job)
                 self._forget(job.id)
-        self._stats.later_tokens(before, now_s)
+        self._stats.later_tokens(Counter(before), now_s)
         return going_on
 
     def progress(self, chunks: Iterable[Chunk], now_s: float) -> None:
@@ -146,8 +152,8 @@ class Clients:
     def deliver(self) -> None:
         """Hand events to the clients; done when the workers are at work again, not before."""
         events, self._outbox = self._outbox, []
-        for handle, event in events:
-            handle.hand_over(event)
+        for hand_over, event in events:
+            hand_over(event)
 
     def name_pages(self) -> None:
         """Pages that decodes have filled get their hashes: others can find them from now on.
@@ -170,13 +176,6 @@ class Clients:
                 job.hashes.append(page_hash(job.hashes[-1] if job.hashes else b"", tokens))
             self._scheduler.book.fill(job.sid, job.hashes, job.cached)
 
-    def _finish(self, request: Request, token: int, count: int) -> FinishReason | None:
-        sampling = request.sampling
-        ends = token in sampling.stop_ids or (not sampling.ignore_eos and token in self._eos)
-        if ends and count >= sampling.min_tokens:
-            return "stop"
-        return "length" if count == request.max_tokens else None
-
     def _over(
         self,
         job: Job,
@@ -193,6 +192,13 @@ class Clients:
         del self.jobs[id]
         return self.handles.pop(id)
 
-    def _post(self, handle: Handle, event: Event) -> None:
+    def _post(self, handle: Handle, event: Progress | Ended) -> None:
         handle.record(event)
-        self._outbox.append((handle, event))
+        self._outbox.append((handle.hand_over, event))
+
+
+def _finish(handle: Handle, token: int, count: int) -> FinishReason | None:
+    """Whether its latest token is the last one, and why."""
+    if token in handle.ends and count >= handle.request.sampling.min_tokens:
+        return "stop"
+    return "length" if count == handle.request.max_tokens else None

@@ -6,8 +6,8 @@ import itertools
 import math
 import queue
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import BadInput, MnemocError
@@ -237,6 +237,7 @@ class Ended:
 
 
 Event = Progress | Token | Ended
+Sink = Callable[[Event], None]
 
 
 @dataclass(eq=False)
@@ -245,17 +246,19 @@ class Handle:
 
     Iteration raises the error that ended the request, if one did. With a `sink` there is nothing to
     iterate. Times are seconds on time.monotonic's clock; logprobs are those of the tokens, where asked for;
-    hashes: of the prompt's pages, if it may share them; cached_tokens: of it, found in pages when it came;
-    predicted_ttft_s: as predicted when the engine took it on.
+    hashes: of the prompt's pages, if it may share them; ends: tokens that end the answer; cached_tokens: of
+    the prompt, found in pages when it came;
+    predicted_ttft_s: as predicted when the engine took it on; hand_over: gives an event to whoever waits.
     """
 
     request: Request
     id: int
     submitted_s: float
     on_cancel: Callable[[int], object]
-    sink: Callable[[Event], None] | None
+    sink: InitVar[Sink | None]
     vocab: int
     hashes: Sequence[bytes] | None = None
+    ends: Set[int] = frozenset()
     token_times_s: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[tuple[float, Top]] = field(default_factory=list)
@@ -268,6 +271,10 @@ class Handle:
     error: MnemocError | None = None
     _events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
     _read_to_end: bool = False
+    hand_over: Sink = field(init=False)
+
+    def __post_init__(self, sink: Sink | None) -> None:
+        self.hand_over = sink or self._events.put
 
     def __iter__(self) -> Iterator[Token]:
         return (event for event in self.events() if isinstance(event, Token))
@@ -318,28 +325,13 @@ class Handle:
         """Measured times between tokens."""
         return [after - before for before, after in itertools.pairwise(self.token_times_s)]
 
-    def record(self, event: Event) -> None:
+    def record(self, event: Progress | Ended) -> None:
         """Engine's side: what the event changes here."""
-        if isinstance(event, Token):
-            self.record_token(event)
-        elif isinstance(event, Progress):
+        if isinstance(event, Progress):
             self.progress = event
         else:
             self.error = event.error
             self.finish_reason = self.finish_reason or "cancelled"
-
-    def record_token(self, token: Token) -> None:
-        """`record`, of what comes most."""
-        self.tokens.append(token.id)
-        self.token_times_s.append(token.time_s)
-        if token.logprob is not None:
-            self.logprobs.append((token.logprob, token.top_logprobs))
-        if token.finish is not None:
-            self.finish_reason = token.finish
-
-    def hand_over(self, event: Event) -> None:
-        """Engine's side: give the event to whoever waits for it."""
-        (self.sink or self._events.put)(event)
 
 
 def now_s() -> float:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..request import Logits, Sampling, Top
 
@@ -43,8 +44,7 @@ class Admission:
     pages: tuple[tuple[Run, ...], ...]
 
 
-@dataclass(frozen=True)
-class MorePages:
+class MorePages(NamedTuple):
     """A request gets further pages on a KVP group, behind those that it has there."""
 
     id: int

@@ -9,11 +9,15 @@ from __future__ import annotations
 import bisect
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from types import ModuleType
 from typing import Protocol
 
 from ...artifact import Plan
 from .growth import Growth
+
+LATEST = 64
+"""Predictions kept."""
 
 
 @dataclass
@@ -81,20 +85,23 @@ class Cost(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class PlanCost:
-    """The artifact's cost.py as a `Cost`."""
+    """The artifact's cost.py as a `Cost`. The latest answers are kept: what was found while a micro-batch was
+    packed is asked again when it is sent."""
 
-    module: ModuleType
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+        self._pace_s = lru_cache(LATEST)(module.pace_s)
+        self._crossing_s = lru_cache(LATEST)(module.crossing_s)
 
     def pace_s(self, load: Load) -> float:
-        return float(self.module.pace_s(load.T, load.R, load.QK, load.KV, load.KD, load.X))
+        return float(self._pace_s(load.T, load.R, load.QK, load.KV, load.KD, load.X))
 
     def crossing_s(self, load: Load) -> float:
-        return float(self.module.crossing_s(load.T, load.R, load.QK, load.KV, load.KD, load.X))
+        return float(self._crossing_s(load.T, load.R, load.QK, load.KV, load.KD, load.X))
 
     def swap_s(self, pages: int) -> float:
-        return float(self.module.swap_s(pages))
+        return float(self._module.swap_s(pages))
 
 
 @dataclass(frozen=True)
@@ -144,9 +151,15 @@ class PrefillTime:
 
     def until_s(self, tokens: int) -> float:
         """C[tokens]."""
-        span = self._spans[bisect.bisect_right(self._starts, tokens) - 1]
+        span = self._span(tokens)
         whole, rest = divmod(tokens - span.start, span.chunk)
         return span.until_s(whole) + (self._chunk_s(tokens - rest, rest) if rest else 0.0)
+
+    def left_s(self, whole_s: float, tokens: int) -> float:
+        """Of a prompt that takes `whole_s`, what is left behind its first tokens: those of a chunk that is
+        not whole count for their share of it, for more of it comes."""
+        span = self._span(tokens)
+        return max(0.0, whole_s - span.until_s((tokens - span.start) / span.chunk))
 
     def swap_from(self, cost: Cost, context: int) -> int | None:
         """Tokens before a page from which on two copies of it are quicker than computing it again."""
@@ -160,6 +173,9 @@ class PrefillTime:
                 return tokens
             tokens = max(2 * tokens, page_size)
         return None
+
+    def _span(self, tokens: int) -> _Span:
+        return self._spans[bisect.bisect_right(self._starts, tokens) - 1]
 
     def _chunk_s(self, cached: int, rows: int) -> float:
         """The pace of the busiest of the groups that the chunk goes to."""

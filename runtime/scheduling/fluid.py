@@ -243,7 +243,7 @@ class Fluid:
             job.home, found = scheduler.admission.home(job, scheduler.prefilling)
             job.issued = found * scheduler.plan.page_size
             if found:
-                job.left_s = max(0.0, job.whole_s - scheduler.prefill_time.until_s(job.issued))
+                job.left_s = scheduler.prefill_time.left_s(job.whole_s, job.issued)
             needs = self._pages(job, scheduler.admission.tokens(job))
         seen = scheduler.growth.seen_by(job.prompt)
         groups = tuple(scheduler.growth.group(job.home, shard) for shard in range(seen))

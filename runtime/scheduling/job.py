@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,8 +25,10 @@ class Job:
     hashes: of its tokens' pages (`prefix`), of generated ones as they fill; None: it shares nothing
     issued: prompt tokens handed to stage 0; processed: those that have left the last stage
     cached: tokens whose K/V is stored once everything issued is through; covered: what it has pages for
-    tokens: generated so far; first_token_s: when the first of them came; lent: for how many of them it waited
-        longer than promised, for the sake of a late prompt; late: those that came behind their promise
+    tokens: generated so far; first_token_s: when the first of them came; due_s: when the next is due, were
+        it to have one every `tbt_s` from the first on; −∞ before that
+    lent: for how many of its tokens it waited longer than promised, for the sake of a late prompt; late: how
+        many came behind their promise
     preemptions: how often it lost its pages, to another request or with the workers; started_s: when it last
         got any
     """
@@ -55,6 +58,7 @@ class Job:
     preemptions: int = 0
     started_s: float | None = None
     first_token_s: float | None = None
+    due_s: float = -math.inf
 
     @property
     def computed(self) -> int:
@@ -70,15 +74,10 @@ class Job:
         """Slack as a share of all of the prompt's work."""
         return self.slack_s(now_s) / self.work_s
 
-    def ahead_s(self, now_s: float) -> float:
-        """Until its next token would be late, were it to have one every `tbt_s` from the first on."""
-        first_s = now_s if self.first_token_s is None else self.first_token_s
-        return first_s + self.tokens * self.tbt_s - now_s
-
-    def late_s(self, now_s: float) -> float:
-        """By how much its latest token is behind its promise, if it came now; below zero: it is not."""
-        assert self.first_token_s is not None, "it has one"
-        return now_s - self.first_token_s - (self.tokens - 1) * self.tbt_s
+    def begin(self, now_s: float) -> None:
+        """Its first token came."""
+        self.first_token_s = now_s
+        self.due_s = now_s + self.tbt_s
 
     def eta_s(self, left_s: float, now_s: float) -> float:
         """The plan's estimate of what is left of the prompt, corrected by the pace so far."""

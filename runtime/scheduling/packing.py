@@ -119,7 +119,7 @@ class Adaptive:
         if not decodes:
             return self.tbt_s / self.overrun.ratio
         promise_s = min([job.tbt_s for job in decodes])
-        ahead_s = min([job.ahead_s(now_s) for job in decodes])
+        ahead_s = min([job.due_s for job in decodes]) - now_s
         if self.policy.stretch > 1 and first.slack_s(now_s) <= 0:
             most_s = self._lent_s(self.policy.stretch * promise_s, groups, now_s)
             if most_s > promise_s:
@@ -137,7 +137,7 @@ class Adaptive:
             return 0.0
         for job in lenders:
             job.lent += 1
-        return min(wanted_s, min(job.ahead_s(now_s) for job in lenders) / 2)
+        return min(wanted_s, (min([job.due_s for job in lenders]) - now_s) / 2)
 
     def fitting(
         self, job: Job, most: int, loads: Mapping[int, Load], allowed_s: float

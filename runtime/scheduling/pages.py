@@ -69,6 +69,8 @@ class PageBook:
 
     def needs(self, tokens: int) -> list[int]:
         """Pages of each shard of a request that holds `tokens` tokens."""
+        if self.growth.kvp == 1:
+            return [-(-tokens // self.page_size)]
         shards = range(self.growth.shards(tokens))
         return [-(-self.growth.held(shard, tokens) // self.page_size) for shard in shards]
 

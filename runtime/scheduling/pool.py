@@ -27,10 +27,12 @@ class PagePool:
 
     def _take(self, count: int) -> Run:
         """The first free run that holds `count` pages, else the largest one; at most `count`."""
-        index = next((i for i, run in enumerate(self._free) if run[1] >= count), None)
-        if index is None:
+        for index, (start, size) in enumerate(self._free):  # noqa: B007
+            if size >= count:
+                break
+        else:
             index = max(range(len(self._free)), key=lambda i: self._free[i][1])
-        start, size = self._free[index]
+            start, size = self._free[index]
         taken = min(size, count)
         if taken == size:
             del self._free[index]

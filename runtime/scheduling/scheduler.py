@@ -254,12 +254,12 @@ class Scheduler:
         """Predicted time for the prompt's tokens that are not issued."""
         if job.issued == job.prompt:
             return 0.0
-        return max(0.0, job.whole_s - self.prefill_time.until_s(job.issued))
+        return self.prefill_time.left_s(job.whole_s, job.issued)
 
     def alone_s(self, job: Job) -> float:
         """Predicted time for what of a waiting job's prompt is not in pages, with the engine to itself."""
         found = self.admission.home(job, self.prefilling)[1] * self.plan.page_size
-        return max(0.0, job.whole_s - self.prefill_time.until_s(found))
+        return self.prefill_time.left_s(job.whole_s, found)
 
     def token_s(self, job: Job) -> float:
         """Predicted time between tokens behind the job's prompt, with the engine to itself."""

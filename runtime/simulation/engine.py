@@ -175,7 +175,7 @@ class Simulation:
         prompt = range(arrival.prompt)  # no tokens: nobody reads them
         request = Request(prompt, arrival.output, SAMPLING, promise=arrival.promise)
         handle = Handle(request, id, arrival.time_s, _not_cancelled, None, 0, hashes)
-        handle.sink = partial(self._heard, handle, arrival.kind)
+        handle.hand_over = partial(self._heard, handle, arrival.kind)
         return handle
 
     def _heard(self, handle: Handle, kind: str, event: Event) -> None:
@@ -183,7 +183,9 @@ class Simulation:
             self._collector.ended(handle, kind)
             if self._on_end is not None:
                 self._on_end(handle)
-            handle.sink = None  # it knew the handle: without it, nothing is left for the collector
+            handle.hand_over = (
+                _ignored  # the other knew the handle: nothing is left for the collector
+            )
 
     def _result(self) -> Result:
         collector, machine, surveyed = self._collector, self._machine, self.surveyed
@@ -269,6 +271,10 @@ def _packing(asked: Asked, manifest: Manifest) -> Packing | None:
 
 def _share(rate: float, peak: float | None) -> float | None:
     return None if peak is None else rate / peak
+
+
+def _ignored(event: Event) -> None:
+    """Its request is over."""
 
 
 def _not_cancelled(id: int) -> None:

@@ -85,7 +85,8 @@ def decode(
             going_on = [chunk.sid for chunk in micro_batch.chunks if chunk.ends]
             for job in jobs:
                 if job.sid in going_on:
-                    job.tokens, job.first_token_s = 1, 0.0
+                    job.tokens = 1
+                    job.begin(0.0)
             scheduler.settled(
                 micro_batch, [*micro_batch.decodes, *going_on], micro_batch.expected.through_s
             )

@@ -94,7 +94,7 @@ def test_short_prompts_need_not_wait_behind_a_long_one_late_or_not(
     """The short one has much time; in order of slack the long one comes first, and takes all there is."""
     scheduler = make(tbt_s=0.2, policy=policy)
     decode(scheduler, [1])
-    scheduler.running[0].first_token_s = 1.0
+    scheduler.running[0].begin(1.0)
     long = scheduler.add(0, 900, 900, now_s=0.0, promise=Promise(ttft_s=ttft_s))
     long.long = True
     alone = rows(scheduler, 1.0)
@@ -110,7 +110,7 @@ def test_decodes_ahead_of_their_promise_lend_time_to_a_late_prompt() -> None:
     for policy in ("lars", "lars-slack"):
         scheduler = make(tbt_s=0.05, policy=policy)
         (job,) = decode(scheduler, [5])
-        job.tokens = 40  # in no time: the next is due in two seconds
+        job.tokens, job.due_s = 40, 2.0  # in no time
         scheduler.add(0, 900, 900, now_s=-100.0)
         sizes[policy] = rows(scheduler)[0]
     assert sizes == {"lars": 16, "lars-slack": 32}

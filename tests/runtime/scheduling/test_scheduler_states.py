@@ -212,7 +212,9 @@ class Serving(RuleBasedStateMachine):
             if job is None:
                 continue
             if job.first_token_s is None:
-                job.first_token_s = self.now_s
+                job.begin(self.now_s)
+            else:
+                job.due_s += job.tbt_s
             job.tokens += 1
             asked = self.asked[job.id]
             if asked.prompt + job.tokens == len(asked.tokens):
