@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import gc
 
-YOUNG = 50_000
-"""Objects that came and stayed, before it looks at these alone."""
+YOUNG = 10_000
+"""Objects that came and stayed, before it looks at these alone. More than a step of a thousand decodes has at a
+time, and few enough that what a server's connections leave behind (some thirty objects a request, in cycles)
+is a megabyte or two."""
 OLDER = 10
 """How often it does before it looks at those that stayed longer; and how often that, before at all."""
 
@@ -20,4 +22,5 @@ def keep_out() -> None:
     """What is there by now is never looked at again, and what comes seldom. Of the whole process."""
     gc.collect()
     gc.freeze()
+    gc.collect()  # it waits until a quarter as much came as stayed the last time: of what is frozen, much
     gc.set_threshold(YOUNG, OLDER, OLDER)
