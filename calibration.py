@@ -46,6 +46,11 @@ ONE_RANK = {"tp": 1, "spp": 1, "kvp": 1}
 CROWD = 8
 """Requests at once, from which the cost of each is found."""
 
+ROUNDS, QUICK_ROUNDS = 8, 3
+"""Of the engine: some two seconds each. For one second a machine may be a third quicker or slower than for
+the next.
+"""
+
 LINKS = ("links.intra", "links.inter")
 
 DISTURBED = 0.05
@@ -86,14 +91,16 @@ def calibrate(
         weights = Blueprint({}, spec.tensors(), spec.dtype, spec.vocab, None, ())
         init_model(weights, work / "model", seed=0, max_shard_bytes=1 << 30)
         _compile(spec, provisional, work / "engine")
-        iteration_s, row_s = beside_kernels(work / "engine", work / "model")
+        iteration_s, row_s = beside_kernels(
+            work / "engine", work / "model", QUICK_ROUNDS if quick else ROUNDS
+        )
         figures["overhead.iteration"] = (iteration_s, "s", source)
         figures["overhead.row"] = (row_s, "s", source)
     path = out or measured_path()
     return path, _write(path, figures)
 
 
-_KERNELS = 0.75  # of the whole time
+_KERNELS = 0.65  # of the whole time
 
 
 class Steps:
@@ -215,11 +222,11 @@ def _products(spec: ModelSpec, cluster: Cluster, measured: Figures) -> Points:
 
 
 def beside_kernels(
-    directory: Path, weights: Path, prompt: int = 256, tokens: int = 48
+    directory: Path, weights: Path, rounds: int, prompt: int = 256, tokens: int = 48
 ) -> tuple[float, float]:
     """What an iteration of one rank costs beyond its kernels, in seconds: once, and for each request in it.
 
-    From the time between tokens of one request, and of CROWD at once; of each a median over a few rounds.
+    From the time between tokens of one request, and of CROWD at once; of each a median over the rounds.
     """
     from .runtime import Engine, Request, Sampling
     from .runtime.loader import ArtifactModules
@@ -229,7 +236,7 @@ def beside_kernels(
     request = Request(tuple(i % 256 for i in range(prompt)), tokens, Sampling(ignore_eos=True))
     beyond_s: dict[int, list[float]] = {1: [], CROWD: []}
     with Engine.start(directory, weights, prefix_caching=False) as engine:
-        for _ in range(3):
+        for _ in range(rounds):
             for count, found in beyond_s.items():
                 handles = [engine.submit(request) for _ in range(count)]
                 last = [handle.result() for handle in handles][-1]

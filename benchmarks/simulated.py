@@ -1,5 +1,5 @@
-"""Simulated against running: one trace on a virtual clock, as `mnemoc simulate` has it, and through workers on
-this machine.
+"""Simulated against running: one trace on a virtual clock, as `mnemoc simulate` has it, and through workers
+on this machine.
 
 Prompts of mixed lengths come by a Poisson process, in each round others. The machine is measured just before
 each run, for it is quicker at some times than at others, by as much as a third within minutes; so the rounds'

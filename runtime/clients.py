@@ -72,7 +72,8 @@ class Clients:
         """Its strict promise cannot be kept."""
         self._stats.refused += 1
         self._scheduler.drop(job)
-        self._post(self._forget(job.id), Ended(why))
+        self._post(self.handles[job.id], Ended(why))
+        self._forget(job.id)
 
     def cancel(self, id: int) -> None:
         """The client lost interest, or has what it wanted; its pages are free at once."""
@@ -85,7 +86,8 @@ class Clients:
         reason = None if error else handle.finish_reason or "cancelled"
         self._over(job, handle, reason, error, now_s())
         self._scheduler.drop(job)
-        self._post(self._forget(id), Ended(error))
+        self._post(handle, Ended(error))
+        self._forget(id)
 
     def fail_all(self, error: MnemocError) -> None:
         for id in list(self.handles):
@@ -187,10 +189,13 @@ class Clients:
         self._stats.ended(job, handle, reason, now_s)
         self.witness.ended(job, handle, reason, error)
 
-    def _forget(self, id: int) -> Handle:
+    def _forget(self, id: int) -> None:
+        """Nothing more is posted to it. Whoever listens may know the handle: the two would keep each other,
+        and all the prompt's tokens, until the garbage collector comes.
+        """
         self._blame.over(id)
         del self.jobs[id]
-        return self.handles.pop(id)
+        self.handles.pop(id).hand_over = _nobody
 
     def _post(self, handle: Handle, event: Progress | Ended) -> None:
         handle.record(event)
@@ -202,3 +207,7 @@ def _finish(handle: Handle, token: int, count: int) -> FinishReason | None:
     if token in handle.ends and count >= handle.request.sampling.min_tokens:
         return "stop"
     return "length" if count == handle.request.max_tokens else None
+
+
+def _nobody(event: Event) -> None:
+    """Is left to hear it."""

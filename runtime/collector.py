@@ -11,10 +11,8 @@ from __future__ import annotations
 import gc
 
 YOUNG = 10_000
-"""Objects that came and stayed, before it looks at these alone. More than a step of a thousand decodes has at a
-time, and few enough that what a server's connections leave behind (some thirty objects a request, in cycles)
-is a megabyte or two."""
-OLDER = 10
+"""Objects that came and stayed, before it looks at these alone: more than a thousand decodes' step has."""
+OLDER = 3
 """How often it does before it looks at those that stayed longer; and how often that, before at all."""
 
 

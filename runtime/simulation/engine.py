@@ -183,9 +183,6 @@ class Simulation:
             self._collector.ended(handle, kind)
             if self._on_end is not None:
                 self._on_end(handle)
-            handle.hand_over = (
-                _ignored  # the other knew the handle: nothing is left for the collector
-            )
 
     def _result(self) -> Result:
         collector, machine, surveyed = self._collector, self._machine, self.surveyed
@@ -271,10 +268,6 @@ def _packing(asked: Asked, manifest: Manifest) -> Packing | None:
 
 def _share(rate: float, peak: float | None) -> float | None:
     return None if peak is None else rate / peak
-
-
-def _ignored(event: Event) -> None:
-    """Its request is over."""
 
 
 def _not_cancelled(id: int) -> None:

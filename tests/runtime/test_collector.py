@@ -37,3 +37,11 @@ def test_cycles_do_not_pile_up(collected: list[int]) -> None:
         cycle.append(cycle)
     assert collected, "the collector was woken"
     assert gc.get_count()[0] <= collector.YOUNG
+
+
+def test_what_is_there_at_the_start_does_not_put_off_looking_at_all_that_came(
+    collected: list[int],
+) -> None:
+    kept = [[number] for number in range(2 * collector.YOUNG * (collector.OLDER + 1) ** 2)]
+    assert kept
+    assert max(collected) == 2

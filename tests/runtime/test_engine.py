@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from mnemoc.errors import BadInput
 from mnemoc.folder import load_artifact, write_artifact
 from mnemoc.runtime import Engine, Handle, Progress, Request, Sampling, Token
 from mnemoc.runtime.executor.workers import NurseryProcess
+from mnemoc.runtime.request import Ended, Event
 
 GREEDY = Sampling(ignore_eos=True)
 PROMPT = tuple(range(1, 201))
@@ -128,3 +132,36 @@ def test_logits_are_in_order_of_positions_whichever_group_is_heard_of_first() ->
     for first, stop in ((3, 4), (1, 3), (0, 1)):
         handle.logits_bytes[first] = rows[first:stop].tobytes()
     assert handle.logits.tolist() == rows.tolist()
+
+
+def test_who_listens_and_a_request_that_is_over_do_not_keep_each_other(engine: Engine) -> None:
+    """A prompt may have a million tokens, and the collector comes seldom."""
+
+    class Listener:
+        """As the server has them: they know the handle of what they listen to."""
+
+        def __init__(self, request: Request) -> None:
+            self.over = threading.Event()
+            self.handle = engine.submit(request, self.hear)
+
+        def hear(self, event: Event) -> None:
+            if isinstance(event, Ended) or (isinstance(event, Token) and event.finish is not None):
+                self.over.set()
+
+    listeners = [Listener(Request((1, 2, 3), tokens)) for tokens in (1, 3, 1000)]
+    handles = [weakref.ref(listener.handle) for listener in listeners]
+    gc.disable()
+    try:
+        listeners[-1].handle.cancel()
+        for listener in listeners:
+            assert listener.over.wait(60)
+        listeners.clear()
+        del listener
+        # workers hear of who is over with the next step
+        engine.submit(Request((1, 2, 3), 1)).result()
+        deadline_s = time.monotonic() + 10
+        while any(handle() is not None for handle in handles):
+            assert time.monotonic() < deadline_s, "something holds it still"
+            time.sleep(0.01)
+    finally:
+        gc.enable()
