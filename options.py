@@ -146,6 +146,14 @@ def limit_options(command: Callable[..., None]) -> Callable[..., None]:
         metavar="N",
         help="Answers that wait for the engine, before more are sent away.",
     )
+    @click.option(
+        "--send-timeout",
+        callback=duration,
+        default="5min",
+        show_default=True,
+        metavar="TIME",
+        help="For a client to take what is sent to it, before its connection ends.",
+    )
     @functools.wraps(command)
     def limited(
         *,
@@ -155,12 +163,13 @@ def limit_options(command: Callable[..., None]) -> Callable[..., None]:
         body_timeout: float,
         max_concurrency: int,
         max_queue: int,
+        send_timeout: float,
         **others: object,
     ) -> None:
         from .runtime.server import Limits
 
         keys = (*api_keys, *keys_of(api_key_file))
-        limits = Limits(keys, max_body, body_timeout, max_concurrency, max_queue)
+        limits = Limits(keys, max_body, body_timeout, max_concurrency, max_queue, send_timeout)
         command(limits=limits, **others)
 
     return limited

@@ -3,10 +3,10 @@
 from .cluster import CALIBRATED, Cluster
 from .cluster_files import clusters, load_cluster, measured_path, write_cluster
 from .configuration import Configuration
-from .cost import StageFormulas
 from .curves import through
 from .evidence import Estimate
 from .forecast import Forecast, forecast
+from .formulas import StageFormulas
 from .frontier import frontier
 from .plan import Made, make_plan, plan_of
 from .price import one_layer, whole_layers

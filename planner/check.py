@@ -17,8 +17,8 @@ from ..artifact import FP8, Plan, Workload
 from ..ir.model import ModelSpec
 from .chunks import Sizes
 from .cluster import Cluster
-from .cost import StageFormulas, compile_totals
 from .counting import HALVES
+from .formulas import StageFormulas, compile_totals
 
 Floats = NDArray[np.float64]
 Blocks = Mapping[str, Floats]

@@ -109,3 +109,8 @@ def row_of(size: Size) -> Row:
     row = tuple(float(terms.get(key, 0)) for key in BASIS)
     assert sum(value != 0 for value in row) == len(terms), f"{size} is not affine"
     return row
+
+
+def sum_rows(*weighed: tuple[float, Row]) -> Row:
+    """Σ weight·row."""
+    return tuple(sum(w * row[i] for w, row in weighed) for i in range(len(BASIS)))

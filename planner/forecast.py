@@ -35,9 +35,10 @@ from .candidate import best_chunks, make_candidate
 from .chunks import Floats, Riders, Sizes, decode_sizes, prefill_sizes
 from .cluster import Cluster
 from .configuration import Configuration, check_configuration, contiguous, growths_of, riders_of
-from .cost import PARTS, compile_parts, links_of
+from .cost import PARTS, links_of
 from .evidence import Estimate, Use, estimate, uses_of
 from .footprint import Step
+from .formulas import compile_parts
 from .outlook import NEVER, Outlook
 from .precision import precision_notes
 from .predict import chunk_rules, crossing_s, held, stage_parts, through

@@ -10,7 +10,6 @@ from ..ir.model import ModelSpec
 from ..speeds import Swap
 from .check import violations
 from .cluster import CALIBRATED, Cluster
-from .cost import StageFormulas
 from .explain import (
     alternatives,
     binding,
@@ -21,6 +20,7 @@ from .explain import (
     summing,
     why,
 )
+from .formulas import StageFormulas
 from .frontier import frontier
 from .infeasible import infeasible
 from .precision import precision_notes

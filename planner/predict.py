@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from ..artifact import ChunkRule, Memory, Prediction
 from .chunks import Floats, Sizes, decode_sizes, prefill_sizes
 from .cluster import Cluster
-from .cost import PARTS, StageFormulas, compile_parts
+from .cost import PARTS
 from .footprint import Step
+from .formulas import StageFormulas, compile_parts
 from .outlook import Outlook
 from .price import Pricer
 from .room import NONE, Room

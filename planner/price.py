@@ -32,19 +32,10 @@ from .chunks import (
     sample,
 )
 from .cluster import Cluster
-from .cost import (
-    Links,
-    StageFormulas,
-    Totals,
-    choosing,
-    links_of,
-    one_shot_rows,
-    price_terms,
-    stage_formulas,
-    tabulate,
-)
+from .cost import Links, links_of, one_shot_rows, price_terms
 from .counting import HALVES, Task, count
 from .footprint import Footprint, footprint, kept
+from .formulas import StageFormulas, Totals, choosing, stage_formulas, tabulate
 from .outlook import Chunks, Outlook, Wiring, balanced, crossing
 from .space import Growth
 from .workload import total_tokens

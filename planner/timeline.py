@@ -18,7 +18,8 @@ from ..artifact import Plan, Workload
 from ..timeline import Iteration, Slot, Timeline
 from .check import lay_out
 from .chunks import Floats, Sizes, prefill_sizes
-from .cost import PARTS, StageFormulas, compile_parts
+from .cost import PARTS
+from .formulas import StageFormulas, compile_parts
 from .predict import stage_parts, through
 from .space import Growth
 from .workload import total_tokens

@@ -25,6 +25,8 @@ class Limits:
     body_bytes: of one request; None: 16 for each token of the plan's context, and at least 4 MiB
     body_s: for a body to come, beside what its size takes at 64 KiB/s
     concurrency: completions at work at once, streams among them; queue: answers that wait for the engine
+    send_s: for a client to take what is sent to it; then its connection ends, and with it its request. The
+        kernel watches, where it can (Linux's TCP_USER_TIMEOUT)
     """
 
     api_keys: tuple[str, ...] = ()
@@ -32,6 +34,7 @@ class Limits:
     body_s: float = 10.0
     concurrency: int | None = 4096
     queue: int | None = 4096
+    send_s: float = 300.0
 
     def __post_init__(self) -> None:
         if not all(_KEY.fullmatch(key) for key in self.api_keys):

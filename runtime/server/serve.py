@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import resource
 import socket
@@ -44,7 +45,7 @@ def serve(
     options = options or Options()
     say = progress or (lambda message: None)
     allow_connections()
-    with bind(host, port) as listener, chronicled(options) as chronicle:
+    with bind(host, port, options.limits.send_s) as listener, chronicled(options) as chronicle:
         launcher = outside.at(options.control, directory, os.environ) if options.control else None
         tokenizer = Tokenizer(weights) if (weights / FILE).is_file() else None
         with Engine.start(
@@ -102,14 +103,14 @@ def allow_connections() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket, or a sentence that says why not."""
+def bind(host: str, port: int, send_s: float | None = None) -> socket.socket:
+    """A listening socket, or a sentence that says why not. send_s: as in `Limits`, of its connections"""
     where = f"{host}:{port}"
     if not 0 <= port <= 65535:
         raise BadInput("a port lies in 0..65535", got=port)
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=512)
+        listener = socket.create_server((host, port), family=family, backlog=512)
     except socket.gaierror as error:
         raise BadInput("no such host", where=where, do="give an address of this machine") from error
     except OSError as error:
@@ -118,3 +119,6 @@ def bind(host: str, port: int) -> socket.socket:
         raise BadInput(
             f"cannot listen: {reason}", where=where, do=f"choose another {other}"
         ) from error
+    if send_s is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, math.ceil(1e3 * send_s))
+    return listener

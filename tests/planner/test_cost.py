@@ -17,21 +17,17 @@ from mnemoc.ir.sizes import SYMBOLS
 from mnemoc.layout import Layout
 from mnemoc.planner import Cluster, load_cluster
 from mnemoc.planner.chunks import Sizes
-from mnemoc.planner.cost import (
-    PARTS,
-    Links,
-    Terms,
+from mnemoc.planner.cost import PARTS, Links, Terms, links_of, price_terms
+from mnemoc.planner.counting import HALVES, count
+from mnemoc.planner.footprint import Footprint, footprint
+from mnemoc.planner.formulas import (
     choosing,
     compile_parts,
     compile_totals,
     in_halves,
-    links_of,
-    price_terms,
     stage_formulas,
     tabulate,
 )
-from mnemoc.planner.counting import HALVES, count
-from mnemoc.planner.footprint import Footprint, footprint
 
 from .conftest import CURVES
 

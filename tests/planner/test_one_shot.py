@@ -17,17 +17,10 @@ from mnemoc.planner.check import violations
 from mnemoc.planner.chunks import Sizes
 from mnemoc.planner.cluster import Cluster
 from mnemoc.planner.configuration import Configuration
-from mnemoc.planner.cost import (
-    Links,
-    compile_parts,
-    compile_totals,
-    one_shot_rows,
-    price_terms,
-    stage_formulas,
-    tabulate,
-)
+from mnemoc.planner.cost import Links, one_shot_rows, price_terms
 from mnemoc.planner.counting import count
 from mnemoc.planner.forecast import forecast
+from mnemoc.planner.formulas import compile_parts, compile_totals, stage_formulas, tabulate
 
 H100, ALPHA, BETA = load_cluster("dgx-h100"), 2.5e-6, 450e9 * 0.8
 

@@ -23,8 +23,8 @@ from mnemoc.planner import (
 from mnemoc.planner.check import violations
 from mnemoc.planner.chunks import Sizes
 from mnemoc.planner.cluster import Quantity
-from mnemoc.planner.cost import compile_parts
 from mnemoc.planner.curves import constant
+from mnemoc.planner.formulas import compile_parts
 from mnemoc.planner.price import Pricer
 from mnemoc.planner.tell import tell
 

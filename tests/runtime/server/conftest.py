@@ -19,8 +19,8 @@ Front = Callable[..., AbstractContextManager[str]]
 
 
 @contextmanager
-def _serving(app: Any, port: int = 0) -> Iterator[str]:
-    with bind("127.0.0.1", port) as listener:
+def _serving(app: Any, port: int = 0, send_s: float | None = None) -> Iterator[str]:
+    with bind("127.0.0.1", port, send_s) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
@@ -54,7 +54,8 @@ def front(models: Callable[..., Path], engine: Engine) -> Front:
     def served(
         options: Options | None = None, template: Template | None = None
     ) -> AbstractContextManager[str]:
-        return _serving(create_app(engine, Tokenizer(models("llama")), options, template))
+        app = create_app(engine, Tokenizer(models("llama")), options, template)
+        return _serving(app, send_s=options.limits.send_s if options else None)
 
     return served
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from mnemoc.runtime.server import Limits, Options
 
 CLIENT = Path(__file__).parents[3] / "benchmarks" / "serving" / "client.py"
 DESCRIPTORS = 64
@@ -166,3 +168,20 @@ def test_a_client_that_does_not_read_holds_nobody_up_and_misses_nothing(
     counts = [event["usage"]["completion_tokens"] for event in found]
     assert counts[-1] == 1000
     assert max(b - a for a, b in itertools.pairwise(counts)) > 100, "what nobody read came at once"
+
+
+def test_a_client_that_reads_nothing_loses_its_place(
+    front: Callable[..., AbstractContextManager[str]], client: ModuleType
+) -> None:
+    body = {"prompt": [9] * 20, "max_tokens": 1400, "ignore_eos": True, "logprobs": 20}
+    with front(Options(limits=Limits(concurrency=1, send_s=1.0))) as url:
+        port = int(url.rpartition(":")[2])
+        with client.stalled(port, client.post({**body, "stream": True})) as slow:
+            at_work = lambda: httpx.get(f"{url}/load").json()["server_load"]  # noqa: E731
+            assert until(lambda: at_work() == 1)
+            refused = httpx.post(f"{url}/v1/completions", json={"prompt": [1], "max_tokens": 1})
+            assert refused.status_code == 429, "it has the only place"
+            assert until(lambda: at_work() == 0), "and had it, for it read nothing"
+            slow.settimeout(30)
+            with pytest.raises(ConnectionResetError):
+                _ = [*iter(lambda: slow.recv(1 << 16), b"")]
