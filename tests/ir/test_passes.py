@@ -1,49 +1,16 @@
 """Passes as text before and text after."""
 
 import dataclasses
-import textwrap
 
 import pytest
 from mnemoc.errors import BadInput
 from mnemoc.ir.build import build
 from mnemoc.ir.model import load_model
-from mnemoc.ir.passes import carry, fuse, one_shot, overlap, quantize, shard, split_stages
-from mnemoc.ir.text import parse, print_call, print_module
-from mnemoc.ir.verify import VerifyError, verify
+from mnemoc.ir.passes import fuse, shard, split_stages
+from mnemoc.ir.text import parse, print_module
+from mnemoc.ir.verify import verify
 
-BEFORE = """
-module "mlp" tp=1 kvp=1 {
-  func @layer(%x: f32[T, 8]) {
-    %norm = param {sources=["n"]} : f32[8]
-    %h = rms_norm %x, %norm {eps=1e-05} : f32[T, 8]
-    %w_gate = param {sources=["g"]} : f32[32, 8]
-    %gate = linear %h, %w_gate : f32[T, 32]
-    %w_up = param {sources=["u"]} : f32[32, 8]
-    %up = linear %h, %w_up : f32[T, 32]
-    %active = silu_mul %gate, %up : f32[T, 32]
-    %w_down = param {sources=["d"]} : f32[8, 32]
-    %down = linear %active, %w_down : f32[T, 8]
-    %y = add %x, %down : f32[T, 8]
-    return %y
-  }
-
-  program main(%x: f32[T, 8]) {
-    %x1 = @layer[0:4](%x)
-    return %x1
-  }
-}
-"""
-
-
-def body(module, name="layer"):
-    text = print_module(module)
-    start = text.index(f"func @{name}")
-    return textwrap.dedent("  " + text[start : text.index("\n  }", start)]).splitlines()[1:]
-
-
-def expect(module, lines, name="layer"):
-    wanted = [line.strip() for line in textwrap.dedent(lines).strip().splitlines()]
-    assert [line.strip() for line in body(verify(module), name)] == wanted
+from .conftest import BEFORE, body, expect
 
 
 def test_shard_cuts_columns_then_rows_and_reduces_once():
@@ -84,75 +51,6 @@ def test_fuse_joins_gate_and_up():
     )
 
 
-def test_carry_ends_each_layer_with_the_norm_of_the_next():
-    module = verify(carry(fuse(shard(parse(BEFORE), tp=2, kvp=1))))
-    between = """
-        %w_gate_up = param {sources=["g", "u"]} : f32[64@tp, 8]
-        %gate_up = linear %h, %w_gate_up : f32[T, 64@tp]
-        %active = swiglu %gate_up : f32[T, 32@tp]
-        %w_down = param {sources=["d"]} : f32[8, 32@tp]
-        %down = linear %active, %w_down : f32[T, 8]+sum(tp)
-        %down_reduced = all_reduce %down {axis="tp"} : f32[T, 8]
-    """
-    entry = """
-        %norm = param {sources=["n"]} : f32[8]
-        %h = rms_norm %x, %norm {eps=1e-05} : f32[T, 8]
-        return %h
-    """
-    inner = """
-        %norm = param {ahead=1, sources=["n"]} : f32[8]
-        %next_h, %y = add_rms_norm %down_reduced, %x, %norm {eps=1e-05} : f32[T, 8]; f32[T, 8]
-        return %y, %next_h
-    """
-    expect(module, entry, "layer_entry(%x: f32[T, 8])")
-    expect(module, between.rstrip() + inner, "layer(%x: f32[T, 8], %h: f32[T, 8])")
-    last = "%y = add %x, %down_reduced : f32[T, 8]\nreturn %y"
-    expect(module, textwrap.dedent(between) + last, "layer_last(%x: f32[T, 8], %h: f32[T, 8])")
-
-
-def test_carry_leaves_what_enters_and_leaves_each_run_of_layers():
-    module = fuse(shard(build(load_model("llama-3-8b")), tp=2, kvp=1))
-    staged = verify(carry(split_stages(module, [1, 29, 2], ["a", "b", "c"])))
-    calls = [[print_call(call) for call in program.calls] for program in staged.programs]
-    assert calls[0] == [
-        "%x0 = @embed(%ids)",
-        "%rot = @rotation(%pos)",
-        "%x0_normed = @layer_entry[0:1](%x0)",
-        "%x1 = @layer_last[0:1](%x0, %x0_normed, %rot)",
-    ]
-    assert calls[1][1:] == [
-        "%x1_in_normed = @layer_entry[1:2](%x1_in)",
-        "%x1_before, %x1_before_normed = @layer[1:29](%x1_in, %x1_in_normed, %rot)",
-        "%x1 = @layer_last[29:30](%x1_before, %x1_before_normed, %rot)",
-    ]
-    assert [value.name for value in staged.programs[2].params] == ["pos", "x1_in", "last"]
-    assert carry(module).programs[0].calls[-1] == module.program.calls[-1], "the head's own norm"
-
-
-def test_carry_norms_halves_after_they_are_joined():
-    module = verify(carry(overlap(fuse(shard(build(load_model("llama-3-8b")), tp=2, kvp=2)))))
-    inner, last = (call for call in module.program.calls if call.halved)
-    assert (inner.halved, last.halved) == ("layer_halves", "layer_halves_last")
-    ending = [op.name for op in module.functions["layer_halves"].ops][-3:]
-    assert ending == ["join", "param", "rms_norm"]
-    assert "layer_halves_entry" not in module.functions
-
-
-def test_carry_leaves_layers_that_begin_otherwise():
-    module = fuse(
-        shard(
-            parse(
-                BEFORE.replace("rms_norm %x", "rms_norm %z").replace(
-                    "%norm = ", '%z = cast %x {dtype="f32"} : f32[T, 8]\n    %norm = '
-                )
-            ),
-            tp=1,
-            kvp=1,
-        )
-    )
-    assert carry(verify(module)) == module
-
-
 def test_a_whole_layer_sharded_and_fused():
     module = fuse(shard(build(load_model("qwen3-8b")), tp=4, kvp=2))
     lines = "\n".join(body(module))
@@ -189,75 +87,6 @@ def test_helix_cuts_what_follows_the_merge_over_tp_and_kvp():
     assert [line.strip() for line in lines[after:]] == [
         line.strip() for line in wanted.strip().splitlines()
     ]
-
-
-def test_sums_over_tp_are_made_by_what_reads_them_and_take_two_buffers_in_turn():
-    module = one_shot(fuse(shard(build(load_model("qwen3-8b")), tp=4, kvp=1)))
-    lines = "\n".join(body(verify(module)))
-    for wanted in (
-        '%ffn_input, %x_attention = all_reduce_add_rms_norm %o, %x, %ffn_norm {axis="tp", eps=1e-06, turn=0}',
-        '%y = all_reduce_add %x_attention, %down {axis="tp", turn=1} : bf16[T, 4096]',
-    ):
-        assert wanted in lines
-    assert "all_reduce %" not in lines
-    assert "all_reduce %x" in "\n".join(body(module, "embed")), "nobody adds to the embedding"
-
-
-def test_both_halves_of_a_layer_take_the_buffers_in_turn():
-    module = verify(one_shot(overlap(fuse(shard(build(load_model("qwen3-8b")), tp=4, kvp=2)))))
-    ops = [op for op in module.functions["layer_halves"].ops if "turn" in op.attrs]
-    assert [op.attrs["turn"] for op in ops] == [0, 1, 0, 1]
-
-
-def test_a_sum_without_a_second_stays_an_all_reduce_and_so_do_those_over_the_groups():
-    alone = fuse(shard(parse(BEFORE), tp=2, kvp=1))
-    assert one_shot(alone) == alone
-    helix = fuse(shard(build(load_model("llama-3-8b")), tp=4, kvp=2, ffn="helix"))
-    assert one_shot(helix) == helix
-
-
-PRODUCT = "%{name} = linear %x, %w : f32[T, 8]+sum(tp)"
-SUM = '%{name}_sum = all_reduce %{name} {{axis="tp"}} : f32[T, 8]'
-TWO_SUMS = """
-module "two" tp=2 kvp=1 {{
-  func @layer(%z: f32[T, 8], %x: f32[T, 8@tp]) {{
-    %w = param {{sources=["w"]}} : f32[8, 8@tp]
-    %y = add %z, %z : f32[T, 8]
-    {lines}
-    return {returned}
-  }}
-
-  program main(%z: f32[T, 8], %x: f32[T, 8@tp]) {{
-    %r = @layer(%z, %x)
-    return %r
-  }}
-}}
-"""
-
-
-@pytest.mark.parametrize(
-    ("lines", "returned", "joined"),
-    [
-        (("a", "a_sum", "%c = add %y, %a_sum", "b", "b_sum", "%d = add %c, %b_sum"), "%d", True),
-        (("a", "b", "a_sum", "%c = add %y, %a_sum", "b_sum", "%d = add %c, %b_sum"), "%d", False),
-        (("a", "a_sum", "%c = add %a_sum, %y", "b", "b_sum", "%d = add %c, %b_sum"), "%d", False),
-        (("a", "a_sum", "%c = add %z, %a_sum", "b", "b_sum", "%d = add %c, %b_sum"), "%d", False),
-        (
-            ("a", "a_sum", "%c = add %y, %a_sum", "b", "b_sum", "%d = add %c, %b_sum"),
-            "%b_sum",
-            False,
-        ),
-    ],
-    ids=["in turn", "written too early", "the other operand", "not to write over", "returned"],
-)
-def test_a_sum_is_joined_only_with_an_add_that_may_take_it(lines, returned, joined):
-    forms = {"a": PRODUCT, "b": PRODUCT, "a_sum": SUM, "b_sum": SUM}
-    text = [
-        forms[line].format(name=line[0]) if line in forms else f"{line} : f32[T, 8]"
-        for line in lines
-    ]
-    module = verify(parse(TWO_SUMS.format(lines="\n    ".join(text), returned=returned)))
-    assert (verify(one_shot(module)) != module) == joined
 
 
 def test_helix_is_nothing_without_groups():
@@ -368,88 +197,3 @@ def test_stages_slice_the_program_and_repeat_what_every_layer_reads():
         ["pos", "x1_in"],
         ["pos", "x1_in", "last"],
     ]
-
-
-MERGED = """
-module "a layer that merges" tp=1 kvp=2 {
-  func @layer(%x: f32[T, 16], %q: f32[T, 4, 4]) {
-    %kv = cache : f32[KV@kvp, 2, 2, 4]
-    %out, %lse = attend %q, %kv : f32[T, 4, 4]+lse(kvp); f32[T, 4]+lse(kvp)
-    %out_merged, %lse_merged = merge %out, %lse {axis="kvp"} : f32[T, 4, 4]; f32[T, 4]
-    %attention = merge_heads %out_merged : f32[T, 16]
-    %w_o = param {sources=["o"]} : f32[16, 16]
-    %o = linear %attention, %w_o : f32[T, 16]
-    %y = add %x, %o : f32[T, 16]
-    return %y
-  }
-
-  program main(%x: f32[T, 16], %q: f32[T, 4, 4]) {
-    %x1 = @layer[0:4](%x, %q)
-    return %x1
-  }
-}
-"""
-
-
-def test_overlap_sends_one_half_while_the_other_is_computed():
-    module = overlap(parse(MERGED))
-    expect(
-        module,
-        """
-        %kv = cache : f32[KV@kvp, 2, 2, 4]
-        %w_o = param {sources=["o"]} : f32[16, 16]
-        %q_first, %q_second = halve %q : f32[T/2, 4, 4]; f32[T/2, 4, 4]
-        %x_first, %x_second = halve %x : f32[T/2, 16]; f32[T/2, 16]
-        %out_first, %lse_first = attend %q_first, %kv {half=0} : f32[T/2, 4, 4]+lse(kvp); f32[T/2, 4]+lse(kvp)
-        %out_first_sent, %lse_first_sent = exchange %out_first, %lse_first {axis="kvp"} : f32[T/2, 4, 4]+sent(kvp); f32[T/2, 4]+sent(kvp)
-        %out_second, %lse_second = attend %q_second, %kv {half=1} : f32[T/2, 4, 4]+lse(kvp); f32[T/2, 4]+lse(kvp)
-        %out_second_sent, %lse_second_sent = exchange %out_second, %lse_second {axis="kvp"} : f32[T/2, 4, 4]+sent(kvp); f32[T/2, 4]+sent(kvp)
-        %out_merged_first, %lse_merged_first = merge %out_first_sent, %lse_first_sent {axis="kvp"} : f32[T/2, 4, 4]; f32[T/2, 4]
-        %attention_first = merge_heads %out_merged_first : f32[T/2, 16]
-        %o_first = linear %attention_first, %w_o : f32[T/2, 16]
-        %y_first = add %x_first, %o_first : f32[T/2, 16]
-        %out_merged_second, %lse_merged_second = merge %out_second_sent, %lse_second_sent {axis="kvp"} : f32[T/2, 4, 4]; f32[T/2, 4]
-        %attention_second = merge_heads %out_merged_second : f32[T/2, 16]
-        %o_second = linear %attention_second, %w_o : f32[T/2, 16]
-        %y_second = add %x_second, %o_second : f32[T/2, 16]
-        %y = join %y_first, %y_second : f32[T, 16]
-        return %y
-        """,  # noqa: E501
-        "layer_halves",
-    )
-    assert body(module) == body(parse(MERGED)), "the whole layer stays beside it"
-    text = print_module(module)
-    assert "%x1 = @layer[0:4](%x, %q) or @layer_halves" in text
-    assert parse(text) == module
-
-
-@pytest.mark.parametrize("ffn", ["repeated", "helix"])
-def test_overlap_takes_any_layer_that_merges_with_all_its_kernels(ffn):
-    sharded = fuse(shard(build(load_model("llama-3-8b")), tp=2, kvp=2, ffn=ffn))
-    module = verify(overlap(quantize(sharded)))
-    ops = [op.name for op in module.functions["layer_halves"].ops]
-    suffix = "_scatter" if ffn == "helix" else ""
-    assert [name for name in ops if "exchange" in name] == [f"exchange{suffix}"] * 2
-    assert ops.count("linear_fp8") == 7 and ops.count("all_reduce") == 4
-    assert parse(print_module(module)) == module
-
-
-def test_overlap_is_nothing_where_nothing_is_merged():
-    module = fuse(shard(build(load_model("llama-3-8b")), tp=4, kvp=1))
-    assert overlap(module) == module
-
-
-@pytest.mark.parametrize(
-    ("break_it", "says"),
-    [
-        (("merge_heads %out_merged_first", "merge_heads %out_first_sent"), "is partial"),
-        (("merge %out_first_sent", "merge %out_first"), "nothing to merge"),
-        (("join %y_first, %y_second", "join %y_first, %x"), "not two halves"),
-        (("or @layer_halves", "or @layer_thirds"), "not alike"),
-    ],
-)
-def test_the_verifier_knows_what_is_on_its_way_and_what_is_half(break_it, says):
-    text = print_module(overlap(parse(MERGED)))
-    assert break_it[0] in text
-    with pytest.raises(VerifyError, match=says):
-        verify(parse(text.replace(*break_it)))
