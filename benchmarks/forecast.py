@@ -53,12 +53,12 @@ def pairs(handles: Iterable[Handle]) -> list[Pair]:
     ]
 
 
-def running(plan: Path, model: Path, requests: int, rate: float) -> list[Pair]:
+def running(plan: Path, model: Path, requests: int, rate: float, seed: int) -> list[Pair]:
     """A trace through workers on this machine, once the first of it has taught the forecast."""
     sampling, handles = Sampling(ignore_eos=True), []
     with Engine.start(plan, model, prefix_caching=False) as engine:
         began_s = time.monotonic()
-        for arrival in make_trace(requests, rate):
+        for arrival in make_trace(requests, rate, seed):
             time.sleep(max(0.0, began_s + arrival.time_s - time.monotonic()))
             request = Request(prompt(arrival.prompt), arrival.output, sampling)
             handles.append(engine.submit(request))
@@ -121,13 +121,12 @@ def main() -> None:
         work = Path(folder)
         model = make_model(work / "model", **SMALL_MODEL)
         for number in range(1, chosen.rounds + 1):
-            say(f"round {number}: measuring this machine")
-            cluster = work / f"local{number}.toml"
-            mnemoc("calibrate", "--cpu", "-o", cluster)
             for layout, rate in RATES.items():
-                plan = work / f"{number} {layout}"
+                say(f"round {number}: {layout}")
+                cluster, plan = work / "local.toml", work / f"{number} {layout}"
+                mnemoc("calibrate", "--cpu", "-o", cluster)
                 make_plan(plan, model, cluster, layout, CONTEXT, MOST_OUT, tbt="80ms")
-                got = running(plan, model, chosen.requests, rate)
+                got = running(plan, model, chosen.requests, rate, seed=number)
                 runs.setdefault(layout, []).extend(got)
                 say(f"  {layout}: {figures(layout, got, '')[0]}")
     for layout in sorted(RATES.keys() & runs.keys()):
