@@ -115,14 +115,14 @@ class Clients:
             job.tokens = count = index + 1
             if index:
                 before.append(handle.token_times_s[-1])
-                broken = job.due_s < late_s and self._stats.late_token(job)
+                if job.due_s < late_s and self._stats.late_token(job):
+                    self.witness.broken(job, handle)
                 job.due_s += job.tbt_s
             else:
                 job.begin(now_s)
-                broken = self._stats.first_token(job, handle, now_s)
                 self.witness.first_token(job, handle)
-            if broken:
-                self.witness.broken(job, handle)
+                if self._stats.first_token(job, handle, now_s):
+                    self.witness.broken(job, handle)
             handle.tokens.append(id)
             handle.token_times_s.append(now_s)
             token = Token(id, index, now_s)

@@ -21,7 +21,7 @@ from .pages import PageBook
 from .policies import Policy
 
 OUTPUT_PAGES = 2
-"""Pages that a request has beside its prompt's when it is admitted."""
+"""Pages that a request has at most beside its prompt's when it is admitted."""
 SHORT_SHARE = 1 / 8
 """Of all pages, those that long prompts leave to short ones, and that these may take while one waits."""
 MOST_PREEMPTIONS = 3
@@ -115,8 +115,12 @@ class Admission:
         return self._choice(job, prompts) or (max(groups, key=self.book.available), 0)
 
     def tokens(self, job: Job) -> int:
-        """What it is to have pages for when it is admitted."""
-        return min(job.kv_tokens, job.prompt + OUTPUT_PAGES * self.plan.page_size)
+        """What it is to have pages for when it is admitted. Those that come together have not all as much
+        beyond their prompts: else all of them would need their next pages in one step.
+        """
+        page_size = self.plan.page_size
+        beyond = OUTPUT_PAGES * page_size - job.id % page_size
+        return min(job.kv_tokens, job.prompt + beyond)
 
     def _choice(self, job: Job, prompts: Iterable[Job]) -> tuple[int, int] | None:
         """Where most of its prefix is if that is half of it, else the emptiest home that no long one of these
