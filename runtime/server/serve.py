@@ -26,6 +26,9 @@ from .journal import Journal
 from .options import Options
 from .spans import Spans, configured
 
+MOST_MILLISECONDS = 2**31 - 1
+"""The longest time-out that a socket takes: 24 days."""
+
 
 def serve(
     directory: Path,
@@ -120,5 +123,6 @@ def bind(host: str, port: int, send_s: float | None = None) -> socket.socket:
             f"cannot listen: {reason}", where=where, do=f"choose another {other}"
         ) from error
     if send_s is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, math.ceil(1e3 * send_s))
+        milliseconds = min(math.ceil(1e3 * send_s), MOST_MILLISECONDS)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
     return listener

@@ -88,7 +88,7 @@ def test_a_rank_that_has_no_peers_computes_what_the_engine_does(
             prepared = replay.stage.prepare(step)
             launched = replay.stage.launch(prepared) if prepared else None
             done += [replay.stage.finish(launched)] if launched else []
-    rows = [np.frombuffer(data, np.float32) for one in done for _, data in one.logits]
+    rows = [np.frombuffer(data, np.float32) for one in done for *_, data in one.logits]
     found = np.concatenate(rows).reshape(expected.logits.shape)
     np.testing.assert_allclose(found, expected.logits, atol=1e-5)
     tokens = [token for one in done for _, token in one.tokens]

@@ -47,7 +47,7 @@ def logits_of(plan: Path, model: Path) -> npt.NDArray[np.float32]:
             prepared = replay.stage.prepare(step)
             launched = replay.stage.launch(prepared) if prepared else None
             assert launched is not None
-            for _, data in replay.stage.finish(launched).logits:
+            for *_, data in replay.stage.finish(launched).logits:
                 rows.append(np.frombuffer(data, np.float32).reshape(-1, 320))
     return np.concatenate(rows)
 

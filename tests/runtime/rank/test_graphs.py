@@ -93,7 +93,7 @@ def test_replayed_steps_give_what_eager_ones_do(
         (done.number, done.tokens) for done in expected
     ]
     for ours, theirs in zip(found, expected, strict=True):
-        for (_, rows), (_, same) in zip(ours.logits, theirs.logits, strict=True):
+        for (*_, rows), (*_, same) in zip(ours.logits, theirs.logits, strict=True):
             both = (np.frombuffer(logits, dtype=np.float32) for logits in (rows, same))
             np.testing.assert_allclose(*both, rtol=0, atol=1e-5)
     assert calls.captured >= 3, "whole chunks, chunks beside a decode, decodes"

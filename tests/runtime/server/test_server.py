@@ -378,3 +378,8 @@ def test_an_impossible_port_or_host_is_bad_input() -> None:
         bind("127.0.0.1", 70000)
     with pytest.raises(BadInput):
         bind("no.such.host.invalid", 80)
+
+
+def test_a_client_may_be_given_as_long_as_anybody_likes() -> None:
+    with bind("127.0.0.1", 0, send_s=1e9) as listener:
+        assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) > 0
